@@ -1,0 +1,44 @@
+"""Checkpoints: tensors and plain types only, whole or not there, the previous one kept. Called by the loop."""
+
+import os
+from typing import Any
+
+import torch
+
+from wdlab.errors import CheckpointError
+from wdlab.runs import RunDirectory
+
+
+def save(run: RunDirectory, state: dict[str, Any]) -> None:
+    """Write ``state`` as the run's newest checkpoint; the one before stays as ``checkpoint.previous.pt``."""
+    temporary = run.path / ".checkpoint.tmp"
+    with temporary.open("wb") as file:
+        torch.save({"run": run.name, **state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    if run.checkpoint.exists():
+        os.replace(run.checkpoint, run.previous_checkpoint)
+    os.replace(temporary, run.checkpoint)
+
+
+def load(run: RunDirectory, device: torch.device) -> dict[str, Any] | None:
+    """The newest checkpoint of a run, or None if it has none.
+
+    Raises:
+        CheckpointError: if the file cannot be read or belongs to another run.
+    """
+    path = run.checkpoint if run.checkpoint.exists() else run.previous_checkpoint
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        owner = state["run"]
+    except Exception as error:
+        other = run.previous_checkpoint if path == run.checkpoint else None
+        after = "the checkpoint before it" if other is not None and other.exists() else "the start"
+        raise CheckpointError(
+            f"{path}: damaged, cannot be read as a checkpoint ({type(error).__name__}); delete it to go on from {after}"
+        ) from error
+    if owner != run.name:
+        raise CheckpointError(f"{path}: belongs to run {owner}")
+    return state

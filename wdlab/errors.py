@@ -1,0 +1,62 @@
+"""The errors a user can cause, each told in one line, and how Hydra's own are told. Used by everything that can fail."""
+
+import difflib
+import re
+
+
+class WdlabError(Exception):
+    """A mistake in what was asked for, told in one line: the key, what was given, what is allowed."""
+
+
+class ConfigError(WdlabError):
+    """A configuration value that cannot be used."""
+
+
+class DataError(WdlabError):
+    """A data set that is missing, or is not what its config says."""
+
+
+class CheckpointError(WdlabError):
+    """A checkpoint that cannot be read or belongs to another run."""
+
+
+class RunFailed(WdlabError):
+    """A run, or some runs of a sweep, that did not end well."""
+
+
+def explain(error: BaseException) -> str | None:
+    """The one line to print for an error of the user's, None for an error of ours (which deserves its traceback)."""
+    from hydra.errors import HydraException, MissingConfigException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, WdlabError):
+        return _one_line(str(error))
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return f"{group}={name}: does not exist; available: {', '.join(error.options)}"
+    unknown = _unknown_key(error)
+    if unknown is not None:
+        return unknown
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        cause = f" ({error.__cause__})" if error.__cause__ is not None else ""
+        return _one_line(f"{error}{cause}")
+    return None
+
+
+def _unknown_key(error: BaseException) -> str | None:
+    """For ``Key 'strenght' is not in struct``: the full key, what is there, and the nearest name."""
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        cause = cause.__cause__
+    if cause is None or cause.full_key is None or cause.parent_node is None:
+        return None
+    siblings = [str(key) for key in cause.parent_node if key not in ("_target_", "_partial_", "name", "hydra")]
+    near = difflib.get_close_matches(str(cause.key), siblings, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{cause.full_key}: unknown key; {hint}allowed: {', '.join(siblings) or 'none'}"
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()

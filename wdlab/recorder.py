@@ -1,0 +1,130 @@
+"""The records of a run: a local table, always, and W&B as a mirror that may fail. Called by the loop and ``train``."""
+
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from wdlab.errors import CheckpointError, ConfigError
+
+log = logging.getLogger("wdlab")
+
+MODES = ("online", "offline", "disabled")
+
+
+class Recorder:
+    """Appends one JSON line per log point and shows it to the mirror.
+
+    Args:
+        path: ``metrics.jsonl``.
+        keep_bytes: how much of an existing file is valid; the rest, written after the checkpoint that is resumed from,
+            is cut off and will be computed again.
+        mirror: gets every row, those kept included.
+
+    Raises:
+        CheckpointError: if the file is shorter than ``keep_bytes``: records that a checkpoint vouches for are gone.
+    """
+
+    def __init__(self, path: Path, keep_bytes: int, mirror: "Mirror") -> None:
+        found = path.stat().st_size if path.exists() else 0
+        if found < keep_bytes:
+            raise CheckpointError(f"{path}: holds {found} bytes, its checkpoint counts on {keep_bytes}; delete the run")
+        self._file = path.open("a+b")
+        self._file.truncate(keep_bytes)
+        self._file.seek(0)
+        self._mirror = mirror
+        self.last: dict[str, Any] = {}
+        for line in self._file.read().splitlines():
+            self.last = json.loads(line)
+            mirror.log(self.last)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append a row. Numbers that are not finite are written as null."""
+        self.last = {key: _finite(value) for key, value in row.items()}
+        self._file.write(json.dumps(self.last).encode() + b"\n")
+        self._file.flush()
+        self._mirror.log(self.last)
+
+    def sync(self) -> int:
+        """Put everything on the disk; returns the size of the file, for the checkpoint to vouch for."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Close the table; the mirror is finished by whoever made it."""
+        self._file.close()
+
+
+class Mirror:
+    """Mirrors nothing: ``logger=disabled``, and what every other mirror falls back to."""
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Show a row."""
+
+    def finish(self, exit_code: int) -> None:
+        """Say that the run is over."""
+
+
+class WandbMirror(Mirror):
+    """Shows the table in Weights & Biases. Any failure is told once, ends the mirroring, and nothing else."""
+
+    def __init__(self, mode: str, project: str, folder: Path, name: str, config: dict[str, Any]) -> None:
+        self._run: Any = None
+        if mode == "offline":  # every session mirrors the whole table again, under the same id
+            shutil.rmtree(folder / "wandb", ignore_errors=True)
+        self._try(lambda: self._start(mode, project, folder, name, config))
+
+    def _start(self, mode: str, project: str, folder: Path, name: str, config: dict[str, Any]) -> None:
+        os.environ.setdefault("WANDB_SILENT", "true")
+        import wandb
+
+        settings = wandb.Settings(
+            silent=True, console="off", x_disable_stats=True, x_disable_machine_info=True, save_code=False
+        )
+        self._run = wandb.init(
+            mode=mode,
+            project=project,
+            dir=str(folder),
+            id=name,
+            name=name,
+            config=config,
+            resume="allow" if mode == "online" else None,
+            settings=settings,
+        )
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        if self._run is not None and row["step"] >= self._run.step:
+            self._try(lambda: self._run.log(dict(row), step=row["step"]))
+
+    def finish(self, exit_code: int) -> None:
+        if self._run is not None:
+            self._try(lambda: self._run.finish(exit_code=exit_code))
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except Exception as error:
+            self._run = None
+            log.warning("W&B stopped (%s: %s); the run and its local records go on", type(error).__name__, error)
+
+
+def make_mirror(config: Mapping[str, Any], folder: Path, name: str, run_config: dict[str, Any]) -> Mirror:
+    """The mirror that ``configs/logger`` asks for. ``disabled`` never imports wandb."""
+    check(config)
+    if config["mode"] == "disabled":
+        return Mirror()
+    return WandbMirror(config["mode"], config["project"], folder, name, run_config)
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Raise a ConfigError for a logger mode that does not exist."""
+    if config["mode"] not in MODES:
+        raise ConfigError(f"logger.mode={config['mode']}: must be one of {', '.join(MODES)}")
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

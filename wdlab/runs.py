@@ -1,0 +1,173 @@
+"""A run: its identity, its directory, its status, its lock, where it came from. Imports no torch.
+
+Called by ``train`` to make runs, by ``analysis`` and ``scripts`` to find them.
+
+    results/runs/<dataset>-<model>-<optimizer>-<regularizer>-<hash>/
+        config.yaml        the resolved config
+        metrics.jsonl      one line per log point, append-only, authoritative
+        checkpoint.pt      the newest; checkpoint.previous.pt the one before
+        summary.json       the last line of metrics.jsonl, wall time
+        provenance.json    git commit and diff, versions, devices, data checksum
+        status.json        running / done / diverged / failed / interrupted
+"""
+
+import hashlib
+import json
+import os
+import platform
+import socket
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import filelock
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+PROJECT = Path(__file__).resolve().parent.parent
+CONFIGS = PROJECT / "configs"
+
+SCIENTIFIC_KEYS = ("dataset", "model", "optimizer", "regularizer", "lr_schedule", "train", "seed")
+NAMED_KEYS = ("dataset", "model", "optimizer", "regularizer")
+
+FINISHED = ("done", "diverged")
+_PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "wandb", "pandas")
+_DIFF_LIMIT = 200_000
+
+
+def compose(overrides: Iterable[str]) -> DictConfig:
+    """The config that ``python -m wdlab.train <overrides>`` runs."""
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra_compose("train", list(overrides))
+
+
+def scientific_config(config: DictConfig) -> dict[str, Any]:
+    """The part of a resolved config that decides the numbers: what a run is, not where or how it is recorded."""
+    resolved = {key: OmegaConf.to_container(config[key], resolve=True) for key in SCIENTIFIC_KEYS if key != "seed"}
+    resolved["seed"] = config["seed"]
+    resolved["precision"] = config["runtime"]["precision"]
+    return resolved
+
+
+def identity(config: DictConfig) -> str:
+    """The run's name: the chosen configs, then a hash of everything scientific.
+
+    Equal numbers hash equally (1 and 1.0), and keys that are null are left out, so that a new optional key renames
+    nothing that ran before it.
+    """
+    scientific = scientific_config(config)
+    text = json.dumps(_canonical(scientific), sort_keys=True, allow_nan=True)
+    names = "-".join(str(scientific[key]["name"]) for key in NAMED_KEYS)
+    return f"{names}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _canonical(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [_canonical(v) for v in value]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value
+
+
+class RunDirectory:
+    """The files of one run. Making the object touches nothing on disk."""
+
+    def __init__(self, root: str | Path, name: str) -> None:
+        self.name = name
+        self.path = Path(root) / name
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoint = self.path / "checkpoint.pt"
+        self.previous_checkpoint = self.path / "checkpoint.previous.pt"
+
+    def create(self, config: DictConfig) -> None:
+        """Make the directory and write ``config.yaml`` into it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        resolved = OmegaConf.to_container(config, resolve=True)
+        write_atomically(self.path / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+
+    def lock(self) -> filelock.BaseFileLock:
+        """The run's lock. It belongs to a process, so it is free again as soon as its owner is dead."""
+        return filelock.FileLock(self.path / "lock", timeout=0)
+
+    @property
+    def status(self) -> str:
+        """``new``, or the last status written: running, interrupted, done, diverged, failed."""
+        return self.read("status.json").get("status", "new")
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to compute: done or diverged."""
+        return self.status in FINISHED
+
+    def write_status(self, status: str, **details: Any) -> None:
+        """Record the status with its time, process and host."""
+        where = {"time": _now(), "pid": os.getpid(), "host": socket.gethostname()}
+        self.write("status.json", {"status": status, **where, **details})
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A JSON file of the run, {} if it is not there or half written."""
+        try:
+            return json.loads((self.path / name).read_text())
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+            return {}
+
+    def write(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file of the run, whole or not at all."""
+        write_atomically(self.path / name, json.dumps(content, indent=2) + "\n")
+
+    def write_provenance(self, device: str, threads: int, data_checksum: str, **details: Any) -> None:
+        """Add this session to ``provenance.json``: which code, versions and device computed from now on."""
+        sessions = self.read("provenance.json").get("sessions", [])
+        session = {"time": _now(), "device": device, "threads": threads, **details, "code": code_version()}
+        session["versions"] = package_versions()
+        self.write("provenance.json", {"data_checksum": data_checksum, "sessions": [*sessions, session]})
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small text file so that a reader sees the old or the new content, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and the packages that can change a number."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def code_version() -> dict[str, str]:
+    """Git commit of the checkout and its uncommitted difference, {} outside a checkout."""
+    commit = _git("rev-parse", "HEAD")
+    if not commit:
+        return {}
+    diff = _git("diff", "HEAD", "--", "wdlab", "configs", "scripts", "pyproject.toml", "requirements.lock")
+    if len(diff) > _DIFF_LIMIT:
+        diff = f"sha256 {hashlib.sha256(diff.encode()).hexdigest()} ({len(diff)} characters)"
+    return {"commit": commit, "uncommitted": diff}
+
+
+def _git(*arguments: str) -> str:
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(PROJECT), *arguments], capture_output=True, text=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout.strip() if answer.returncode == 0 else ""
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,0 +1,98 @@
+"""``-m``: a Hydra sweeper that checks every job before the first one trains, skips what is done, and sums up.
+
+Chosen in ``configs/train.yaml``; works with any Hydra launcher. Besides the ordinary ``key=a,b`` grid it takes
+``hydra.sweeper.jobs=FILE``, a JSON list of override lists, for settings that are paired rather than crossed.
+"""
+
+import json
+import sys
+import types
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from wdlab import runs
+from wdlab.errors import ConfigError, RunFailed
+
+
+class Sweep(Sweeper):
+    """See the module. ``params`` maps keys to sweep strings, as in Hydra's basic sweeper."""
+
+    def __init__(self, params: dict[str, str] | None = None, jobs: str | None = None) -> None:
+        self.params = params or {}
+        self.jobs = jobs
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra."""
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the jobs that are not finished yet.
+
+        Raises:
+            WdlabError: before any training, if a job's config cannot be used.
+            RunFailed: at the end, naming the runs that failed or diverged.
+        """
+        from wdlab.train import check
+
+        todo, directories = [], []
+        for overrides in self._job_overrides(arguments):
+            config: DictConfig = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+            directory = runs.RunDirectory(config["paths"]["runs"], runs.identity(config))
+            directories.append(directory)
+            if not directory.finished:
+                check(config)
+                todo.append(overrides)
+        print(f"{len(directories)} runs: {len(directories) - len(todo)} finished before, {len(todo)} to do", flush=True)
+        if todo:
+            self.launcher.launch(todo, initial_job_idx=0)
+        _sum_up(directories)
+
+    def _job_overrides(self, arguments: list[str]) -> list[list[str]]:
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # not before Hydra has scanned its plugins
+
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        swept = [f"{key}={values}" for key, values in self.params.items()]
+        (grid,) = BasicSweeper.split_arguments(parser.parse_overrides([*swept, *arguments]), None)
+        if self.jobs is None:
+            return grid
+        try:
+            listed = json.loads(Path(self.jobs).read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"hydra.sweeper.jobs={self.jobs}: not a JSON list of override lists ({error})") from error
+        return [[*point, *job] for point in grid for job in listed]
+
+
+def register() -> None:
+    """Make ``hydra_plugins.wdlab.Sweep`` known to Hydra, which takes plugins from the namespace hydra_plugins only."""
+    try:
+        import hydra_plugins
+    except ImportError:  # no other plugin is installed
+        hydra_plugins = sys.modules["hydra_plugins"] = types.ModuleType("hydra_plugins")
+        hydra_plugins.__path__ = []
+    Sweep.__module__ = "hydra_plugins.wdlab"
+    hydra_plugins.wdlab = sys.modules[Sweep.__module__] = sys.modules[__name__]
+    Plugins.instance().register(Sweep)
+
+
+def _sum_up(directories: list[runs.RunDirectory]) -> None:
+    counts = Counter(directory.status for directory in directories)
+    print("sweep: " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items())), flush=True)
+    bad = []
+    for directory in directories:
+        status = directory.read("status.json")
+        if directory.status not in ("done", "running"):
+            bad.append(directory.name)
+            reason = status.get("error") or f"step {status.get('step', 0)}"
+            print(f"  {directory.name}: {directory.status}, {reason.splitlines()[-1]}", flush=True)
+    if bad:
+        raise RunFailed(f"{len(bad)} of {len(directories)} runs did not end well; see above")

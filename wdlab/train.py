@@ -1,0 +1,208 @@
+"""The one entrypoint: config -> run -> fit -> records.
+
+    python -m wdlab.train dataset=digits model=mlp regularizer=pathprox regularizer.strength=1e-3
+    python -m wdlab.train -m dataset=digits model=mlp regularizer=l2,pathprox seed=0,1,2
+
+The same command again skips what is done, resumes what was interrupted and retries what failed.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import hydra
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from wdlab import checkpoint, data, device, loop, recorder, runs, sweep
+from wdlab.errors import ConfigError, RunFailed, WdlabError, explain
+from wdlab.progress import clock
+
+log = logging.getLogger("wdlab")
+
+
+def check(config: DictConfig) -> None:
+    """Raise a WdlabError, in one line, for anything in the config that a run could not use. Trains nothing."""
+    seed = config["seed"]
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ConfigError(f"seed={seed}: must be a whole number >= 0")
+    loop.check(config["train"])
+    device.check(config["runtime"])
+    recorder.check(config["logger"])
+    build(config)
+    data.ensure(config["dataset"], config["paths"]["data"])
+
+
+def build(config: DictConfig, on: torch.device | None = None) -> tuple[Any, Any, Any, Any]:
+    """Model, optimizer, regularizer and learning-rate schedule of a config; the initial weights depend on ``seed`` only.
+
+    Raises:
+        ConfigError: naming the key, the value and what is allowed.
+    """
+    torch.manual_seed(config["seed"])
+    shape, classes = tuple(config["dataset"]["shape"]), config["dataset"]["classes"]
+    model = _instantiate(config, "model", input_shape=shape, classes=classes)
+    if on is not None:
+        model.to(on)
+    optimizer = _instantiate(config, "optimizer", params=list(model.parameters()))
+    regularizer = _instantiate(config, "regularizer", model=model)
+    lr_factor = _instantiate(config, "lr_schedule")
+    with _as_config_error("lr_schedule"):
+        lr_factor(0, config["train"]["steps"], 1)
+    return model, optimizer, regularizer, lr_factor
+
+
+def _instantiate(config: DictConfig, key: str, **arguments: Any) -> Any:
+    node = OmegaConf.to_container(config[key], resolve=True)
+    node.pop("name")
+    with _as_config_error(key):
+        return instantiate(node, _convert_="all", **arguments)
+
+
+@contextlib.contextmanager
+def _as_config_error(key: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, hydra.errors.InstantiationException) else error
+        if not isinstance(cause, ValueError | TypeError):
+            raise
+        line = str(cause).strip().splitlines()[0]
+        joined = "." if line.split("=")[0].isidentifier() and "=" in line else ": "
+        raise ConfigError(f"{key}{joined}{line}") from error
+
+
+def run(config: DictConfig) -> str:
+    """Do one run, or what is left of it.
+
+    Returns:
+        ``done``, or ``locked`` if another process has the run.
+
+    Raises:
+        WdlabError: before training, for input that cannot be used (CheckpointError for a damaged checkpoint).
+        RunFailed: if the run diverged, or an error ended it; the traceback is in its ``status.json``.
+        KeyboardInterrupt: if SIGINT or SIGTERM ended it; a checkpoint was written first.
+    """
+    name = runs.identity(config)
+    directory = runs.RunDirectory(config["paths"]["runs"], name)
+    if directory.finished:
+        return _outcome(directory)
+    check(config)
+    directory.create(config)
+    try:
+        with directory.lock():
+            if directory.finished:  # by another process, since we looked
+                return _outcome(directory)
+            with _exit_requests() as exit_requested:
+                return _train(config, directory, exit_requested)
+    except runs.filelock.Timeout:
+        log.info("%s: another process has this run; left alone", name)
+        return "locked"
+
+
+def _train(config: DictConfig, directory: runs.RunDirectory, exit_requested: threading.Event) -> str:
+    started = time.monotonic()
+    settings = runs.scientific_config(config)
+    mirror = records = None
+    try:
+        model, *_ = build(config)
+        machine = device.set_up(config["runtime"], model)
+        start = checkpoint.load(directory, machine.device)
+        loaded = data.load(config["dataset"], config["paths"]["data"], machine.device)
+        model, optimizer, regularizer, lr_factor = build(config, machine.device)
+        mirror = recorder.make_mirror(config["logger"], directory.path, directory.name, settings)
+        records = recorder.Recorder(directory.metrics, start["records_bytes"] if start else 0, mirror)
+        experiment = loop.Experiment(model, loaded, optimizer, regularizer, lr_factor, machine, config["seed"])
+        directory.write_provenance(
+            machine.name, torch.get_num_threads(), loaded.checksum, precision=machine.precision, matmul=machine.matmul
+        )
+        directory.write_status("running", step=start["step"] if start else 0)
+        log.info("%s: %s", directory.name, f"going on at step {start['step']}" if start else "started")
+        outcome = loop.fit(
+            experiment,
+            config["train"],
+            directory,
+            records,
+            start,
+            config["runtime"]["checkpoint_seconds"],
+            exit_requested.is_set,
+        )
+        seconds = time.monotonic() - started
+        step = records.last["step"]
+        if outcome in runs.FINISHED:
+            directory.write("summary.json", records.last | {"seconds_of_last_session": round(seconds, 3)})
+        directory.write_status(outcome, step=step)
+    except WdlabError:
+        raise
+    except Exception as error:
+        text = traceback.format_exc()
+        with contextlib.suppress(OSError):
+            directory.write_status("failed", error=f"{type(error).__name__}: {error}", traceback=text)
+        raise RunFailed(f"{directory.name}: failed, {type(error).__name__}: {error}") from error
+    finally:
+        if records is not None:
+            records.close()
+        if mirror is not None:
+            mirror.finish(0 if directory.finished else 1)
+    if outcome == "interrupted":
+        raise KeyboardInterrupt
+    log.info("%s: %s after %s", directory.name, outcome, clock(seconds))
+    return _outcome(directory)
+
+
+def _outcome(directory: runs.RunDirectory) -> str:
+    if directory.status == "diverged":
+        raise RunFailed(f"{directory.name}: diverged, the loss was not finite at step {directory.read('status.json')['step']}")
+    return directory.status
+
+
+@contextlib.contextmanager
+def _exit_requests() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set instead of ending the process in the middle of a step."""
+    requested = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield requested
+        return
+    previous = {s: signal.signal(s, lambda *_: requested.set()) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield requested
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@hydra.main(version_base="1.3", config_path=str(runs.CONFIGS), config_name="train")
+def _hydra_main(config: DictConfig) -> str:
+    return run(config)
+
+
+def main() -> None:
+    """The command line. Exit code 0: all done; 1: a run failed or diverged; 2: bad input; 130: interrupted."""
+    debugging = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to here
+    sweep.register()
+    try:
+        _hydra_main()
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        line = explain(error)
+        if debugging or line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(1 if isinstance(error, RunFailed) else 2)
+
+
+if __name__ == "__main__":
+    from wdlab import train  # under its own name, so that launchers can find it in other processes
+
+    train.main()
