@@ -17,8 +17,8 @@ def save(run: RunDirectory, state: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     if run.checkpoint.exists():
-        os.replace(run.checkpoint, run.previous_checkpoint)
-    os.replace(temporary, run.checkpoint)
+        run.checkpoint.replace(run.previous_checkpoint)
+    temporary.replace(run.checkpoint)
 
 
 def load(run: RunDirectory, device: torch.device) -> dict[str, Any] | None:

@@ -56,7 +56,9 @@ class Batches:
 
     def __init__(self, split: Split, batch_size: int, seed: int) -> None:
         if not 1 <= batch_size <= len(split):
-            raise ConfigError(f"train.batch_size={batch_size}: must be between 1 and the {len(split)} training examples")
+            raise ConfigError(
+                f"train.batch_size={batch_size}: must be between 1 and {len(split)}, the training examples"
+            )
         self.split, self.batch_size, self.seed = split, batch_size, seed
         self.steps_per_epoch = len(split) // batch_size
         self._epoch = -1

@@ -1,4 +1,4 @@
-"""The errors a user can cause, each told in one line, and how Hydra's own are told. Used by everything that can fail."""
+"""The errors a user can cause, each told in one line; Hydra's own too. Used by everything that can fail."""
 
 import difflib
 import re

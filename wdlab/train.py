@@ -42,7 +42,7 @@ def check(config: DictConfig) -> None:
 
 
 def build(config: DictConfig, on: torch.device | None = None) -> tuple[Any, Any, Any, Any]:
-    """Model, optimizer, regularizer and learning-rate schedule of a config; the initial weights depend on ``seed`` only.
+    """Model, optimizer, regularizer and learning-rate schedule of a config; initial weights depend on ``seed`` only.
 
     Raises:
         ConfigError: naming the key, the value and what is allowed.
@@ -160,7 +160,8 @@ def _train(config: DictConfig, directory: runs.RunDirectory, exit_requested: thr
 
 def _outcome(directory: runs.RunDirectory) -> str:
     if directory.status == "diverged":
-        raise RunFailed(f"{directory.name}: diverged, the loss was not finite at step {directory.read('status.json')['step']}")
+        step = directory.read("status.json")["step"]
+        raise RunFailed(f"{directory.name}: diverged, the loss was not finite at step {step}")
     return directory.status
 
 

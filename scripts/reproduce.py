@@ -1,0 +1,96 @@
+"""Make a figure: run what is missing, then write its table, picture and verdicts. Called by ``make reproduce-figN``.
+
+python scripts/reproduce.py fig3 --scale quick
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+from pathlib import Path
+
+from wdlab.analysis import figures
+from wdlab.errors import ConfigError, RunFailed, explain
+
+LAUNCHERS = ("auto", "local", "joblib")
+
+
+def main() -> None:
+    """The command line; exit code 2 for bad input, 1 if runs failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("figure", help="fig3, ...")
+    parser.add_argument("--scale", default="quick", help=", ".join(figures.SCALES))
+    parser.add_argument("--launcher", default="auto", help="auto: local on a GPU, joblib on a CPU; local; joblib")
+    parser.add_argument("--logger", default="offline", help="offline, online, disabled")
+    parser.add_argument("--results", default="results", help="where tables, figures and claims go")
+    arguments = parser.parse_args()
+    try:
+        reproduce(arguments.figure, arguments.scale, arguments.launcher, arguments.logger, Path(arguments.results))
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(1 if isinstance(error, RunFailed) else 2)
+
+
+def reproduce(figure: str, scale: str, launcher: str, logger: str, results: Path) -> None:
+    """Run what is missing, then write the figure's files and say what they say.
+
+    Raises:
+        WdlabError: for input that cannot be used.
+        RunFailed: if runs failed, or another process still has some of them.
+    """
+    if launcher not in LAUNCHERS:
+        raise ConfigError(f"LAUNCHER={launcher}: must be one of {', '.join(LAUNCHERS)}")
+    declared = figures.declaration(figure, scale)
+    jobs = figures.jobs(declared, results / "runs")
+    for panel in declared["at"]["panels"]:
+        if "pending" in panel:
+            print(f"panel {panel['panel']} ({panel['title']}): {panel['pending']}")
+    missing = [job for job in jobs if not job.directory.finished]
+    print(f"{figure} at {scale} scale: {len(jobs)} runs, {len(missing)} to do", flush=True)
+    if missing:
+        run_missing(missing, launcher, logger, results)
+    files, judged = figures.write(declared, jobs, results)
+    tell(files, judged)
+
+
+def run_missing(missing: list[figures.Job], launcher: str, logger: str, results: Path) -> None:
+    """Hand the runs to ``python -m wdlab.train -m``, in a process of its own so that this one needs no torch."""
+    if launcher == "auto":
+        launcher = "local" if shutil.which("nvidia-smi") or (os.cpu_count() or 1) == 1 else "joblib"
+    with tempfile.TemporaryDirectory() as folder:
+        listed = Path(folder) / "jobs.json"
+        listed.write_text(json.dumps([list(job.overrides) for job in missing]))
+        command = [sys.executable, "-m", "wdlab.train", "-m", f"hydra.sweeper.jobs={listed}"]
+        options = [f"hydra/launcher={launcher}", f"logger={logger}", f"paths.runs={results / 'runs'}"]
+        ended = subprocess.run([*command, *options], check=False)
+    left = [job.directory for job in missing if not job.directory.finished]
+    if left and ended.returncode == 2:
+        sys.exit(2)  # it has said why
+    if left:
+        raise RunFailed(f"{len(left)} runs are not finished ({left[0].name}: {left[0].status}); no figure was made")
+
+
+def tell(files: figures.Files, judged: dict) -> None:
+    """Print where the figure is and what its verdicts say."""
+    print(f"\ntable    {files.table}\npicture  {files.picture}\nverdicts {files.verdicts}\n")
+    exploratory = any(claim["exploratory"] for claim in judged["claims"])
+    print(f"{judged['title']}, {judged['scale']} scale, seeds {judged['seeds']}" + exploratory * ", exploratory")
+    print(textwrap.fill(f"Scale-downs: {judged['scale_down']}", 110))
+    for claim in judged["claims"]:
+        interval = claim["interval"] and "[{:.3g}, {:.3g}]".format(*claim["interval"])
+        numbers = f"difference {claim['mean_difference']:.3g} {interval}, n={claim['n']}"
+        print(f"  {claim['verdict']:<13}{claim['panel']}: {claim['id']}: {numbers}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

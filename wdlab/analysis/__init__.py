@@ -1,0 +1,1 @@
+"""From run directories to tables, pictures and verdicts. Reads records only; imports nothing that trains."""

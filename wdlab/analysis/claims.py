@@ -1,0 +1,167 @@
+"""Claims about curves, judged over seeds. Called by ``figures``; the claims stand in ``configs/figure``.
+
+A claim compares a statistic of each run's curve between two groups of runs, or between a group and a number. Pairs
+share a seed. With ``d`` the mean paired difference (a - b), its 95 % bootstrap interval, and ``m`` the smallest
+difference that counts, a claim that a is lower is
+
+- ``reproduced`` if the whole interval is at or below -m,
+- ``contradicted`` if the whole interval is above -m,
+- ``inconclusive`` otherwise, or with fewer than two seeds;
+
+``higher`` mirrors this, and ``equal`` asks for the interval to be within, or outside of, [-m, m].
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from wdlab.errors import ConfigError
+
+EXPLORATORY_BELOW = 5  # seeds
+RESAMPLES = 10_000
+
+
+def judge(claim: Mapping[str, Any], table: pd.DataFrame) -> dict[str, Any]:
+    """The verdict on one claim.
+
+    Args:
+        claim: ``id, statement, metric, statistic, a, b, direction, smallest_difference, reason``. ``a`` and ``b`` are
+            column filters (``{regularizer: l2}``); ``b`` may be a number. ``statistic`` has a ``name`` from
+            ``STATISTICS`` and that function's options.
+        table: the rows of the runs that the claim is about, as ``analysis.load`` gives them.
+
+    Returns:
+        The claim with ``n``, ``a_mean``, ``b_mean``, ``mean_difference``, ``interval``, ``verdict`` and, where
+        something needs saying, ``note``.
+    """
+    options = dict(claim["statistic"])
+    try:
+        statistic = STATISTICS[options.pop("name")]
+        verdict = {"lower": _lower, "higher": _higher, "equal": _equal}[claim["direction"]]
+    except KeyError as error:
+        raise ConfigError(f"claim {claim['id']}: {error} is unknown; statistics: {', '.join(STATISTICS)}") from error
+    a_curves, b = _curves(table, claim["a"], claim["metric"]), claim["b"]
+    b_curves = None if isinstance(b, int | float) else _curves(table, b, claim["metric"])
+    notes: list[str] = []
+    a_values, b_values = [], []
+    for seed, a_curve in a_curves.items():
+        if b_curves is None:
+            a_values.append(statistic(a_curve, None, notes, **options))
+            b_values.append(float(b))
+        elif seed in b_curves:
+            a_values.append(statistic(a_curve, b_curves[seed], notes, **options))
+            b_values.append(statistic(b_curves[seed], b_curves[seed], notes, **options))
+    differences = np.array(a_values) - np.array(b_values)
+    interval = bootstrap_interval(differences)
+    outcome = {
+        "n": len(differences),
+        "exploratory": len(differences) < EXPLORATORY_BELOW,
+        "a_mean": _mean(a_values),
+        "b_mean": _mean(b_values),
+        "mean_difference": _mean(differences),
+        "interval": interval,
+        "verdict": verdict(interval, claim["smallest_difference"]) if interval else "inconclusive",
+    }
+    if interval is None:
+        notes.append("fewer than two seeds, or a value that is not finite")
+    if notes:
+        outcome["note"] = "; ".join(sorted(set(notes)))
+    return dict(claim) | outcome
+
+
+def bootstrap_interval(differences: np.ndarray) -> list[float] | None:
+    """95 % percentile bootstrap interval of the mean; None for fewer than two values or any that is not finite."""
+    if len(differences) < 2 or not np.isfinite(differences).all():
+        return None
+    result = stats.bootstrap(
+        (differences,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0)
+    )
+    return [float(result.confidence_interval.low), float(result.confidence_interval.high)]
+
+
+# -- statistics: (curve, the other group's curve of the same seed, notes, options) -> number. A curve is a Series of the
+#    metric, indexed by step, without missing values.
+
+
+def value_at(curve: pd.Series, other: pd.Series | None, notes: list[str], step: int | str) -> float:
+    """The metric at ``step``, a logged step or ``last``."""
+    return float(curve.iloc[-1] if step == "last" else curve.loc[step])
+
+
+def share_of_run_to_reach(curve: pd.Series, other: pd.Series, notes: list[str], level: str) -> float:
+    """First step, as a share of the run, at which the metric is at or below the level; linear between log points.
+
+    ``level`` is ``where b ends``: the last value of group b's curve for the same seed. A curve that never gets there
+    counts as 1, which can only favour b.
+    """
+    if level != "where b ends":
+        raise ConfigError(f"statistic share_of_run_to_reach: level={level}: must be 'where b ends'")
+    target, steps, values = other.iloc[-1], curve.index.to_numpy(), curve.to_numpy()
+    reached = np.flatnonzero(values <= target)
+    if len(reached) == 0:
+        notes.append("at least one run never reached the level and counts as the whole run")
+        return 1.0
+    k = int(reached[0])
+    if k == 0:
+        return float(steps[0] / steps[-1])
+    share = (values[k - 1] - target) / (values[k - 1] - values[k])
+    return float((steps[k - 1] + share * (steps[k] - steps[k - 1])) / steps[-1])
+
+
+def worst_deviation(
+    curve: pd.Series, other: pd.Series | None, notes: list[str], reference: Mapping[int, float], relative: bool
+) -> float:
+    """Largest absolute deviation from reference values at their steps, relative to them or not."""
+    deviations = [abs(curve.loc[step] - value) / (value if relative else 1) for step, value in reference.items()]
+    return float(max(deviations))
+
+
+STATISTICS: dict[str, Callable[..., float]] = {
+    "value_at": value_at,
+    "share_of_run_to_reach": share_of_run_to_reach,
+    "worst_deviation": worst_deviation,
+}
+
+
+def select(table: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows whose columns have the given values."""
+    chosen = pd.Series(True, index=table.index)
+    for column, value in where.items():
+        chosen &= table[column] == value
+    return table[chosen]
+
+
+def _curves(table: pd.DataFrame, where: Mapping[str, Any], metric: str) -> dict[int, pd.Series]:
+    """Per seed, the metric by step."""
+    rows = select(table, where).dropna(subset=[metric])
+    curves = {}
+    for seed, part in rows.groupby("seed"):
+        found = part["run"].nunique()
+        if found != 1:
+            raise ConfigError(f"claim group {dict(where)} holds {found} runs of seed {seed}, expected 1")
+        curves[int(seed)] = part.set_index("step")[metric].sort_index()
+    return curves
+
+
+def _mean(values: Any) -> float | None:
+    return float(np.mean(values)) if len(values) and np.isfinite(values).all() else None
+
+
+def _lower(interval: list[float], smallest: float) -> str:
+    low, high = interval
+    return "reproduced" if high <= -smallest else "contradicted" if low > -smallest else "inconclusive"
+
+
+def _higher(interval: list[float], smallest: float) -> str:
+    low, high = interval
+    return _lower([-high, -low], smallest)
+
+
+def _equal(interval: list[float], smallest: float) -> str:
+    low, high = interval
+    if -smallest <= low and high <= smallest:
+        return "reproduced"
+    return "contradicted" if low > smallest or high < -smallest else "inconclusive"
