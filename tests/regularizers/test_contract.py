@@ -1,0 +1,170 @@
+"""What holds for every regularizer, found through its YAML: a new method is tested by existing."""
+
+import copy
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import nn
+
+from wdlab import runs
+from wdlab.models import MLP
+from wdlab.regularizers import L2, Regularizer
+
+NAMES = sorted(path.stem for path in (runs.CONFIGS / "regularizer").glob("*.yaml"))
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "adam": lambda p: torch.optim.Adam(p, lr=1e-3),
+}
+
+
+def problem(seed: int = 0):
+    torch.manual_seed(seed)
+    model = MLP((1, 4, 4), classes=3, width=8, depth=4)
+    return model, torch.randn(16, 1, 4, 4), torch.randint(3, (16,))
+
+
+def regularizer(name: str, model: nn.Module, **changes):
+    node = OmegaConf.to_container(OmegaConf.load(runs.CONFIGS / "regularizer" / f"{name}.yaml")) | changes
+    node.pop("name")
+    return instantiate(node, model=model)
+
+
+def steps(model, optimizer, inputs, labels, count: int) -> None:
+    for _ in range(count):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+
+
+@pytest.fixture(params=OPTIMIZERS)
+def make_optimizer(request):
+    return OPTIMIZERS[request.param]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_on_a_tiny_problem(name, make_optimizer):
+    model, inputs, labels = problem()
+    before = [p.detach().clone() for p in model.parameters()]
+    method = regularizer(name, model)
+    optimizer = make_optimizer(model.parameters())
+    with method.attach(optimizer):
+        steps(model, optimizer, inputs, labels, 5)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert any((p != q).any() for p, q in zip(model.parameters(), before, strict=True))
+    assert torch.isfinite(method.penalty()) and method.penalty() >= 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_strength_zero_is_bit_identical_to_the_optimizer_alone(name, make_optimizer):
+    model, inputs, labels = problem()
+    alone = copy.deepcopy(model)
+    optimizer, optimizer_alone = make_optimizer(model.parameters()), make_optimizer(alone.parameters())
+    regularizer(name, model, strength=0.0).attach(optimizer)
+    steps(model, optimizer, inputs, labels, 5)
+    steps(alone, optimizer_alone, inputs, labels, 5)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), alone.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "none"])
+def test_a_strength_changes_the_weights_and_removing_the_handle_stops_that(name, make_optimizer):
+    model, inputs, labels = problem()
+    alone = copy.deepcopy(model)
+    optimizer, optimizer_alone = make_optimizer(model.parameters()), make_optimizer(alone.parameters())
+    handle = regularizer(name, model, strength=0.01).attach(optimizer)
+    steps(model, optimizer, inputs, labels, 1)
+    steps(alone, optimizer_alone, inputs, labels, 1)
+    assert any((p != q).any() for p, q in zip(model.parameters(), alone.parameters(), strict=True))
+    handle.remove()
+    alone.load_state_dict(model.state_dict())
+    optimizer_alone.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    steps(model, optimizer, inputs, labels, 3)
+    steps(alone, optimizer_alone, inputs, labels, 3)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), alone.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_round_trip_mid_training_is_exact(name, make_optimizer):
+    model, inputs, labels = problem()
+    method, optimizer = regularizer(name, model, strength=0.01), make_optimizer(model.parameters())
+    method.attach(optimizer)
+    steps(model, optimizer, inputs, labels, 3)
+    resumed, *_ = problem(seed=1)
+    resumed.load_state_dict(model.state_dict())
+    other, other_optimizer = regularizer(name, resumed, strength=0.5), make_optimizer(resumed.parameters())
+    other.attach(other_optimizer)
+    other_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    other.load_state_dict(method.state_dict())
+    steps(model, optimizer, inputs, labels, 3)
+    steps(resumed, other_optimizer, inputs, labels, 3)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), resumed.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_closure_sees_the_same_moments(name):
+    model, inputs, labels = problem()
+    twin = copy.deepcopy(model)
+    optimizer, twin_optimizer = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, twin))
+    regularizer(name, model, strength=0.01).attach(optimizer)
+    regularizer(name, twin, strength=0.01).attach(twin_optimizer)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(inputs), labels)
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        assert optimizer.step(closure) is not None
+    steps(twin, twin_optimizer, inputs, labels, 3)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("strength", [-1.0, float("nan"), float("inf"), "much", True])
+def test_a_bad_strength_is_refused(name, strength):
+    model, *_ = problem()
+    with pytest.raises(Exception, match="strength="):
+        regularizer(name, model, strength=strength)
+
+
+def test_attach_refuses_parameters_the_optimizer_does_not_hold():
+    model, *_ = problem()
+    optimizer = torch.optim.SGD([model.layers[1].weight], lr=0.1)
+    with pytest.raises(ValueError, match="3 of 4 parameters are not in the optimizer"):
+        L2.for_model(model, 1e-4).attach(optimizer)
+
+
+def test_attach_twice_is_refused_and_allowed_again_after_removal():
+    model, *_ = problem()
+    optimizer, method = torch.optim.SGD(model.parameters(), lr=0.1), L2.for_model(model, 1e-4)
+    handle = method.attach(optimizer)
+    with pytest.raises(RuntimeError, match="already attached"):
+        method.attach(optimizer)
+    handle.remove()
+    method.attach(optimizer)
+
+
+def test_scope_all_takes_biases_too_and_an_unknown_scope_is_refused():
+    model, *_ = problem()
+    assert len(L2.for_model(model, 1e-4, scope="all").params) == 2 * len(L2.for_model(model, 1e-4).params)
+    with pytest.raises(ValueError, match="scope='biases': must be one of weights, all"):
+        L2.for_model(model, 1e-4, scope="biases")
+
+
+def test_groups_have_their_own_strength():
+    a, b = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    optimizer = torch.optim.SGD([a, b], lr=1.0)
+    L2([{"params": [a], "strength": 0.5}, {"params": [b]}], strength=0.25).attach(optimizer)
+    a.grad, b.grad = torch.zeros(3), torch.zeros(3)
+    optimizer.step()
+    assert a.tolist() == [0.5] * 3 and b.tolist() == [0.75] * 3
+
+
+def test_the_base_class_refuses_nothing_and_repeated_parameters():
+    parameter = torch.ones(2, requires_grad=True)
+    with pytest.raises(ValueError, match="empty"):
+        Regularizer([])
+    with pytest.raises(ValueError, match="more than once"):
+        Regularizer([parameter, parameter])

@@ -1,0 +1,132 @@
+"""PathProx against brute force, and what its balance and normalization must leave alone."""
+
+import pytest
+import torch
+from torch import nn
+
+from wdlab.homogeneous import homogeneous_pairs, input_norms, output_norms, unit_paths
+from wdlab.models import MLP, FactorizedMLP
+from wdlab.regularizers import PathProx
+from wdlab.regularizers.pathprox import Factors, multiply, prox_factors
+
+
+def factors_of(pairs, thresholds, balance=True):
+    rows, columns = [input_norms(f) for f, _ in pairs], [output_norms(s) for _, s in pairs]
+    return prox_factors(rows, columns, thresholds, balance)
+
+
+@pytest.mark.parametrize("model", [MLP, FactorizedMLP])
+def test_balance_leaves_the_function_alone_and_equalizes_path_norms(model, float64):
+    torch.manual_seed(0)
+    network = model((1, 4, 4), classes=3, width=10, depth=6)
+    pairs = homogeneous_pairs(network)
+    pairs[1][1].weight.data.mul_(7)
+    inputs = torch.randn(32, 1, 4, 4)
+    before = network(inputs)
+    rows = [input_norms(first) for first, _ in pairs]
+    for pair, row, factors in zip(pairs, rows, factors_of(pairs, [0.0] * 3), strict=True):
+        undone = Factors(torch.ones_like(row), factors.first_bias * row, factors.second_weight, factors.second_bias)
+        with torch.no_grad():
+            multiply(pair, undone)  # the balance alone: input norms are left as they were
+    assert torch.allclose(network(inputs), before, rtol=1e-12, atol=1e-12)
+    norms = [path.sum().item() for path in unit_paths(pairs)]
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-12)
+
+
+def test_the_prox_minimizes_its_objective(float64):
+    """``argmin_z |z - v|^2 / 2 + t |z|`` by brute force on a fine grid along v, where the minimum lies."""
+    torch.manual_seed(0)
+    first, second = nn.Linear(3, 6, bias=False), nn.Linear(6, 2, bias=False)
+    threshold = float(output_norms(second).median())
+    (factors,) = factors_of([(first, second)], [threshold], balance=False)
+    for unit, v in enumerate(second.weight.detach().T):
+        scales = torch.linspace(0, 1.2, 120_001)
+        values = ((scales[:, None] - 1) * v).square().sum(1) / 2 + threshold * scales * v.norm()
+        assert factors.second_weight[unit].item() == pytest.approx(scales[values.argmin()].item(), abs=2e-5)
+    assert (factors.second_weight == 0).sum() == 3
+
+
+def test_a_step_normalizes_inputs_and_makes_exact_zeros():
+    torch.manual_seed(0)
+    model = MLP((1, 4, 4), classes=3, width=8, depth=4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    median = torch.cat([output_norms(second) for _, second in homogeneous_pairs(model)]).median().item()
+    method = PathProx.for_model(model, strength=median, balance=False)
+    method.attach(optimizer)
+    optimizer.step()
+    for first, _ in method.pairs:
+        assert input_norms(first).tolist() == pytest.approx([1.0] * 8, rel=1e-6)
+    shares = torch.cat(unit_paths(method.pairs)) == 0
+    assert 0 < shares.sum() < len(shares)
+
+
+def test_a_dead_network_stays_finite():
+    model = MLP((1, 4, 4), classes=3, width=8, depth=4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    PathProx.for_model(model, strength=1e6).attach(optimizer)
+    for _ in range(3):
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_weights_outside_the_pairs_get_l2_in_the_loss():
+    torch.manual_seed(0)
+    model = MLP((1, 4, 4), classes=3, width=8, depth=3)
+    method = PathProx.for_model(model, strength=0.5)
+    (last,) = method.other
+    assert last is model.layers[-1].weight
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method.attach(optimizer)
+    old = last.detach().clone()
+    last.grad = torch.zeros_like(last)
+    optimizer.step()
+    assert torch.allclose(last, old * (1 - 0.1 * 0.5))
+
+
+def test_penalty_is_the_path_norm_and_half_the_square_of_the_rest(float64):
+    torch.manual_seed(0)
+    model = MLP((1, 4, 4), classes=3, width=8, depth=3)
+    first, second = model.layers[1], model.layers[3]
+    path = sum((first.weight[i].norm() * second.weight[:, i].norm()).item() for i in range(8))
+    expected = 0.2 * (path + model.layers[5].weight.square().sum().item() / 2)
+    assert PathProx.for_model(model, strength=0.2).penalty().item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_learning_rate_in_force_sets_the_threshold():
+    """A scheduler's learning rate, and that of the group the output weights are in, not the one at construction."""
+    torch.manual_seed(0)
+    model = MLP((1, 4, 4), classes=3, width=8, depth=2)
+    first, second = model.layers[1], model.layers[3]
+    groups = [{"params": first.parameters(), "lr": 5.0}, {"params": second.parameters(), "lr": 1.0}]
+    optimizer = torch.optim.SGD(groups)
+    PathProx.for_model(model, strength=0.1).attach(optimizer)
+    optimizer.load_state_dict(optimizer.state_dict())  # replaces the group dicts, as resuming does
+    optimizer.param_groups[1]["lr"] = 0.5
+    before = output_norms(second)
+    optimizer.step()
+    assert torch.allclose(output_norms(second), (before - 0.05).clamp(min=0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([], "got none"),
+        ([(nn.Linear(2, 3), nn.Linear(4, 2))], "has 3 outputs"),
+    ],
+)
+def test_pairs_that_cannot_be_are_refused(pairs, message):
+    with pytest.raises(ValueError, match=message):
+        PathProx(pairs, strength=1e-3)
+
+
+def test_overlapping_pairs_are_refused():
+    a, b, c = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="more than once"):
+        PathProx([(a, b), (b, c)], strength=1e-3)
+
+
+def test_a_model_without_pairs_is_refused():
+    with pytest.raises(ValueError, match="has no pair"):
+        PathProx.for_model(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)), strength=1e-3)
