@@ -6,6 +6,7 @@ under ``<root>``, torchvision's download. ``digits`` (8x8 images) comes inside s
 Called by ``train``; the loop reads ``Data`` and ``Batches``.
 """
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -55,10 +56,7 @@ class Batches:
     """
 
     def __init__(self, split: Split, batch_size: int, seed: int) -> None:
-        if not 1 <= batch_size <= len(split):
-            raise ConfigError(
-                f"train.batch_size={batch_size}: must be between 1 and {len(split)}, the training examples"
-            )
+        check_batch_size(batch_size, len(split))
         self.split, self.batch_size, self.seed = split, batch_size, seed
         self.steps_per_epoch = len(split) // batch_size
         self._epoch = -1
@@ -87,15 +85,7 @@ def load(config: Mapping[str, Any], root: str | Path, device: torch.device) -> D
     Raises:
         DataError: if the files are missing and cannot be downloaded, or do not hold what the config says.
     """
-    source = str(config.get("source") or config["name"])
-    train_pixels, train_labels, test_pixels, test_labels = _read(source, str(root))
-    shape, classes = tuple(config["shape"]), config["classes"]
-    found = tuple(train_pixels.shape[1:])
-    if found != shape or int(train_labels.max()) + 1 != classes:
-        raise DataError(
-            f"dataset={config['name']}: {source} under {root} holds images {found} in {int(train_labels.max()) + 1} "
-            f"classes, expected {shape} in {classes}"
-        )
+    train_pixels, train_labels, test_pixels, test_labels = _read_as_described(config, root)
     train_rows, val_rows = _split_rows(train_labels, config)
     digest = hashlib.sha256()
     for array in (train_pixels, train_labels, test_pixels, test_labels):
@@ -115,18 +105,33 @@ def load(config: Mapping[str, Any], root: str | Path, device: torch.device) -> D
     )
 
 
-def ensure(config: Mapping[str, Any], root: str | Path) -> None:
-    """Make sure the files of a data set are there, downloading them with torchvision if they are not.
+def check(config: Mapping[str, Any], root: str | Path, batch_size: int) -> None:
+    """Make sure a data set can be had, downloading it if need be, and that a training batch can be drawn from it.
 
     Raises:
-        DataError: if that is not possible, in one line that says what to put where.
+        DataError: if the files are missing and cannot be downloaded, in one line that says what to put where.
+        ConfigError: if the split or the batch size does not fit the data.
     """
-    name = str(config.get("source") or config["name"])
-    if name == "digits" or all((Path(root) / name / f"{part}.parquet").is_file() for part in ("train", "test")):
-        return
-    if name not in TORCHVISION:
-        raise DataError(f"dataset={config['name']}: no {name}/train.parquet and {name}/test.parquet under {root}")
-    _torchvision(name, str(root))
+    _, labels, _, _ = _read_as_described(config, root)
+    check_batch_size(batch_size, len(_split_rows(labels, config)[0]))
+
+
+def check_batch_size(batch_size: int, examples: int) -> None:
+    """Raise a ConfigError unless one batch fits into the training set."""
+    if not 1 <= batch_size <= examples:
+        raise ConfigError(f"train.batch_size={batch_size}: must be between 1 and {examples}, the training examples")
+
+
+def _read_as_described(config: Mapping[str, Any], root: str | Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    source = str(config.get("source") or config["name"])
+    parts = _read(source, str(root))
+    expected, found = (tuple(config["shape"]), config["classes"]), (tuple(parts[0].shape[1:]), int(parts[1].max()) + 1)
+    if found != expected:
+        raise DataError(
+            f"dataset={config['name']}: {source} under {root} holds images {found[0]} in {found[1]} classes, expected "
+            f"{expected[0]} in {expected[1]}"
+        )
+    return parts
 
 
 def _split_rows(labels: Tensor, config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -153,6 +158,8 @@ def _read(name: str, root: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     folder = Path(root) / name
     if (folder / "train.parquet").is_file() and (folder / "test.parquet").is_file():
         return *_read_parquet(folder / "train.parquet"), *_read_parquet(folder / "test.parquet")
+    if name not in TORCHVISION:
+        raise DataError(f"dataset={name}: no {name}/train.parquet and {name}/test.parquet under {root}")
     train, test = _torchvision(name, root)
     return *_from_torchvision(train), *_from_torchvision(test)
 
@@ -209,6 +216,7 @@ def _torchvision(name: str, root: str) -> tuple[Any, Any]:
     try:
         return dataset(root, train=True, download=True), dataset(root, train=False, download=True)
     except Exception as error:
+        _remove_empty_folders(Path(root))
         raise DataError(
             f"dataset={name}: not found under {root} and the download failed ({type(error).__name__}); put "
             f"{name}/train.parquet and {name}/test.parquet (Hugging Face hub layout) or torchvision's files there, or "
@@ -216,3 +224,10 @@ def _torchvision(name: str, root: str) -> tuple[Any, Any]:
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)
+
+
+def _remove_empty_folders(root: Path) -> None:
+    """What a failed download leaves behind."""
+    for folder in sorted((p for p in [root, *root.rglob("*")] if p.is_dir()), reverse=True):
+        with contextlib.suppress(OSError):  # not empty
+            folder.rmdir()

@@ -15,6 +15,7 @@ from torch import nn
 
 from wdlab.errors import ConfigError
 
+KEYS = ("device", "precision", "threads", "onednn", "checkpoint_seconds")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "bf16")
 ONEDNN = ("auto", "never")

@@ -40,7 +40,18 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, HydraException | OmegaConfBaseException):
         cause = f" ({error.__cause__})" if error.__cause__ is not None else ""
         return _one_line(f"{error}{cause}")
+    if _raised_in_hydra(error):
+        return _one_line(f"command line: {error}")
     return None
+
+
+def _raised_in_hydra(error: BaseException) -> bool:
+    """Whether a plain exception comes out of Hydra itself, as for some malformed overrides."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    return module.split(".")[0] in ("hydra", "omegaconf")
 
 
 def _unknown_key(error: BaseException) -> str | None:

@@ -18,6 +18,8 @@ from wdlab.recorder import Recorder
 from wdlab.regularizers import Regularizer
 from wdlab.runs import RunDirectory
 
+KEYS = ("steps", "batch_size", "log_every", "eval_every")
+
 
 @dataclass
 class Experiment:
@@ -34,7 +36,7 @@ class Experiment:
 
 def check(config: Mapping[str, Any]) -> None:
     """Raise a ConfigError for a ``train`` value that is not a whole number >= 1."""
-    for key in ("steps", "batch_size", "log_every", "eval_every"):
+    for key in KEYS:
         value = config[key]
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(f"train.{key}={value}: must be a whole number >= 1")

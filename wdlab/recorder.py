@@ -13,6 +13,7 @@ from wdlab.errors import CheckpointError, ConfigError
 
 log = logging.getLogger("wdlab")
 
+KEYS = ("mode", "project")
 MODES = ("online", "offline", "disabled")
 
 

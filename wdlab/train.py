@@ -19,8 +19,11 @@ from typing import Any
 
 import hydra
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from wdlab import checkpoint, data, device, loop, recorder, runs, sweep
 from wdlab.errors import ConfigError, RunFailed, WdlabError, explain
@@ -34,11 +37,39 @@ def check(config: DictConfig) -> None:
     seed = config["seed"]
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ConfigError(f"seed={seed}: must be a whole number >= 0")
+    _check_keys(config)
+    _check_numbers(config, "optimizer")
+    _check_numbers(config, "lr_schedule")
     loop.check(config["train"])
     device.check(config["runtime"])
     recorder.check(config["logger"])
     build(config)
-    data.ensure(config["dataset"], config["paths"]["data"])
+    data.check(config["dataset"], config["paths"]["data"], config["train"]["batch_size"])
+
+
+def _check_keys(config: DictConfig) -> None:
+    """Refuse keys that nothing reads, which only ``+key=value`` can add."""
+    known = {
+        "": (*runs.SCIENTIFIC_KEYS, "paths", "runtime", "logger", "hydra"),
+        "train": loop.KEYS,
+        "runtime": device.KEYS,
+        "logger": recorder.KEYS,
+        "paths": ("data", "runs"),
+    }
+    for section, allowed in known.items():
+        for key in config[section] if section else config:
+            if key not in allowed:
+                raise ConfigError(f"{section}{'.' * bool(section)}{key}: unknown key; allowed: {', '.join(allowed)}")
+
+
+def _check_numbers(config: DictConfig, section: str) -> None:
+    """Refuse words where torch or a schedule expects numbers; the learning rate must also be >= 0."""
+    for key, value in OmegaConf.to_container(config[section], resolve=True).items():
+        values = value if isinstance(value, list) else [value]
+        if key not in ("name", "_target_") and any(isinstance(v, str | dict) for v in values):
+            raise ConfigError(f"{section}.{key}={value}: must be a number")
+        if key == "lr" and (isinstance(value, bool) or not 0 <= value < float("inf")):
+            raise ConfigError(f"{section}.lr={value}: must be a finite number >= 0")
 
 
 def build(config: DictConfig, on: torch.device | None = None) -> tuple[Any, Any, Any, Any]:
@@ -96,7 +127,10 @@ def run(config: DictConfig) -> str:
     if directory.finished:
         return _outcome(directory)
     check(config)
-    directory.create(config)
+    try:
+        directory.create(config)
+    except OSError as error:
+        raise ConfigError(f"paths.runs={config['paths']['runs']}: cannot be written, {error}") from error
     try:
         with directory.lock():
             if directory.finished:  # by another process, since we looked
@@ -140,12 +174,12 @@ def _train(config: DictConfig, directory: runs.RunDirectory, exit_requested: thr
         if outcome in runs.FINISHED:
             directory.write("summary.json", records.last | {"seconds_of_last_session": round(seconds, 3)})
         directory.write_status(outcome, step=step)
-    except WdlabError:
-        raise
     except Exception as error:
-        text = traceback.format_exc()
+        told = str(error) if isinstance(error, WdlabError) else f"{type(error).__name__}: {error}"
         with contextlib.suppress(OSError):
-            directory.write_status("failed", error=f"{type(error).__name__}: {error}", traceback=text)
+            directory.write_status("failed", error=told, traceback=traceback.format_exc())
+        if isinstance(error, WdlabError):
+            raise
         raise RunFailed(f"{directory.name}: failed, {type(error).__name__}: {error}") from error
     finally:
         if records is not None:
@@ -181,8 +215,18 @@ def _exit_requests() -> Iterator[threading.Event]:
 
 
 @hydra.main(version_base="1.3", config_path=str(runs.CONFIGS), config_name="train")
-def _hydra_main(config: DictConfig) -> str:
-    return run(config)
+def _hydra_main(config: DictConfig) -> str | Exception:
+    """One run, alone or as a job of a sweep. Its error is returned, since Hydra would add lines to a raised one."""
+    try:
+        return run(config)
+    except (WdlabError, OmegaConfBaseException) as error:
+        _errors.append(error)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            log.error("error: %s", explain(error))
+        return error
+
+
+_errors: list[Exception] = []
 
 
 def main() -> None:
@@ -192,6 +236,8 @@ def main() -> None:
     sweep.register()
     try:
         _hydra_main()
+        if _errors:  # of a single run; a sweep raises its own
+            raise _errors[0]
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

@@ -1,0 +1,44 @@
+"""``kill -9`` at random moments, for real: the same command ends with bitwise the same weights and records."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import torch
+
+from tests.conftest import PROJECT
+from tests.test_train import same_ending
+from wdlab import checkpoint, runs
+
+KILLS = 5
+OVERRIDES = (
+    *("dataset=digits", "model=mlp", "model.width=32", "regularizer=pathprox", "optimizer.momentum=0.9"),
+    *("train.steps=6000", "train.log_every=50", "train.eval_every=200", "lr_schedule=cosine"),
+    *("runtime=cpu", "runtime.checkpoint_seconds=0.02", "runtime.threads=1"),
+)
+
+
+def command(folder) -> list[str]:
+    return [sys.executable, "-m", "wdlab.train", *OVERRIDES, f"paths.runs={folder}"]
+
+
+def test_killed_and_resumed_equals_never_stopped(tmp_path):
+    subprocess.run(command(tmp_path / "whole"), cwd=PROJECT, check=True, timeout=300)
+    name = runs.identity(runs.compose(OVERRIDES))
+    whole, killed = (runs.RunDirectory(tmp_path / part, name) for part in ("whole", "killed"))
+    moments, steps = random.Random(), []
+    for _ in range(KILLS):
+        process = subprocess.Popen(command(tmp_path / "killed"), cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+        assert "started" in (line := process.stdout.readline()) or "going on at step" in line
+        time.sleep(moments.uniform(0, 0.6))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        newest = checkpoint.load(killed, torch.device("cpu"))
+        steps.append(newest["step"] if newest else 0)
+    assert not killed.finished and 0 < steps[-1] < 6000, steps
+    subprocess.run(command(tmp_path / "killed"), cwd=PROJECT, check=True, timeout=300)
+    same_ending(whole, killed)

@@ -1,0 +1,118 @@
+"""The direction of imports, that every config composes, and that names are what their files say."""
+
+import ast
+import itertools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from wdlab import runs, train
+from wdlab.analysis import figures
+
+PACKAGE = runs.PROJECT / "wdlab"
+
+# Who may import whom, module or package by its first name under wdlab; everyone may import errors.
+ALLOWED = {
+    "errors": set(),
+    "schedules": set(),
+    "homogeneous": set(),
+    "models": set(),
+    "progress": set(),
+    "runs": set(),
+    "data": set(),
+    "device": set(),
+    "recorder": set(),
+    "checkpoint": {"runs"},
+    "regularizers": {"homogeneous"},
+    "metrics": {"homogeneous", "regularizers", "data"},
+    "loop": {"checkpoint", "data", "device", "metrics", "progress", "recorder", "regularizers", "runs"},
+    "sweep": {"runs", "train"},
+    "train": {"checkpoint", "data", "device", "loop", "progress", "recorder", "runs", "sweep"},
+    "analysis": {"runs"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """First names under wdlab that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith("wdlab.")}
+        assert not any(name.split(".")[0] == "scripts" for name in names), path
+    return {name for name in found if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()}
+
+
+def unit(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    name = unit(path)
+    if name == "__init__":
+        assert imported(path) == set()
+        return
+    assert name in ALLOWED, f"{name} is new: say in this test what it may import"
+    assert imported(path) - {name, "errors"} <= ALLOWED[name]
+
+
+def test_the_allowed_arrows_have_no_cycle_but_train_and_its_sweeper():
+    reached = {name: set(targets) for name, targets in ALLOWED.items()}
+    for middle, start in itertools.product(ALLOWED, ALLOWED):
+        if middle in reached[start]:
+            reached[start] |= reached[middle]
+    assert {name for name in ALLOWED if name in reached[name]} == {"train", "sweep"}
+
+
+def test_analysis_and_runs_do_without_torch():
+    code = "import sys, wdlab.analysis.figures, wdlab.runs; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=runs.PROJECT, check=False).returncode == 0
+
+
+def test_the_loop_knows_no_method_and_no_figure():
+    text = (PACKAGE / "loop.py").read_text()
+    methods = [p.stem for p in (runs.CONFIGS / "regularizer").glob("*.yaml") if p.stem != "none"]
+    assert not re.search(rf"\b({'|'.join(methods)}|fig\d+)\b", text, re.IGNORECASE)
+
+
+GROUPS = ("dataset", "model", "optimizer", "regularizer", "lr_schedule", "runtime", "logger")
+CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((runs.CONFIGS / group).glob("*.yaml"))]
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_every_config_composes_and_builds(group, name):
+    config = runs.compose([f"{group}={name}"])
+    if group in runs.SCIENTIFIC_KEYS:
+        assert config[group]["name"] == name
+    train.build(config)
+    assert runs.identity(config)
+
+
+@pytest.mark.parametrize("name", [p.stem for p in (runs.CONFIGS / "regularizer").glob("*.yaml")])
+def test_every_regularizer_says_what_it_decays(name):
+    node = OmegaConf.load(runs.CONFIGS / "regularizer" / f"{name}.yaml")
+    assert node["scope"] in ("weights", "all") and "strength" in node
+
+
+@pytest.mark.parametrize("scale", figures.SCALES)
+@pytest.mark.parametrize("name", figures.names())
+def test_every_figure_declares_every_scale(name, scale):
+    declared = figures.declaration(name, scale)
+    names = [job.directory.name for job in figures.jobs(declared, "anywhere")]
+    assert names and len(set(names)) == len(names)
+    assert declared["at"]["scale_down"] and declared["claims"]
+
+
+def test_every_figure_at_paper_scale_is_run_or_says_why_not():
+    for name in figures.names():
+        declared = figures.declaration(name, "paper")
+        assert all(panel.get("pending", "said") for panel in declared["at"]["panels"])

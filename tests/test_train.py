@@ -1,0 +1,200 @@
+"""A run from config to records: what it leaves, what it skips, how it goes on, how it ends."""
+
+import json
+
+import pytest
+import torch
+
+from wdlab import checkpoint, loop, runs, train
+from wdlab.errors import CheckpointError, RunFailed
+
+METRICS = {
+    *("train/loss", "train/accuracy", "val/loss", "val/accuracy", "test/loss", "test/accuracy"),
+    *("objective/weight_decay", "objective/path_norm", "objective/total"),
+    *("norm/weight_l2", "norm/weight_l1", "norm/path", "sparsity/weights", "sparsity/active_units"),
+    *("gradient/loss_norm", "update/relative"),
+}
+
+
+def directory_of(config) -> runs.RunDirectory:
+    return runs.RunDirectory(config["paths"]["runs"], runs.identity(config))
+
+
+def rows(config) -> list[dict]:
+    return [json.loads(line) for line in directory_of(config).metrics.read_text().splitlines()]
+
+
+def test_a_run_leaves_its_files_and_every_metric(compose):
+    config = compose("regularizer=pathprox")
+    assert train.run(config) == "done"
+    directory = directory_of(config)
+    expected = {"config.yaml", "metrics.jsonl", "summary.json", "checkpoint.pt", "provenance.json", "status.json"}
+    assert expected <= {path.name for path in directory.path.iterdir()}
+    log = rows(config)
+    assert [row["step"] for row in log] == [0, 10, 20]
+    assert log[-1].keys() == METRICS | {"step", "epoch", "lr", "strength"}
+    assert METRICS - log[0].keys() == {"gradient/loss_norm", "update/relative"}
+    assert log[-1]["epoch"] == pytest.approx(20 / 18) and log[-1]["strength"] == 1e-4 and log[-1]["lr"] == 0.1
+    assert json.loads((directory.path / "summary.json").read_text())["train/loss"] == log[-1]["train/loss"]
+
+
+def test_the_objectives_are_what_they_say(compose):
+    config = compose("regularizer=l2", "regularizer.strength=0.01")
+    train.run(config)
+    row = rows(config)[-1]
+    assert row["objective/weight_decay"] == pytest.approx(row["train/loss"] + 0.005 * row["norm/weight_l2"] ** 2)
+    assert row["objective/total"] == pytest.approx(row["objective/weight_decay"], rel=1e-6)
+    assert row["objective/path_norm"] == pytest.approx(row["train/loss"] + 0.01 * row["norm/path"])
+    config = compose("regularizer=pathprox", "regularizer.strength=0.01")
+    train.run(config)
+    row = rows(config)[-1]
+    assert row["objective/total"] == pytest.approx(row["objective/path_norm"], rel=1e-6)
+
+
+def test_cheap_and_whole_split_metrics_have_their_own_cadence(compose):
+    config = compose("train.log_every=5", "train.eval_every=20")
+    train.run(config)
+    assert [(r["step"], "train/loss" in r) for r in rows(config)] == [
+        *((0, True), (5, False), (10, False), (15, False), (20, True))
+    ]
+
+
+def test_training_equals_a_bare_torch_loop_bit_for_bit(compose):
+    config = compose("regularizer=none", "optimizer.momentum=0.9")
+    train.run(config)
+    model, optimizer, _, _ = train.build(config)
+    loaded = train.data.load(config["dataset"], "", torch.device("cpu"))
+    batches = train.data.Batches(loaded.train, 64, seed=0)
+    for step in range(20):
+        inputs, labels = batches(step)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+    saved = checkpoint.load(directory_of(config), torch.device("cpu"))["model"]
+    assert all(torch.equal(saved[key], value) for key, value in model.state_dict().items())
+
+
+def test_a_finished_run_is_not_trained_again(compose, monkeypatch):
+    config = compose()
+    train.run(config)
+    monkeypatch.setattr(loop, "fit", lambda *_, **__: pytest.fail("trained again"))
+    assert train.run(config) == "done"
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been(compose, monkeypatch):
+    options = ["regularizer=pathprox", "optimizer=adam", "lr_schedule=cosine", "runtime.checkpoint_seconds=0"]
+    whole, parts = compose(*options, runs_in="whole"), compose(*options, runs_in="parts")
+    train.run(whole)
+    sessions = iter([3, 8, 11])  # steps to make before being told to stop
+    fit = loop.fit
+
+    def stopping_fit(*arguments):
+        left = next(sessions, None)
+        polls = iter(range(1000))
+        return fit(*arguments[:-1], lambda: left is not None and next(polls) + 1 >= left)
+
+    monkeypatch.setattr(loop, "fit", stopping_fit)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train.run(parts)
+        assert directory_of(parts).status == "interrupted"
+    assert train.run(parts) == "done"
+    same_ending(directory_of(whole), directory_of(parts))
+
+
+def same_ending(one: runs.RunDirectory, other: runs.RunDirectory) -> None:
+    assert one.metrics.read_bytes() == other.metrics.read_bytes()
+    states = [checkpoint.load(d, torch.device("cpu")) for d in (one, other)]
+    assert states[0]["model"].keys() == states[1]["model"].keys()
+    for part in ("model", "optimizer", "regularizer"):
+        assert repr(states[0][part]) == repr(states[1][part])
+    assert all(torch.equal(states[0]["model"][key], states[1]["model"][key]) for key in states[0]["model"])
+
+
+def test_an_error_is_recorded_and_the_run_retried(compose, monkeypatch):
+    config = compose()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "fit", lambda *_: 1 / 0)
+        with pytest.raises(RunFailed, match="failed, ZeroDivisionError"):
+            train.run(config)
+    status = directory_of(config).read("status.json")
+    assert status["status"] == "failed" and "Traceback" in status["traceback"]
+    assert train.run(config) == "done"
+
+
+def test_divergence_ends_the_run_with_its_records(compose):
+    config = compose("optimizer.lr=1e30", "train.log_every=1")
+    with pytest.raises(RunFailed, match="diverged, the loss was not finite"):
+        train.run(config)
+    directory = directory_of(config)
+    assert directory.status == "diverged" and directory.finished
+    log = rows(config)  # still JSON: what is not finite is null
+    assert log[0]["train/loss"] > 0 and log[-1]["norm/weight_l2"] is None
+    with pytest.raises(RunFailed, match="diverged"):
+        train.run(config)
+
+
+def test_a_run_that_another_process_has_is_left_alone(compose):
+    config = compose()
+    directory = directory_of(config)
+    directory.create(config)
+    with directory.lock():
+        assert train.run(config) == "locked"
+    assert train.run(config) == "done"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "of another run"])
+def test_a_damaged_checkpoint_is_told_and_nothing_is_lost(compose, damage):
+    config = compose("runtime.checkpoint_seconds=0")
+    train.run(config)
+    directory = directory_of(config)
+    records = directory.metrics.read_bytes()
+    directory.write_status("running")
+    whole = directory.checkpoint.read_bytes()
+    if damage == "of another run":
+        torch.save({"run": "another"}, directory.checkpoint)
+    else:
+        directory.checkpoint.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"x"}[damage])
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: (damaged|belongs to run another)"):
+        train.run(config)
+    assert directory.metrics.read_bytes() == records
+    directory.checkpoint.unlink()
+    assert train.run(config) == "done"  # from checkpoint.previous.pt
+    assert directory.metrics.read_bytes() == records
+
+
+def test_records_that_a_checkpoint_vouches_for_must_be_there(compose):
+    config = compose("runtime.checkpoint_seconds=0")
+    train.run(config)
+    directory = directory_of(config)
+    directory.write_status("running")
+    directory.metrics.write_bytes(directory.metrics.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match="its checkpoint counts on"):
+        train.run(config)
+
+
+def test_a_half_written_line_is_cut_off(compose):
+    config = compose("runtime.checkpoint_seconds=0")
+    train.run(config)
+    directory = directory_of(config)
+    records = directory.metrics.read_bytes()
+    directory.write_status("running")
+    with directory.metrics.open("ab") as file:
+        file.write(b'{"step": 30, "tra')
+    assert train.run(config) == "done"
+    assert directory.metrics.read_bytes() == records
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_run_on_cuda_agrees_with_the_cpu(compose):
+    here, there = compose("regularizer=pathprox"), compose("regularizer=pathprox", "runtime=gpu", runs_in="gpu")
+    train.run(here)
+    train.run(there)
+    for one, other in zip(rows(here), rows(there), strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
+
+
+def test_bf16_is_another_run_and_trains(compose):
+    fp32, bf16 = compose(), compose("runtime.precision=bf16")
+    assert runs.identity(fp32) != runs.identity(bf16)
+    assert train.run(bf16) == "done"
