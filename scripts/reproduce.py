@@ -84,9 +84,7 @@ def tell(files: figures.Files, judged: dict) -> None:
     print(f"{judged['title']}, {judged['scale']} scale, seeds {judged['seeds']}" + exploratory * ", exploratory")
     print(textwrap.fill(f"Scale-downs: {judged['scale_down']}", 110))
     for claim in judged["claims"]:
-        interval = claim["interval"] and "[{:.3g}, {:.3g}]".format(*claim["interval"])
-        numbers = f"difference {claim['mean_difference']:.3g} {interval}, n={claim['n']}"
-        print(f"  {claim['verdict']:<13}{claim['panel']}: {claim['id']}: {numbers}")
+        print(f"  {claim['verdict']:<13}{claim['panel']}: {claim['id']}: {figures.numbers(claim)}")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,10 @@ def test_the_name_starts_with_the_chosen_configs():
 
 @pytest.mark.parametrize(
     "override",
-    ["paths.runs=elsewhere", "paths.data=elsewhere", "logger=disabled", "runtime=cpu", "runtime.threads=1"]
-    + ["runtime.checkpoint_seconds=1", "optimizer.lr=1e-1", "hydra.verbose=true"],
+    [
+        *("paths.runs=elsewhere", "paths.data=elsewhere", "logger=disabled", "runtime=cpu", "runtime.threads=1"),
+        *("runtime.checkpoint_seconds=1", "optimizer.lr=1e-1", "hydra.verbose=true"),
+    ],
 )
 def test_what_cannot_change_the_numbers_does_not_change_the_name(override):
     assert name(override) == name()
@@ -28,8 +30,10 @@ def test_what_cannot_change_the_numbers_does_not_change_the_name(override):
 
 @pytest.mark.parametrize(
     "override",
-    ["seed=1", "optimizer.lr=0.2", "regularizer=l2", "model.width=65", "train.steps=999", "dataset.split_seed=1"]
-    + ["lr_schedule=cosine", "runtime.precision=bf16", "train.log_every=7"],
+    [
+        *("seed=1", "optimizer.lr=0.2", "regularizer=l2", "model.width=65", "train.steps=999", "dataset.split_seed=1"),
+        *("lr_schedule=cosine", "runtime.precision=bf16", "train.log_every=7"),
+    ],
 )
 def test_what_changes_the_numbers_changes_the_name(override):
     assert name(override) != name()

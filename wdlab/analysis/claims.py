@@ -66,7 +66,7 @@ def judge(claim: Mapping[str, Any], table: pd.DataFrame) -> dict[str, Any]:
         "verdict": verdict(interval, claim["smallest_difference"]) if interval else "inconclusive",
     }
     if interval is None:
-        notes.append("fewer than two seeds, or a value that is not finite")
+        notes.append("fewer than two seeds, or a run that diverged")
     if notes:
         outcome["note"] = "; ".join(sorted(set(notes)))
     return dict(claim) | outcome
@@ -83,7 +83,7 @@ def bootstrap_interval(differences: np.ndarray) -> list[float] | None:
 
 
 # -- statistics: (curve, the other group's curve of the same seed, notes, options) -> number. A curve is a Series of the
-#    metric, indexed by step, without missing values.
+#    metric, indexed by step; only its last value may be missing, where a run diverged.
 
 
 def value_at(curve: pd.Series, other: pd.Series | None, notes: list[str], step: int | str) -> float:
@@ -100,6 +100,8 @@ def share_of_run_to_reach(curve: pd.Series, other: pd.Series, notes: list[str], 
     if level != "where b ends":
         raise ConfigError(f"statistic share_of_run_to_reach: level={level}: must be 'where b ends'")
     target, steps, values = other.iloc[-1], curve.index.to_numpy(), curve.to_numpy()
+    if np.isnan(target):
+        return float("nan")
     reached = np.flatnonzero(values <= target)
     if len(reached) == 0:
         notes.append("at least one run never reached the level and counts as the whole run")
@@ -135,14 +137,15 @@ def select(table: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def _curves(table: pd.DataFrame, where: Mapping[str, Any], metric: str) -> dict[int, pd.Series]:
-    """Per seed, the metric by step."""
-    rows = select(table, where).dropna(subset=[metric])
+    """Per seed, the metric by step where it was due; of a run that diverged the last value is missing."""
+    rows = select(table, where)
     curves = {}
     for seed, part in rows.groupby("seed"):
         found = part["run"].nunique()
         if found != 1:
             raise ConfigError(f"claim group {dict(where)} holds {found} runs of seed {seed}, expected 1")
-        curves[int(seed)] = part.set_index("step")[metric].sort_index()
+        curve = part.set_index("step")[metric].sort_index()
+        curves[int(seed)] = curve[curve.notna() | (curve.index == curve.index[-1])]
     return curves
 
 

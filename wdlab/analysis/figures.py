@@ -120,6 +120,15 @@ def _dirty(code: Mapping[str, str]) -> str:
     return " with uncommitted changes" if code.get("uncommitted") else ""
 
 
+def numbers(claim: Mapping[str, Any]) -> str:
+    """What a verdict rests on, in a few words: the difference, its interval, the number of pairs, and any note."""
+    note = f"; {claim['note']}" if "note" in claim else ""
+    if claim["interval"] is None:
+        return f"no interval, n={claim['n']}{note}"
+    low, high = claim["interval"]
+    return f"difference {claim['mean_difference']:.3g} [{low:.3g}, {high:.3g}], n={claim['n']}{note}"
+
+
 @dataclass(frozen=True)
 class Files:
     """Where the committed parts of a figure are."""
@@ -139,6 +148,24 @@ class Files:
             print_picture=root / "figures" / scale / f"{name}.pdf",
             verdicts=root / "claims" / scale / f"{name}.json",
         )
+
+
+def committed(name: str, scale: str, results: str | Path = runs.PROJECT / "results") -> tuple[Figure, pd.DataFrame]:
+    """A figure drawn from the table under ``results``, and its verdicts as a table. For notebooks; trains nothing.
+
+    Raises:
+        ConfigError: if the figure has not been made at this scale.
+    """
+    declared = declaration(name, scale)
+    files = Files.of(name, scale, results)
+    if not files.table.exists():
+        raise ConfigError(f"{files.table}: not there yet; run make reproduce-{name} SCALE={scale}")
+    judged = json.loads(files.verdicts.read_text())
+    shown = [
+        {"panel": c["panel"], "claim": " ".join(c["statement"].split()), "verdict": c["verdict"], "numbers": numbers(c)}
+        for c in judged["claims"]
+    ]
+    return draw(declared, pd.read_csv(files.table)), pd.DataFrame(shown)
 
 
 def write(declared: Mapping[str, Any], figure_jobs: list[Job], results: str | Path) -> tuple[Files, dict[str, Any]]:

@@ -16,7 +16,7 @@ def fig3(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
     """Objective (upper row) and active units (lower row) against iteration, one column per panel.
 
     Lines are means over seeds, bands reach from the lowest to the highest seed; diamonds are the authors' released
-    curves where they were read off (P1).
+    curves where they were read off (P1). The first tenth of a run may leave the frame of the objective at its top.
     """
     figure, axes = plt.subplots(
         2, len(panels), figsize=(3.6 * len(panels) + 0.6, 5.2), sharex="col", squeeze=False, layout="constrained"
@@ -27,7 +27,9 @@ def fig3(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
         _curves(objective, rows, "objective/path_norm", panel.get("reference", {}))
         _curves(active, rows, "sparsity/active_units", panel.get("reference", {}))
         objective.set_title(panel["title"])
-        objective.set_yscale("log")
+        settled = rows.loc[rows["step"] >= rows["step"].max() / 10, "objective/path_norm"]
+        if settled.notna().any():
+            objective.set_ylim(0, 1.1 * settled.max())
         active.set_ylim(-0.02, 1.05)
         active.yaxis.set_major_formatter(PercentFormatter(1.0))
         active.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -1,0 +1,31 @@
+"""Download a data set with torchvision into the data folder. Called by ``make fetch-mnist``.
+
+python scripts/fetch_data.py mnist
+"""
+
+import argparse
+import sys
+
+from wdlab import data, runs
+from wdlab.errors import explain
+
+
+def main() -> None:
+    """The command line; exit code 2 if the data set cannot be had."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("dataset", help="a file in configs/dataset: mnist, ...")
+    arguments = parser.parse_args()
+    try:
+        config = runs.compose([f"dataset={arguments.dataset}"])
+        data.check(config["dataset"], config["paths"]["data"], batch_size=1)
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+    print(f"{arguments.dataset}: ready under {config['paths']['data']}")
+
+
+if __name__ == "__main__":
+    main()

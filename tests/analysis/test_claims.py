@@ -1,0 +1,115 @@
+"""Verdicts on curves whose answer is known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from wdlab.analysis import claims
+from wdlab.errors import ConfigError
+
+STEPS = np.arange(0, 101, 10)
+
+
+def table(curves: dict[tuple[str, int], np.ndarray]) -> pd.DataFrame:
+    """Runs of metric ``m`` by (method, seed)."""
+    return pd.concat(
+        pd.DataFrame({"run": f"{method}-{seed}", "method": method, "seed": seed, "step": STEPS, "m": values})
+        for (method, seed), values in curves.items()
+    )
+
+
+def claim(**changes):
+    base = {
+        **{"id": "c", "statement": "", "metric": "m", "statistic": {"name": "value_at", "step": "last"}},
+        **{"a": {"method": "a"}, "b": {"method": "b"}, "direction": "lower", "smallest_difference": 0.1, "reason": ""},
+    }
+    return base | changes
+
+
+def ending(a: list[float], b: list[float]) -> pd.DataFrame:
+    curves = {("a", s): np.full(len(STEPS), v) for s, v in enumerate(a)}
+    return table(curves | {("b", s): np.full(len(STEPS), v) for s, v in enumerate(b)})
+
+
+@pytest.mark.parametrize(
+    ("direction", "a", "verdict"),
+    [
+        ("lower", [0.5, 0.6, 0.4], "reproduced"),
+        ("lower", [1.2, 1.3, 1.1], "contradicted"),
+        ("lower", [0.95, 0.97, 0.99], "contradicted"),  # lower, but never by what counts
+        ("lower", [0.5, 1.2, 1.0], "inconclusive"),
+        ("higher", [1.5, 1.6, 1.4], "reproduced"),
+        ("higher", [0.5, 0.6, 0.4], "contradicted"),
+        ("equal", [1.05, 0.95, 1.0], "reproduced"),
+        ("equal", [1.5, 1.6, 1.4], "contradicted"),
+        ("equal", [1.5, 1.0, 1.0], "inconclusive"),
+    ],
+)
+def test_verdicts(direction, a, verdict):
+    judged = claims.judge(claim(direction=direction), ending(a, [1.0, 1.0, 1.0]))
+    assert judged["verdict"] == verdict and judged["n"] == 3 and judged["exploratory"]
+    assert judged["mean_difference"] == pytest.approx(np.mean(a) - 1)
+    assert judged["interval"][0] <= judged["mean_difference"] <= judged["interval"][1]
+
+
+def test_pairs_share_a_seed():
+    rows = ending([0.0, 10.0, 20.0], [1.0, 11.0, 21.0])
+    judged = claims.judge(claim(), rows[~((rows["method"] == "b") & (rows["seed"] == 2))])
+    assert judged["n"] == 2 and judged["interval"] == [-1.0, -1.0] and judged["verdict"] == "reproduced"
+
+
+def test_one_seed_proves_nothing():
+    judged = claims.judge(claim(), ending([0.0], [1.0]))
+    assert judged["verdict"] == "inconclusive" and judged["interval"] is None and "two seeds" in judged["note"]
+
+
+def test_a_group_may_be_compared_with_a_number():
+    judged = claims.judge(claim(b=1.0, direction="equal"), ending([1.0, 1.0], []))
+    assert judged["verdict"] == "reproduced" and judged["b_mean"] == 1.0
+
+
+def test_reaching_a_level_is_interpolated_between_log_points():
+    rows = table({("a", 0): 1 - STEPS / 50, ("b", 0): 1 - STEPS / 400})
+    statistic = {"name": "share_of_run_to_reach", "level": "where b ends"}
+    judged = claims.judge(claim(statistic=statistic), rows)
+    assert judged["a_mean"] == pytest.approx(0.125) and judged["b_mean"] == 1.0
+
+
+def test_a_level_that_is_never_reached_counts_as_the_whole_run_and_is_said():
+    rows = table({("a", s): 1 + STEPS / 50 for s in (0, 1)} | {("b", s): 0.5 - STEPS / 400 for s in (0, 1)})
+    statistic = {"name": "share_of_run_to_reach", "level": "where b ends"}
+    judged = claims.judge(claim(statistic=statistic), rows)
+    assert judged["a_mean"] == 1.0 and judged["verdict"] == "contradicted" and "never reached" in judged["note"]
+
+
+def test_a_run_that_diverged_makes_a_claim_inconclusive():
+    rows = ending([0.0, 0.0], [1.0, 1.0])
+    rows.loc[(rows["run"] == "a-1") & (rows["step"] == 100), "m"] = float("nan")
+    for statistic in ({"name": "value_at", "step": "last"}, {"name": "share_of_run_to_reach", "level": "where b ends"}):
+        judged = claims.judge(claim(statistic=statistic, a={"method": "b"}, b={"method": "a"}), rows)
+        assert judged["verdict"] == "inconclusive" and "diverged" in judged["note"]
+
+
+def test_deviation_from_reference_values():
+    rows = table({("a", s): 1 + STEPS / 100 for s in (0, 1)})
+    options = {"name": "worst_deviation", "reference": {0: 1.0, 50: 1.25}}
+    assert claims.judge(claim(statistic={**options, "relative": True}, b=0.0), rows)["a_mean"] == pytest.approx(0.2)
+    assert claims.judge(claim(statistic={**options, "relative": False}, b=0.0), rows)["a_mean"] == pytest.approx(0.25)
+
+
+def test_a_value_at_a_step():
+    rows = table({("a", s): STEPS * 1.0 for s in (0, 1)})
+    judged = claims.judge(claim(statistic={"name": "value_at", "step": 30}, b=0.0), rows)
+    assert judged["a_mean"] == 30.0
+
+
+@pytest.mark.parametrize("change", [{"direction": "sideways"}, {"statistic": {"name": "luck"}}])
+def test_an_unknown_word_in_a_claim_is_refused(change):
+    with pytest.raises(ConfigError, match=r"claim c: .* is unknown"):
+        claims.judge(claim(**change), ending([0.0, 0.0], [1.0, 1.0]))
+
+
+def test_a_group_with_two_runs_of_one_seed_is_refused():
+    rows = pd.concat([ending([0.0], [1.0]), ending([0.0], []).assign(run="another")])
+    with pytest.raises(ConfigError, match="holds 2 runs of seed 0, expected 1"):
+        claims.judge(claim(), rows)

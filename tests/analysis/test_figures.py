@@ -1,0 +1,93 @@
+"""A figure from its declaration to its files, on runs that are too short to mean anything."""
+
+import copy
+import json
+import sys
+
+import pandas as pd
+import pytest
+
+from scripts import reproduce
+from wdlab.analysis import figures
+from wdlab.errors import ConfigError, RunFailed
+
+SHORT = ["train.steps=20", "train.log_every=10", "train.eval_every=10", "model.width=8"]
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """fig3 at quick scale with 20 steps a run."""
+    declared = copy.deepcopy(figures.declaration("fig3", "quick"))
+    for panel in declared["at"]["panels"]:
+        panel["shared"] += SHORT
+    monkeypatch.setattr(figures, "declaration", lambda *_: declared)
+    return declared
+
+
+def test_a_figure_leaves_table_picture_and_verdicts_and_is_not_run_again(short, tmp_path, capfd):
+    reproduce.reproduce("fig3", "quick", "local", "disabled", tmp_path)
+    printed = capfd.readouterr().out
+    files = figures.Files.of("fig3", "quick", tmp_path)
+    assert all(str(path) in printed for path in (files.table, files.picture, files.verdicts))
+    assert files.picture.stat().st_size > 10_000 and files.print_picture.exists()
+    table = pd.read_csv(files.table)
+    assert list(table.columns[:7]) == ["panel", "run", "dataset", "model", "optimizer", "regularizer", "seed"]
+    assert len(table) == 12 * 3
+    judged = json.loads(files.verdicts.read_text())
+    assert {c["panel"] for c in judged["claims"]} == {"mlp", "factorized"}
+    assert all(c["n"] == 3 and c["verdict"] in printed for c in judged["claims"])
+    assert judged["runs"] == {"done": 12} and judged["scale_down"] and judged["devices"] and judged["code"]
+    before = {path: path.read_bytes() for path in (files.table, files.picture, files.print_picture, files.verdicts)}
+    reproduce.reproduce("fig3", "quick", "local", "disabled", tmp_path)
+    assert "12 runs, 0 to do" in capfd.readouterr().out
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_runs_that_fail_leave_no_figure(short, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce.subprocess, "run", lambda *_, **__: type("Ended", (), {"returncode": 1}))
+    with pytest.raises(RunFailed, match=r"12 runs are not finished .*no figure was made"):
+        reproduce.reproduce("fig3", "quick", "local", "disabled", tmp_path)
+    assert not figures.Files.of("fig3", "quick", tmp_path).table.exists()
+
+
+def test_a_diverged_run_is_a_result(short, tmp_path):
+    short["at"]["panels"] = short["at"]["panels"][:1]
+    short["at"]["panels"][0]["shared"] += ["optimizer.lr=1e30"]
+    reproduce.reproduce("fig3", "quick", "local", "disabled", tmp_path)
+    judged = json.loads(figures.Files.of("fig3", "quick", tmp_path).verdicts.read_text())
+    assert judged["runs"] == {"diverged": 6}
+    assert {claim["verdict"] for claim in judged["claims"]} == {"inconclusive"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fig99"], "figure fig99: does not exist; available: fig3"),
+        (["fig3", "--scale", "huge"], "SCALE=huge: must be one of quick, cpu, paper"),
+        (["fig3", "--launcher", "moon"], "LAUNCHER=moon: must be one of auto, local, joblib"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments, message, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *arguments, "--results", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main()
+    assert ended.value.code == 2 and capsys.readouterr().err == f"error: {message}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pending_panel_is_declared_but_has_no_runs():
+    declared = figures.declaration("fig3", "paper")
+    assert [p["panel"] for p in declared["at"]["panels"]] == ["mlp", "factorized", "vgg19"]
+    assert {job.panel for job in figures.jobs(declared, "anywhere")} == {"mlp", "factorized"}
+
+
+def test_the_mnist_panels_are_the_same_runs_at_cpu_and_paper_scale():
+    cpu, paper = (
+        {j.directory.name for j in figures.jobs(figures.declaration("fig3", s), "x")} for s in ("cpu", "paper")
+    )
+    assert cpu == paper and len(cpu) == 12
+
+
+def test_a_figure_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match="available: fig3"):
+        figures.declaration("fig0", "quick")

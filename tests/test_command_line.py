@@ -1,0 +1,101 @@
+"""What a user types and reads: sweeps, help, and one clear line for every mistake."""
+
+import json
+import re
+
+import pytest
+
+TINY = ("train.steps=10", "train.log_every=10", "train.eval_every=10", "model.width=8", "logger=disabled")
+LISTED = re.compile(r"^\d+ runs: ", re.MULTILINE)
+
+
+def test_help_and_cfg_job_print_and_train_nothing(shell, tmp_path):
+    help_text = shell("--help")
+    assert help_text.returncode == 0 and "regularizer: l2, none, pathprox" in help_text.stdout
+    config = shell("--cfg", "job", "regularizer=l2")
+    assert config.returncode == 0 and "_target_: wdlab.regularizers.L2.for_model" in config.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_runs_every_combination_sums_up_and_is_not_run_again(shell, tmp_path):
+    sweep = ("-m", "dataset=digits", "model=mlp", "regularizer=l2,pathprox", "seed=0,1,2", *TINY)
+    first = shell(*sweep)
+    assert first.returncode == 0, first.stderr
+    assert "6 runs: 0 finished before, 6 to do" in first.stdout and "sweep: 6 done" in first.stdout
+    assert len(list((tmp_path / "results" / "runs").iterdir())) == 6
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+    again = shell(*sweep)
+    assert again.returncode == 0 and "6 runs: 6 finished before, 0 to do" in again.stdout
+    assert "started" not in again.stdout
+
+
+def test_a_sweep_goes_on_past_a_bad_run_names_it_and_fails(shell):
+    ended = shell("-m", "optimizer.lr=0.1,1e30", "seed=0,1", *TINY)
+    assert ended.returncode == 1
+    assert "sweep: 2 diverged, 2 done" in ended.stdout
+    assert len(re.findall(r"^  digits-mlp-sgd-none-\w+: diverged, step 10$", ended.stdout, re.MULTILINE)) == 2
+    assert ended.stderr.strip() == "error: 2 of 4 runs did not end well; see above"
+
+
+def test_paired_settings_come_from_a_list_of_jobs(shell, tmp_path):
+    jobs = [["optimizer.lr=0.1", "regularizer.strength=1e-3"], ["optimizer.lr=0.2", "regularizer.strength=1e-4"]]
+    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
+    ended = shell("-m", "hydra.sweeper.jobs=jobs.json", "regularizer=l2", "seed=0,1", *TINY)
+    assert ended.returncode == 0 and "sweep: 4 done" in ended.stdout
+
+
+def test_the_joblib_launcher_gives_the_same_records(shell, tmp_path):
+    sweep = ("-m", "seed=0,1", *TINY, "runtime.threads=1")
+    assert shell(*sweep, "paths.runs=local").returncode == 0
+    parallel = shell(*sweep, "paths.runs=joblib", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert parallel.returncode == 0 and "sweep: 2 done" in parallel.stdout
+    for path in (tmp_path / "local").iterdir():
+        assert (path / "metrics.jsonl").read_bytes() == (tmp_path / "joblib" / path.name / "metrics.jsonl").read_bytes()
+
+
+BAD = {
+    "regularizer=foo": "regularizer=foo: does not exist; available: l2, none, pathprox",
+    "regularizer.strenght=1": "regularizer.strenght: unknown key; did you mean strength? allowed: strength, scope",
+    "regularizer.strength=-1": "regularizer.strength=-1: must be a finite number >= 0",
+    "dataset=mnist": "dataset=mnist: not found under data and the download failed",
+    "optimizer.lr=fast": "optimizer.lr=fast: must be a number",
+    "train.steps=0": "train.steps=0: must be a whole number >= 1",
+    "train.batch_size=5000": "train.batch_size=5000: must be between 1 and 1200, the training examples",
+    "model.depth=1": "model.depth=1: must be a whole number >= 2",
+    "seed=-1": "seed=-1: must be a whole number >= 0",
+    "runtime.device=tpu": "runtime.device=tpu: must be one of auto, cpu, cuda",
+    "+train.epochs=3": "train.epochs: unknown key; allowed: steps, batch_size, log_every, eval_every",
+    "~model": "model: unknown key; allowed:",
+    "regularizer=[": "",
+    "=3": "command line:",
+}
+
+
+@pytest.mark.parametrize("override", BAD)
+def test_bad_input_is_one_clear_line_before_training(shell, tmp_path, override):
+    ended = shell(override)
+    assert ended.returncode == 2
+    lines = ended.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f"error: {BAD[override]}")
+    assert ended.stdout == "" and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "sweep", ["regularizer.strength=1e-4,-1", "seed=0,1,nought", "hydra.sweeper.jobs=nowhere.json"]
+)
+def test_a_bad_job_stops_a_sweep_before_its_first_run(shell, tmp_path, sweep):
+    ended = shell("-m", "regularizer=l2", sweep)
+    assert ended.returncode == 2 and len(ended.stderr.strip().splitlines()) == 1
+    assert ended.stderr.startswith("error: ") and not LISTED.search(ended.stdout)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_truncated_checkpoint_is_one_clear_line(shell, tmp_path):
+    assert shell(*TINY).returncode == 0
+    (directory,) = (tmp_path / "results" / "runs").iterdir()
+    (directory / "status.json").write_text('{"status": "running"}')
+    whole = (directory / "checkpoint.pt").read_bytes()
+    (directory / "checkpoint.pt").write_bytes(whole[:1000])
+    ended = shell(*TINY)
+    assert ended.returncode == 2 and len(ended.stderr.strip().splitlines()) == 1
+    assert re.search(r"checkpoint\.pt: damaged, .*delete it to go on from the start", ended.stderr)

@@ -1,0 +1,113 @@
+"""The local table, and W&B as a mirror that may fail but never stops a run."""
+
+import builtins
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT
+from wdlab import recorder, runs, train
+
+
+class Spy(recorder.Mirror):
+    def __init__(self):
+        self.rows = []
+
+    def log(self, row):
+        self.rows.append(dict(row))
+
+
+def test_rows_are_appended_and_mirrored(tmp_path):
+    spy = Spy()
+    records = recorder.Recorder(tmp_path / "metrics.jsonl", 0, spy)
+    records.log({"step": 0, "train/loss": 2.5})
+    records.log({"step": 1, "train/loss": float("nan"), "norm/path": float("inf")})
+    records.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == spy.rows == [{"step": 0, "train/loss": 2.5}, {"step": 1, "train/loss": None, "norm/path": None}]
+
+
+def test_going_on_keeps_what_the_checkpoint_vouches_for_and_mirrors_it_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    first = recorder.Recorder(path, 0, recorder.Mirror())
+    first.log({"step": 0})
+    kept = first.sync()
+    first.log({"step": 1})
+    first.close()
+    spy = Spy()
+    again = recorder.Recorder(path, kept, spy)
+    assert again.last == {"step": 0} and spy.rows == [{"step": 0}]
+    again.log({"step": 1})
+    again.close()
+    assert path.read_text() == '{"step": 0}\n{"step": 1}\n'
+
+
+def test_disabled_never_imports_wandb(tmp_path):
+    code = (
+        "import sys; from wdlab import runs, train\n"
+        f"train.run(runs.compose(['logger=disabled', 'train.steps=2', 'paths.runs={tmp_path}']))\n"
+        "sys.exit('wandb' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=False).returncode == 0
+
+
+def test_offline_leaves_a_run_that_wandb_sync_accepts(compose, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")  # the config decides, and no account is needed
+    config = compose("logger=offline")
+    assert train.run(config) == "done"
+    directory = runs.RunDirectory(config["paths"]["runs"], runs.identity(config))
+    (offline,) = directory.path.glob("wandb/offline-run-*")
+    command = [str(Path(sys.executable).parent / "wandb"), "sync", "--dry-run", str(offline)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0 and "Would sync 1 run" in answer.stdout + answer.stderr
+    (stored,) = offline.glob("*.wandb")
+    content = stored.read_bytes()
+    for line in directory.metrics.read_text().splitlines():
+        loss = json.loads(line)["train/loss"]
+        assert str(loss).encode() in content  # every row is there, values as recorded
+
+
+@pytest.mark.parametrize("moment", ["import", "init", "log", "finish"])
+def test_a_wandb_that_fails_stops_nothing(compose, monkeypatch, caplog, moment):
+    class Run:
+        step = 0
+
+        def log(self, *_, **__):
+            if moment == "log":
+                raise OSError("disk full")
+
+        def finish(self, **_):
+            if moment == "finish":
+                raise OSError("disk full")
+
+    def init(**_):
+        if moment == "init":
+            raise OSError("disk full")
+        return Run()
+
+    import wandb
+
+    real_import = builtins.__import__
+
+    def failing_import(name, *arguments, **options):
+        if name == "wandb" and moment == "import":
+            raise ImportError("no wandb here")
+        return real_import(name, *arguments, **options)
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr(builtins, "__import__", failing_import)
+    config = compose("logger=offline")
+    assert train.run(config) == "done"
+    assert sum("W&B stopped" in record.message for record in caplog.records) == 1
+    directory = runs.RunDirectory(config["paths"]["runs"], runs.identity(config))
+    assert len(directory.metrics.read_text().splitlines()) == 3
+
+
+def test_online_without_an_account_goes_on_without_asking(shell, tmp_path):
+    environment = {"WANDB_API_KEY": "", "HOME": str(tmp_path), "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    ended = shell("logger=online", "train.steps=2", "runtime=cpu", env=environment, stdin=subprocess.DEVNULL)
+    assert ended.returncode == 0, ended.stderr
+    assert "W&B stopped" in ended.stdout

@@ -1,0 +1,49 @@
+"""The committed results are what the committed declarations say, and the headline agrees with the released curves."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from wdlab import runs
+from wdlab.analysis import claims, figures
+
+RESULTS = runs.PROJECT / "results"
+MADE = [
+    (name, scale)
+    for name in figures.names()
+    for scale in figures.SCALES
+    if figures.Files.of(name, scale, RESULTS).verdicts.exists()
+]
+
+
+def test_fig3_is_there_at_both_scales():
+    assert {("fig3", "quick"), ("fig3", "cpu")} <= set(MADE)
+
+
+@pytest.mark.parametrize(("name", "scale"), MADE)
+def test_the_table_holds_exactly_the_declared_runs(name, scale):
+    declared = figures.declaration(name, scale)
+    table = pd.read_csv(figures.Files.of(name, scale, RESULTS).table)
+    assert set(table["run"]) == {job.directory.name for job in figures.jobs(declared, "anywhere")}
+
+
+@pytest.mark.parametrize(("name", "scale"), MADE)
+def test_the_verdicts_follow_from_the_table(name, scale):
+    declared, files = figures.declaration(name, scale), figures.Files.of(name, scale, RESULTS)
+    table, committed = pd.read_csv(files.table), json.loads(files.verdicts.read_text())["claims"]
+    again = figures.verdicts(declared, table, [])["claims"]
+    assert json.loads(json.dumps(again)) == committed
+    assert files.picture.exists() and files.print_picture.exists()
+
+
+@pytest.mark.parametrize("method", ["l2", "pathprox"])
+def test_fig3_on_mnist_is_within_three_percent_of_the_released_curves(method):
+    declared = figures.declaration("fig3", "cpu")
+    table = pd.read_csv(figures.Files.of("fig3", "cpu", RESULTS).table)
+    rows = claims.select(table, {"panel": "mlp", "regularizer": method})
+    means = rows.groupby("step")["objective/path_norm"].agg(["mean", "count"])
+    reference = declared["released"]["objective/path_norm"][method]
+    for step in (5000, 10000, 40000, 49000):
+        assert means.loc[step, "count"] == 3
+        assert means.loc[step, "mean"] == pytest.approx(reference[step], rel=0.03), step
