@@ -1,6 +1,7 @@
 """Progress of a run: a bar with an ETA on a terminal, plain lines now and then elsewhere. Called by the loop."""
 
 import logging
+import multiprocessing
 import sys
 import time
 from collections.abc import Mapping
@@ -44,8 +45,8 @@ class Progress:
 
 
 def on_terminal() -> bool:
-    """Whether a person watches standard error."""
-    return sys.stderr.isatty()
+    """Whether a person watches standard error, and this process is not one of several that write to it."""
+    return sys.stderr.isatty() and multiprocessing.current_process().name == "MainProcess"
 
 
 def clock(seconds: float) -> str:

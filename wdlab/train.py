@@ -72,8 +72,10 @@ def _check_numbers(config: DictConfig, section: str) -> None:
             raise ConfigError(f"{section}.lr={value}: must be a finite number >= 0")
 
 
-def build(config: DictConfig, on: torch.device | None = None) -> tuple[Any, Any, Any, Any]:
-    """Model, optimizer, regularizer and learning-rate schedule of a config; initial weights depend on ``seed`` only.
+def build(config: DictConfig) -> tuple[Any, Any, Any, Any]:
+    """Model, optimizer, regularizer and learning-rate schedule of a config, on the CPU.
+
+    The initial weights depend on ``seed`` only. ``model.to(device)`` moves what all of them hold.
 
     Raises:
         ConfigError: naming the key, the value and what is allowed.
@@ -81,8 +83,6 @@ def build(config: DictConfig, on: torch.device | None = None) -> tuple[Any, Any,
     torch.manual_seed(config["seed"])
     shape, classes = tuple(config["dataset"]["shape"]), config["dataset"]["classes"]
     model = _instantiate(config, "model", input_shape=shape, classes=classes)
-    if on is not None:
-        model.to(on)
     optimizer = _instantiate(config, "optimizer", params=list(model.parameters()))
     regularizer = _instantiate(config, "regularizer", model=model)
     lr_factor = _instantiate(config, "lr_schedule")
@@ -147,11 +147,11 @@ def _train(config: DictConfig, directory: runs.RunDirectory, exit_requested: thr
     settings = runs.scientific_config(config)
     mirror = records = None
     try:
-        model, *_ = build(config)
+        model, optimizer, regularizer, lr_factor = build(config)
         machine = device.set_up(config["runtime"], model)
+        model.to(machine.device)
         start = checkpoint.load(directory, machine.device)
         loaded = data.load(config["dataset"], config["paths"]["data"], machine.device)
-        model, optimizer, regularizer, lr_factor = build(config, machine.device)
         mirror = recorder.make_mirror(config["logger"], directory.path, directory.name, settings)
         records = recorder.Recorder(directory.metrics, start["records_bytes"] if start else 0, mirror)
         experiment = loop.Experiment(model, loaded, optimizer, regularizer, lr_factor, machine, config["seed"])

@@ -1,0 +1,41 @@
+"""A bar on a terminal, plain lines elsewhere."""
+
+import contextlib
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import PROJECT
+from wdlab import progress
+
+
+def test_elsewhere_lines_come_now_and_then_with_the_time_left(monkeypatch, caplog):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with caplog.at_level("INFO", "wdlab"), progress.Progress("a-run", steps=1000, first=100) as shown:
+        for step in (200, 300, 400, 1000):
+            now[0] += 20
+            shown.update(step, {"train/loss": 0.25})
+    assert [r.message for r in caplog.records] == ["a-run: step 300 of 1000, train loss 0.25, about 2:20 left"]
+
+
+def test_a_terminal_shows_a_bar_with_an_eta(tmp_path):
+    overrides = ["train.steps=400", "train.log_every=10", "logger=disabled", f"paths.runs={tmp_path}"]
+    controller, terminal = pty.openpty()
+    command = [sys.executable, "-m", "wdlab.train", *overrides]
+    ended = subprocess.Popen(command, cwd=PROJECT, stderr=terminal, stdout=subprocess.DEVNULL)
+    os.close(terminal)
+    shown = ""
+    with contextlib.suppress(OSError):  # how a terminal says that nobody writes to it any more
+        while part := os.read(controller, 10_000).decode():
+            shown += part
+    os.close(controller)
+    assert ended.wait() == 0 and "digits-mlp-sgd-none" in shown and "/400" in shown and "step/s" in shown
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(5, "0:05"), (65.4, "1:05"), (3700, "1:01:40")])
+def test_clock(seconds, shown):
+    assert progress.clock(seconds) == shown
