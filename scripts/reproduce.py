@@ -81,7 +81,10 @@ def tell(files: figures.Files, judged: dict) -> None:
     """Print where the figure is and what its verdicts say."""
     print(f"\ntable    {files.table}\npicture  {files.picture}\nverdicts {files.verdicts}\n")
     exploratory = any(claim["exploratory"] for claim in judged["claims"])
-    print(f"{judged['title']}, {judged['scale']} scale, seeds {judged['seeds']}" + exploratory * ", exploratory")
+    print(f"{judged['title']}, {judged['scale']} scale" + exploratory * ", exploratory: fewer than 5 seeds")
+    for panel in judged["panels"].values():
+        if "seeds" in panel:
+            print(f"  {panel['title']}: seeds {', '.join(map(str, panel['seeds']))}")
     print(textwrap.fill(f"Scale-downs: {judged['scale_down']}", 110))
     for claim in judged["claims"]:
         print(f"  {claim['verdict']:<13}{claim['panel']}: {claim['id']}: {figures.numbers(claim)}")

@@ -5,6 +5,7 @@ import os
 import pty
 import subprocess
 import sys
+import termios
 
 import pytest
 
@@ -25,6 +26,7 @@ def test_elsewhere_lines_come_now_and_then_with_the_time_left(monkeypatch, caplo
 def test_a_terminal_shows_a_bar_with_an_eta(tmp_path):
     overrides = ["train.steps=400", "train.log_every=10", "logger=disabled", f"paths.runs={tmp_path}"]
     controller, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 120))
     command = [sys.executable, "-m", "wdlab.train", *overrides]
     ended = subprocess.Popen(command, cwd=PROJECT, stderr=terminal, stdout=subprocess.DEVNULL)
     os.close(terminal)

@@ -55,7 +55,7 @@ def jobs(declared: Mapping[str, Any], root: str | Path) -> list[Job]:
     """Every run of the figure at its scale: panel x (shared + one of vary) x seed. Pending panels have none."""
     found = []
     for panel in ready_panels(declared):
-        for seed in declared["at"]["seeds"]:
+        for seed in seeds(declared, panel):
             for vary in panel["vary"]:
                 overrides = (*panel["shared"], *vary, f"seed={seed}")
                 directory = runs.RunDirectory(root, runs.identity(runs.compose(overrides)))
@@ -66,6 +66,11 @@ def jobs(declared: Mapping[str, Any], root: str | Path) -> list[Job]:
 def ready_panels(declared: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The panels that can be run: those not marked ``pending``."""
     return [panel for panel in declared["at"]["panels"] if "pending" not in panel]
+
+
+def seeds(declared: Mapping[str, Any], panel: Mapping[str, Any]) -> list[int]:
+    """The seeds of a panel: its own, or those of the scale."""
+    return list(panel.get("seeds", declared["at"]["seeds"]))
 
 
 def table(figure_jobs: list[Job]) -> pd.DataFrame:
@@ -82,8 +87,8 @@ def draw(declared: Mapping[str, Any], rows: pd.DataFrame) -> Figure:
     drawn = [panel for panel in declared["at"]["panels"] if (rows["panel"] == panel["panel"]).any()]
     with style.context():
         figure = getattr(importlib.import_module(module), function)(rows, drawn)
-        seeds = rows["seed"].nunique()
-        figure.suptitle(f"{declared['title']}  ({declared['scale']} scale, {seeds} seeds)", fontsize=10)
+        count = rows.groupby("panel")["seed"].nunique().max()
+        figure.suptitle(f"{declared['title']}  ({declared['scale']} scale, {count} seeds)", fontsize=10)
     return figure
 
 
@@ -103,8 +108,11 @@ def verdicts(declared: Mapping[str, Any], rows: pd.DataFrame, figure_jobs: list[
         "paper": declared["paper"],
         "scale": declared["scale"],
         "scale_down": declared["at"]["scale_down"],
-        "panels": {panel["panel"]: panel.get("pending", panel["title"]) for panel in declared["at"]["panels"]},
-        "seeds": list(declared["at"]["seeds"]),
+        "panels": {
+            panel["panel"]: {"title": panel["title"]}
+            | ({"pending": panel["pending"]} if "pending" in panel else {"seeds": seeds(declared, panel)})
+            for panel in declared["at"]["panels"]
+        },
         "runs": dict(ended),
         "devices": sorted({_device(s) for s in sessions}),
         "code": sorted({s["code"].get("commit", "unknown") + _dirty(s["code"]) for s in sessions}),
