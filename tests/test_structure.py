@@ -21,7 +21,7 @@ ALLOWED = {
     "schedules": set(),
     "homogeneous": set(),
     "models": set(),
-    "progress": set(),
+    "progress": {"runs"},
     "runs": set(),
     "data": set(),
     "device": set(),
@@ -30,7 +30,7 @@ ALLOWED = {
     "regularizers": {"homogeneous"},
     "metrics": {"homogeneous", "regularizers", "data"},
     "loop": {"checkpoint", "data", "device", "metrics", "progress", "recorder", "regularizers", "runs"},
-    "sweep": {"runs", "train"},
+    "sweep": {"progress", "runs", "train"},
     "train": {"checkpoint", "data", "device", "loop", "progress", "recorder", "runs", "sweep"},
     "analysis": {"runs"},
 }

@@ -38,6 +38,7 @@ NAMED_KEYS = ("dataset", "model", "optimizer", "regularizer")
 FINISHED = ("done", "diverged")
 _PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "wandb", "pandas")
 _DIFF_LIMIT = 200_000
+_TAIL_BYTES = 16_384  # more than the longest line of metrics.jsonl
 
 
 def compose(overrides: Iterable[str]) -> DictConfig:
@@ -100,6 +101,17 @@ class RunDirectory:
     def status(self) -> str:
         """``new``, or the last status written: running, interrupted, done, diverged, failed."""
         return self.read("status.json").get("status", "new")
+
+    @property
+    def last_step(self) -> int:
+        """The step of the newest whole line of ``metrics.jsonl``; 0 if there is none."""
+        try:
+            with self.metrics.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+                lines = file.read().split(b"\n")[:-1]
+            return int(json.loads(lines[-1])["step"])
+        except (OSError, IndexError, ValueError, KeyError):
+            return 0
 
     @property
     def finished(self) -> bool:

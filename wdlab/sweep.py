@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from wdlab import runs
 from wdlab.errors import ConfigError, RunFailed
+from wdlab.progress import SweepProgress
 
 
 class Sweep(Sweeper):
@@ -44,7 +45,7 @@ class Sweep(Sweeper):
         """
         from wdlab.train import check
 
-        todo, directories = [], []
+        todo, running, directories = [], [], []
         for overrides in self._job_overrides(arguments):
             config: DictConfig = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
             directory = runs.RunDirectory(config["paths"]["runs"], runs.identity(config))
@@ -52,9 +53,11 @@ class Sweep(Sweeper):
             if not directory.finished:
                 check(config)
                 todo.append(overrides)
+                running.append((directory, config["train"]["steps"]))
         print(f"{len(directories)} runs: {len(directories) - len(todo)} finished before, {len(todo)} to do", flush=True)
         if todo:
-            self.launcher.launch(todo, initial_job_idx=0)
+            with SweepProgress(running):
+                self.launcher.launch(todo, initial_job_idx=0)
         _sum_up(directories)
 
     def _job_overrides(self, arguments: list[str]) -> list[list[str]]:

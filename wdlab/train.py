@@ -217,11 +217,14 @@ def _exit_requests() -> Iterator[threading.Event]:
 @hydra.main(version_base="1.3", config_path=str(runs.CONFIGS), config_name="train")
 def _hydra_main(config: DictConfig) -> str | Exception:
     """One run, alone or as a job of a sweep. Its error is returned, since Hydra would add lines to a raised one."""
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    if in_sweep and sys.stderr.isatty():
+        log.setLevel(logging.WARNING)  # the sweep's own bar tells
     try:
         return run(config)
     except (WdlabError, OmegaConfBaseException) as error:
         _errors.append(error)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
+        if in_sweep:
             log.error("error: %s", explain(error))
         return error
 
