@@ -25,6 +25,20 @@ def command(folder) -> list[str]:
     return [sys.executable, "-m", "wdlab.train", *OVERRIDES, f"paths.runs={folder}"]
 
 
+def test_a_polite_end_is_at_a_step_with_a_checkpoint(tmp_path):
+    process = subprocess.Popen(
+        command(tmp_path), cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert "started" in process.stdout.readline()
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=60)
+    directory = runs.RunDirectory(tmp_path, runs.identity(runs.compose(OVERRIDES)))
+    assert process.returncode == 130 and told.strip() == "interrupted; the same command goes on from here"
+    assert directory.status == "interrupted"
+    assert checkpoint.load(directory, torch.device("cpu"))["step"] >= directory.last_step
+
+
 def test_killed_and_resumed_equals_never_stopped(tmp_path):
     subprocess.run(command(tmp_path / "whole"), cwd=PROJECT, check=True, timeout=300)
     name = runs.identity(runs.compose(OVERRIDES))

@@ -201,12 +201,18 @@ def _outcome(directory: runs.RunDirectory) -> str:
 
 @contextlib.contextmanager
 def _exit_requests() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set instead of ending the process in the middle of a step."""
+    """An event that SIGINT and SIGTERM set instead of ending the process in the middle of a step; twice ends it."""
     requested = threading.Event()
+
+    def on_signal(*_: object) -> None:
+        if requested.is_set():
+            raise KeyboardInterrupt
+        requested.set()
+
     if threading.current_thread() is not threading.main_thread():
         yield requested
         return
-    previous = {s: signal.signal(s, lambda *_: requested.set()) for s in (signal.SIGINT, signal.SIGTERM)}
+    previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield requested
     finally:
