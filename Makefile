@@ -1,5 +1,6 @@
 # Set-up, figures, tests. `make help` lists the targets.
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+USABLE = import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(shell $(p) -c '$(USABLE)' 2>/dev/null && echo $(p))))
 BIN := .venv/bin
 READY := .venv/.ready
 SCALE ?= quick
@@ -16,8 +17,9 @@ help:  ## list the targets
 setup: $(READY)  ## build .venv with exactly the versions of requirements.lock
 
 $(READY): pyproject.toml requirements.lock
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; name one with PYTHON=..." >&2; exit 2; }
 	@echo "building .venv with $(PYTHON) (several GB, a few minutes) ..."
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
 	@touch $@
 
@@ -30,5 +32,5 @@ fetch-%: $(READY)  ## download a data set into ./data: make fetch-mnist
 test: $(READY)  ## the whole test suite; no network, GPU or account needed
 	@$(BIN)/python -m pytest
 
-lint: $(READY)  ## ruff, as the tests run it
+lint: $(READY)  ## ruff, check and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

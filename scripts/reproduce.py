@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -69,12 +70,24 @@ def run_missing(missing: list[figures.Job], launcher: str, logger: str, results:
         listed.write_text(json.dumps([list(job.overrides) for job in missing]))
         command = [sys.executable, "-m", "wdlab.train", "-m", f"hydra.sweeper.jobs={listed}"]
         options = [f"hydra/launcher={launcher}", f"logger={logger}", f"paths.runs={results / 'runs'}"]
-        ended = subprocess.run([*command, *options], check=False)
+        code = run_to_its_end([*command, *options])
     left = [job.directory for job in missing if not job.directory.finished]
-    if left and ended.returncode == 2:
-        sys.exit(2)  # it has said why
+    if left and code in (2, 130):
+        sys.exit(code)  # it has said why
     if left:
         raise RunFailed(f"{len(left)} runs are not finished ({left[0].name}: {left[0].status}); no figure was made")
+
+
+def run_to_its_end(command: list[str]) -> int:
+    """The exit code of a command that, on Ctrl-C or SIGTERM, is given the time to end in its own way."""
+    process = subprocess.Popen(command)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal has told the process itself
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        return process.wait()
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def tell(files: figures.Files, judged: dict) -> None:

@@ -30,7 +30,8 @@ def shell(tmp_path):
     """Run ``python -m wdlab.train`` in an empty folder, as a user would; returns the finished process."""
 
     def _shell(*arguments: str, module: str = "wdlab.train", env: dict | None = None, **options):
-        environment = {**os.environ, "PYTHONPATH": str(PROJECT), **(env or {})}
+        offline = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+        environment = {**os.environ, **offline, "no_proxy": "", "PYTHONPATH": str(PROJECT), **(env or {})}
         environment.pop("WDLAB_DATA", None)
         environment.pop("HYDRA_FULL_ERROR", None)
         command = [sys.executable, "-m", module, *arguments]

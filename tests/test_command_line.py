@@ -37,6 +37,17 @@ def test_a_sweep_goes_on_past_a_bad_run_names_it_and_fails(shell):
     assert ended.stderr.strip() == "error: 2 of 4 runs did not end well; see above"
 
 
+def test_a_job_that_cannot_even_start_is_named(shell, tmp_path):
+    assert shell(*TINY).returncode == 0
+    (directory,) = (tmp_path / "results" / "runs").iterdir()
+    (directory / "status.json").write_text('{"status": "running"}')  # as after a kill
+    (directory / "lock").unlink()
+    (directory / "lock").mkdir()
+    ended = shell("-m", "seed=0,1", *TINY)
+    assert ended.returncode == 1 and "1 done, 1 running" in ended.stdout
+    assert f"  {directory.name}: not run, IsADirectoryError" in ended.stdout
+
+
 def test_paired_settings_come_from_a_list_of_jobs(shell, tmp_path):
     jobs = [["optimizer.lr=0.1", "regularizer.strength=1e-3"], ["optimizer.lr=0.2", "regularizer.strength=1e-4"]]
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
@@ -59,10 +70,13 @@ BAD = {
     "regularizer.strength=-1": "regularizer.strength=-1: must be a finite number >= 0",
     "dataset=mnist": "dataset=mnist: not found under data and the download failed",
     "optimizer.lr=fast": "optimizer.lr=fast: must be a number",
-    "train.steps=0": "train.steps=0: must be a whole number >= 1",
+    "train.steps=0": "train.steps=0: must be a whole number between 1 and",
     "train.batch_size=5000": "train.batch_size=5000: must be between 1 and 1200, the training examples",
     "model.depth=1": "model.depth=1: must be a whole number >= 2",
-    "seed=-1": "seed=-1: must be a whole number >= 0",
+    "seed=-1": "seed=-1: must be a whole number between 0 and",
+    "dataset.val_size=abc": "dataset.val_size=abc: must be a whole number >= 1",
+    "+dataset.pre_class=10": "dataset.pre_class: unknown key; allowed:",
+    "paths.runs=null": "paths.runs=None: must be a folder",
     "runtime.device=tpu": "runtime.device=tpu: must be one of auto, cpu, cuda",
     "+train.epochs=3": "train.epochs: unknown key; allowed: steps, batch_size, log_every, eval_every",
     "~model": "model: unknown key; allowed:",

@@ -51,7 +51,7 @@ def test_the_identity_is_stable():
 
 def test_the_lock_keeps_a_second_owner_out_and_is_free_afterwards(tmp_path):
     directory = RunDirectory(tmp_path, "a-run")
-    directory.create(runs.compose([]))
+    directory.create()
     with directory.lock(), pytest.raises(Timeout), RunDirectory(tmp_path, "a-run").lock():
         pass
     with directory.lock():
@@ -65,7 +65,7 @@ def test_a_directory_that_is_not_there_is_new_and_stays_away(tmp_path):
 
 def test_status_files_are_whole_or_absent(tmp_path):
     directory = RunDirectory(tmp_path, "a-run")
-    directory.create(runs.compose([]))
+    directory.create()
     directory.write_status("running", step=3)
     assert directory.read("status.json")["step"] == 3 and directory.status == "running"
     (directory.path / "status.json").write_text('{"status": "do')
@@ -74,9 +74,10 @@ def test_status_files_are_whole_or_absent(tmp_path):
 
 def test_provenance_adds_a_session_each_time(tmp_path):
     directory = RunDirectory(tmp_path, "a-run")
-    directory.create(runs.compose([]))
+    directory.create()
     for threads in (1, 2):
-        directory.write_provenance("a device", threads, "checksum", precision="fp32")
+        same = directory.write_provenance("checksum", threads=threads, precision="fp32")
+        assert same == (threads == 1)
     found = json.loads((directory.path / "provenance.json").read_text())
     assert [s["threads"] for s in found["sessions"]] == [1, 2] and found["data_checksum"] == "checksum"
     assert {"python", "torch", "numpy"} <= found["sessions"][0]["versions"].keys()

@@ -112,7 +112,9 @@ def test_every_figure_declares_every_scale(name, scale):
     assert declared["at"]["scale_down"] and declared["claims"]
 
 
-def test_every_figure_at_paper_scale_is_run_or_says_why_not():
-    for name in figures.names():
-        declared = figures.declaration(name, "paper")
-        assert all(panel.get("pending", "said") for panel in declared["at"]["panels"])
+def test_ruff_has_nothing_to_say():
+    pytest.importorskip("ruff")
+    for arguments in (["check"], ["format", "--check"]):
+        command = [sys.executable, "-m", "ruff", *arguments, "."]
+        answer = subprocess.run(command, cwd=runs.PROJECT, capture_output=True, text=True, check=False)
+        assert answer.returncode == 0, answer.stdout

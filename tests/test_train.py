@@ -1,6 +1,8 @@
 """A run from config to records: what it leaves, what it skips, how it goes on, how it ends."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -70,7 +72,7 @@ def test_training_equals_a_bare_torch_loop_bit_for_bit(compose):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(inputs), labels).backward()
         optimizer.step()
-    saved = checkpoint.load(directory_of(config), torch.device("cpu"))["model"]
+    saved = checkpoint.load(directory_of(config))["model"]
     assert all(torch.equal(saved[key], value) for key, value in model.state_dict().items())
 
 
@@ -104,11 +106,20 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(compose, monkeypatch):
 
 def same_ending(one: runs.RunDirectory, other: runs.RunDirectory) -> None:
     assert one.metrics.read_bytes() == other.metrics.read_bytes()
-    states = [checkpoint.load(d, torch.device("cpu")) for d in (one, other)]
-    assert states[0]["model"].keys() == states[1]["model"].keys()
-    for part in ("model", "optimizer", "regularizer"):
-        assert repr(states[0][part]) == repr(states[1][part])
-    assert all(torch.equal(states[0]["model"][key], states[1]["model"][key]) for key in states[0]["model"])
+    states = [checkpoint.load(d) for d in (one, other)]
+    for part in ("model", "optimizer", "regularizer", "rng"):
+        assert bitwise_equal(states[0][part], states[1][part])
+
+
+def bitwise_equal(one, other) -> bool:
+    """Whether two nested states hold the same tensors and values."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(bitwise_equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(bitwise_equal(a, b) for a, b in zip(one, other, strict=True))
+    return one == other
 
 
 def test_an_error_is_recorded_and_the_run_retried(compose, monkeypatch):
@@ -134,10 +145,38 @@ def test_divergence_ends_the_run_with_its_records(compose):
         train.run(config)
 
 
+@pytest.mark.parametrize("log_every", [1, 20])
+def test_a_run_killed_while_it_diverged_still_ends_as_diverged(compose, log_every):
+    config = compose("optimizer.lr=1e30", f"train.log_every={log_every}", f"train.eval_every={log_every}")
+    for _ in range(2):
+        with pytest.raises(RunFailed, match="diverged"):
+            train.run(config)
+        records = directory_of(config).metrics.read_bytes()
+        directory_of(config).write_status("running")  # as if killed before it could say so
+    with pytest.raises(RunFailed, match="diverged"):
+        train.run(config)
+    assert directory_of(config).metrics.read_bytes() == records
+
+
+def test_a_signal_after_the_last_step_still_stops_a_sweep(compose, monkeypatch):
+    config = compose()
+    write = runs.RunDirectory.write
+
+    def interrupting_write(directory, name, content):
+        if name == "summary.json":
+            os.kill(os.getpid(), signal.SIGINT)
+        write(directory, name, content)
+
+    monkeypatch.setattr(runs.RunDirectory, "write", interrupting_write)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(config)
+    assert directory_of(config).status == "done"
+
+
 def test_a_run_that_another_process_has_is_left_alone(compose):
     config = compose()
     directory = directory_of(config)
-    directory.create(config)
+    directory.create()
     with directory.lock():
         assert train.run(config) == "locked"
     assert train.run(config) == "done"

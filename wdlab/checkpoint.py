@@ -21,8 +21,8 @@ def save(run: RunDirectory, state: dict[str, Any]) -> None:
     temporary.replace(run.checkpoint)
 
 
-def load(run: RunDirectory, device: torch.device) -> dict[str, Any] | None:
-    """The newest checkpoint of a run, or None if it has none.
+def load(run: RunDirectory) -> dict[str, Any] | None:
+    """The newest checkpoint of a run, on the CPU, or None if it has none.
 
     Raises:
         CheckpointError: if the file cannot be read or belongs to another run.
@@ -31,7 +31,7 @@ def load(run: RunDirectory, device: torch.device) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         owner = state["run"]
     except Exception as error:
         other = run.previous_checkpoint if path == run.checkpoint else None

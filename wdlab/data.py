@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from wdlab.errors import ConfigError, DataError
@@ -112,6 +113,7 @@ def check(config: Mapping[str, Any], root: str | Path, batch_size: int) -> None:
         DataError: if the files are missing and cannot be downloaded, in one line that says what to put where.
         ConfigError: if the split or the batch size does not fit the data.
     """
+    _check_description(config)
     _, labels, _, _ = _read_as_described(config, root)
     check_batch_size(batch_size, len(_split_rows(labels, config)[0]))
 
@@ -120,6 +122,39 @@ def check_batch_size(batch_size: int, examples: int) -> None:
     """Raise a ConfigError unless one batch fits into the training set."""
     if not 1 <= batch_size <= examples:
         raise ConfigError(f"train.batch_size={batch_size}: must be between 1 and {examples}, the training examples")
+
+
+def _check_description(config: Mapping[str, Any]) -> None:
+    """Raise a ConfigError for a ``configs/dataset`` value of the wrong kind, or a key that nothing reads."""
+
+    def whole(value: Any, least: int) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+    def numbers(values: Any, count: int) -> bool:
+        return isinstance(values, list) and len(values) == count and all(isinstance(v, int | float) for v in values)
+
+    values = {key: list(v) if OmegaConf.is_list(v) else v for key, v in config.items()}
+    shape = values["shape"]
+    good_shape = isinstance(shape, list) and len(shape) == 3 and all(whole(size, 1) for size in shape)
+    channels = shape[0] if good_shape else 0
+    good_std = numbers(values["std"], channels) and all(v > 0 for v in values["std"])
+    allowed = {
+        "name": (True, ""),
+        "source": (True, ""),
+        "shape": (good_shape, "channels, height and width"),
+        "classes": (whole(values["classes"], 2), "a whole number >= 2"),
+        "mean": (numbers(values["mean"], channels), "a list with a number per channel"),
+        "std": (good_std, "a list with a number > 0 per channel"),
+        "val_size": (whole(values["val_size"], 1), "a whole number >= 1"),
+        "per_class": (values["per_class"] is None or whole(values["per_class"], 1), "null or a whole number >= 1"),
+        "split_seed": (whole(values["split_seed"], 0), "a whole number >= 0"),
+    }
+    for key, value in values.items():
+        if key not in allowed:
+            raise ConfigError(f"dataset.{key}: unknown key; allowed: {', '.join(allowed)}")
+        good, wanted = allowed[key]
+        if not good:
+            raise ConfigError(f"dataset.{key}={value}: must be {wanted}")
 
 
 def _read_as_described(config: Mapping[str, Any], root: str | Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -211,12 +246,14 @@ def _torchvision(name: str, root: str) -> tuple[Any, Any]:
         return dataset(root, train=True), dataset(root, train=False)
     except RuntimeError:
         pass  # not there yet
+    folders = [Path(root) / TORCHVISION[name] / "raw", Path(root) / TORCHVISION[name], Path(root)]
+    made = [folder for folder in folders if not folder.exists()]
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
     try:
         return dataset(root, train=True, download=True), dataset(root, train=False, download=True)
     except Exception as error:
-        _remove_empty_folders(Path(root))
+        _remove_if_empty(made)
         raise DataError(
             f"dataset={name}: not found under {root} and the download failed ({type(error).__name__}); put "
             f"{name}/train.parquet and {name}/test.parquet (Hugging Face hub layout) or torchvision's files there, or "
@@ -226,8 +263,8 @@ def _torchvision(name: str, root: str) -> tuple[Any, Any]:
         socket.setdefaulttimeout(timeout)
 
 
-def _remove_empty_folders(root: Path) -> None:
-    """What a failed download leaves behind."""
-    for folder in sorted((p for p in [root, *root.rglob("*")] if p.is_dir()), reverse=True):
-        with contextlib.suppress(OSError):  # not empty
+def _remove_if_empty(folders: list[Path]) -> None:
+    """Undo what a failed download made."""
+    for folder in folders:
+        with contextlib.suppress(OSError):  # not there, or not empty
             folder.rmdir()

@@ -50,7 +50,7 @@ def check(config: Mapping[str, Any]) -> None:
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise ConfigError(f"runtime.threads={threads}: must be null or a whole number >= 1")
     seconds = config["checkpoint_seconds"]
-    if not isinstance(seconds, int | float) or seconds < 0:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
         raise ConfigError(f"runtime.checkpoint_seconds={seconds}: must be a number >= 0")
 
 
@@ -63,6 +63,7 @@ def set_up(config: Mapping[str, Any], model: nn.Module) -> Machine:
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means float32, also in convolutions
     matmul = "torch default"
     if config["onednn"] == "auto" and device.type == "cpu" and _widest(model) >= WIDE and _onednn_is_float32():
         torch.set_float32_matmul_precision("medium")

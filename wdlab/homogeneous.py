@@ -7,6 +7,8 @@ matters is the product ``|w| |v|``; its sum over units is the path-norm (P1, arX
 Used by the regularizers, the metrics, and anyone who needs parameter lists for their own optimizer.
 """
 
+import itertools
+from collections import Counter
 from collections.abc import Iterable
 
 import torch
@@ -18,6 +20,15 @@ _RELU_MODULES = (nn.ReLU, nn.LeakyReLU)
 _RELU_FUNCTIONS = (torch.relu, nn.functional.relu, nn.functional.leaky_relu)
 _RELU_METHODS = ("relu", "relu_")
 _IDENTITY_MODULES = (nn.Identity,)
+_SCALING_MODULES = (
+    *(nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d),
+    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d),
+)
+_SCALING_FUNCTIONS = (
+    *(torch.flatten, nn.functional.max_pool2d, nn.functional.avg_pool2d),
+    *(nn.functional.adaptive_avg_pool2d, nn.functional.dropout),
+)
+_SCALING_METHODS = ("flatten", "view", "reshape")
 _LAYERS = (nn.Linear, nn.Conv2d)
 _WEIGHT_OWNERS = (nn.Linear, nn.Bilinear, nn.Embedding, nn.modules.conv._ConvNd)
 _NOT_DECAYED = (
@@ -69,17 +80,31 @@ def homogeneous_pairs(model: nn.Module) -> list[Pair]:
     Raises:
         ValueError: if ``torch.fx`` cannot trace the model's forward (data-dependent control flow).
     """
+    modules, nodes = _find_pairs(model)
+    return [(modules[first.target], modules[second.target]) for first, second in nodes]
+
+
+def pairs_form_a_chain(model: nn.Module) -> bool:
+    """Whether each pair's output reaches the next pair through ReLU, pooling, flattening and dropout alone.
+
+    Only then does scaling one pair up and the next one down leave the network's function alone.
+
+    Raises:
+        ValueError: as ``homogeneous_pairs``.
+    """
+    modules, nodes = _find_pairs(model)
+    return all(_reaches(second, first, modules) for (_, second), (first, _) in itertools.pairwise(nodes))
+
+
+def _find_pairs(model: nn.Module) -> tuple[dict[str, nn.Module], list[tuple[fx.Node, fx.Node]]]:
+    """The model's modules by name and the graph nodes of its pairs."""
     try:
         graph = fx.symbolic_trace(model).graph
     except Exception as error:
         raise ValueError(f"cannot see through {type(model).__name__}.forward to find its pairs: {error}") from error
     modules = dict(model.named_modules())
-    calls: dict[str, int] = {}
-    for node in graph.nodes:
-        if node.op == "call_module":
-            calls[node.target] = calls.get(node.target, 0) + 1
-
-    pairs: list[Pair] = []
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    pairs: list[tuple[fx.Node, fx.Node]] = []
     taken: set[int] = set()
     for node in graph.nodes:
         first = _layer(node, modules)
@@ -91,9 +116,28 @@ def homogeneous_pairs(model: nn.Module) -> list[Pair]:
         second = modules[second_node.target]
         same_kind = type(first) is type(second)
         if same_kind and calls[second_node.target] == 1 and id(second) not in taken:
-            pairs.append((first, second))
+            pairs.append((node, second_node))
             taken |= {id(first), id(second)}
-    return pairs
+    return modules, pairs
+
+
+def _reaches(node: fx.Node, goal: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether ``node`` is read by ``goal`` alone, through operations that scaling commutes with."""
+    while len(node.users) == 1:
+        node = next(iter(node.users))
+        if node is goal:
+            return True
+        if not (_is_relu(node, modules) or _scales(node, modules)):
+            return False
+    return False
+
+
+def _scales(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return isinstance(modules[node.target], _SCALING_MODULES)
+    if node.op == "call_function":
+        return node.target in _SCALING_FUNCTIONS
+    return node.op == "call_method" and node.target in _SCALING_METHODS
 
 
 def _layer(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:

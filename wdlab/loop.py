@@ -18,6 +18,7 @@ from wdlab.recorder import Recorder
 from wdlab.regularizers import Regularizer
 from wdlab.runs import RunDirectory
 
+MOST = 10**12
 KEYS = ("steps", "batch_size", "log_every", "eval_every")
 
 
@@ -35,11 +36,11 @@ class Experiment:
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Raise a ConfigError for a ``train`` value that is not a whole number >= 1."""
+    """Raise a ConfigError for a ``train`` value that is not a whole number from 1 to ``MOST``."""
     for key in KEYS:
         value = config[key]
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"train.{key}={value}: must be a whole number >= 1")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST:
+            raise ConfigError(f"train.{key}={value}: must be a whole number between 1 and {MOST}")
 
 
 def fit(
@@ -71,7 +72,7 @@ def fit(
         model.load_state_dict(start["model"])
         optimizer.load_state_dict(start["optimizer"])
         regularizer.load_state_dict(start["regularizer"])
-        torch.set_rng_state(start["rng"].cpu())
+        torch.set_rng_state(start["rng"])
 
     def set_lr(step: int) -> None:
         factor = experiment.lr_factor(step, steps, batches.steps_per_epoch)
@@ -93,8 +94,10 @@ def fit(
     saved_at = time.monotonic()
     model.train()
     set_lr(first)
-    if first == 0:
+    if start is None:
         record(0)
+    elif not finite and recorder.last["step"] == first:
+        return "diverged"  # and was stopped before it could say so
     with regularizer.attach(optimizer), Progress(run.name, steps, first) as progress:
         for step in range(first, steps):
             done = step + 1

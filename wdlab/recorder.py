@@ -34,7 +34,7 @@ class Recorder:
         found = path.stat().st_size if path.exists() else 0
         if found < keep_bytes:
             raise CheckpointError(f"{path}: holds {found} bytes, its checkpoint counts on {keep_bytes}; delete the run")
-        self._file = path.open("a+b")
+        self._file = path.open("a+b", buffering=0)  # a line is out or it is not; nothing is left to fail later
         self._file.truncate(keep_bytes)
         self._file.seek(0)
         self._mirror = mirror
@@ -46,8 +46,9 @@ class Recorder:
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a row. Numbers that are not finite are written as null."""
         self.last = {key: _finite(value) for key, value in row.items()}
-        self._file.write(json.dumps(self.last).encode() + b"\n")
-        self._file.flush()
+        line = memoryview(json.dumps(self.last).encode() + b"\n")
+        while line:
+            line = line[self._file.write(line) :]
         self._mirror.log(self.last)
 
     def sync(self) -> int:

@@ -87,9 +87,12 @@ class RunDirectory:
         self.checkpoint = self.path / "checkpoint.pt"
         self.previous_checkpoint = self.path / "checkpoint.previous.pt"
 
-    def create(self, config: DictConfig) -> None:
-        """Make the directory and write ``config.yaml`` into it."""
+    def create(self) -> None:
+        """Make the directory."""
         self.path.mkdir(parents=True, exist_ok=True)
+
+    def write_config(self, config: DictConfig) -> None:
+        """Write the resolved ``config.yaml``."""
         resolved = OmegaConf.to_container(config, resolve=True)
         write_atomically(self.path / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
 
@@ -134,12 +137,16 @@ class RunDirectory:
         """Write a JSON file of the run, whole or not at all."""
         write_atomically(self.path / name, json.dumps(content, indent=2) + "\n")
 
-    def write_provenance(self, device: str, threads: int, data_checksum: str, **details: Any) -> None:
-        """Add this session to ``provenance.json``: which code, versions and device computed from now on."""
+    def write_provenance(self, data_checksum: str, **machine: Any) -> bool:
+        """Add this session to ``provenance.json``: which code, versions and machine computed from now on.
+
+        Returns:
+            Whether the ``machine`` values are those of the session before, so that an exact resume can be exact.
+        """
         sessions = self.read("provenance.json").get("sessions", [])
-        session = {"time": _now(), "device": device, "threads": threads, **details, "code": code_version()}
-        session["versions"] = package_versions()
+        session = {"time": _now(), **machine, "code": code_version(), "versions": package_versions()}
         self.write("provenance.json", {"data_checksum": data_checksum, "sessions": [*sessions, session]})
+        return not sessions or all(sessions[-1].get(key) == value for key, value in machine.items())
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -165,7 +172,9 @@ def code_version() -> dict[str, str]:
     commit = _git("rev-parse", "HEAD")
     if not commit:
         return {}
-    diff = _git("diff", "HEAD", "--", "wdlab", "configs", "scripts", "pyproject.toml", "requirements.lock")
+    watched = ("wdlab", "configs", "scripts", "pyproject.toml", "requirements.lock")
+    untracked = _git("ls-files", "--others", "--exclude-standard", "--", *watched)
+    diff = _git("diff", "HEAD", "--", *watched) + "".join(f"\nuntracked: {path}" for path in untracked.splitlines())
     if len(diff) > _DIFF_LIMIT:
         diff = f"sha256 {hashlib.sha256(diff.encode()).hexdigest()} ({len(diff)} characters)"
     return {"commit": commit, "uncommitted": diff}

@@ -13,12 +13,13 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from wdlab import runs
-from wdlab.errors import ConfigError, RunFailed
+from wdlab.errors import ConfigError, RunFailed, explain
 from wdlab.progress import SweepProgress
 
 
@@ -57,8 +58,11 @@ class Sweep(Sweeper):
         print(f"{len(directories)} runs: {len(directories) - len(todo)} finished before, {len(todo)} to do", flush=True)
         if todo:
             with SweepProgress(running):
-                self.launcher.launch(todo, initial_job_idx=0)
-        _sum_up(directories)
+                jobs = self.launcher.launch(todo, initial_job_idx=0)
+            outcomes = {directory.name: job for (directory, _), job in zip(running, jobs, strict=True)}
+        else:
+            outcomes = {}
+        _sum_up(directories, outcomes)
 
     def _job_overrides(self, arguments: list[str]) -> list[list[str]]:
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # not before Hydra has scanned its plugins
@@ -72,6 +76,9 @@ class Sweep(Sweeper):
             listed = json.loads(Path(self.jobs).read_text())
         except (OSError, ValueError) as error:
             raise ConfigError(f"hydra.sweeper.jobs={self.jobs}: not a JSON list of override lists ({error})") from error
+        if not (isinstance(listed, list) and all(isinstance(job, list) for job in listed)):
+            raise ConfigError(f"hydra.sweeper.jobs={self.jobs}: not a JSON list of override lists")
+        listed = [[str(override) for override in job] for job in listed]
         return [[*point, *job] for point in grid for job in listed]
 
 
@@ -87,15 +94,27 @@ def register() -> None:
     Plugins.instance().register(Sweep)
 
 
-def _sum_up(directories: list[runs.RunDirectory]) -> None:
+def _sum_up(directories: list[runs.RunDirectory], outcomes: dict[str, JobReturn]) -> None:
+    """Print how many runs ended how, and every one that did not end well with its reason; raise if there is any."""
     counts = Counter(directory.status for directory in directories)
     print("sweep: " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items())), flush=True)
-    bad = []
-    for directory in directories:
-        status = directory.read("status.json")
-        if directory.status not in ("done", "running"):
-            bad.append(directory.name)
-            reason = status.get("error") or f"step {status.get('step', 0)}"
-            print(f"  {directory.name}: {directory.status}, {reason.splitlines()[-1]}", flush=True)
+    reasons = {directory.name: _trouble(directory, outcomes.get(directory.name)) for directory in directories}
+    bad = {name: reason for name, reason in reasons.items() if reason is not None}
+    for name, reason in bad.items():
+        print(f"  {name}: {reason}", flush=True)
     if bad:
         raise RunFailed(f"{len(bad)} of {len(directories)} runs did not end well; see above")
+
+
+def _trouble(directory: runs.RunDirectory, job: JobReturn | None) -> str | None:
+    """Why a run of a sweep cannot be left as it is; None if it is done or another process has it."""
+    status = directory.read("status.json")
+    if directory.status == "done":
+        return None
+    if job is not None and job.status == JobStatus.FAILED:  # outside of what the run itself records
+        error = job._return_value
+        return f"not run, {explain(error) or repr(error)}"
+    if job is not None and job.return_value == "locked":
+        return None
+    reason = status.get("error") or f"step {status.get('step', 0)}"
+    return f"{directory.status}, {reason.splitlines()[-1]}"

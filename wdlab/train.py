@@ -35,8 +35,11 @@ log = logging.getLogger("wdlab")
 def check(config: DictConfig) -> None:
     """Raise a WdlabError, in one line, for anything in the config that a run could not use. Trains nothing."""
     seed = config["seed"]
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ConfigError(f"seed={seed}: must be a whole number >= 0")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise ConfigError(f"seed={seed}: must be a whole number between 0 and {2**32 - 1}")
+    for key, path in config["paths"].items():
+        if not isinstance(path, str) or not path:
+            raise ConfigError(f"paths.{key}={path}: must be a folder")
     _check_keys(config)
     _check_numbers(config, "optimizer")
     _check_numbers(config, "lr_schedule")
@@ -68,7 +71,8 @@ def _check_numbers(config: DictConfig, section: str) -> None:
         values = value if isinstance(value, list) else [value]
         if key not in ("name", "_target_") and any(isinstance(v, str | dict) for v in values):
             raise ConfigError(f"{section}.{key}={value}: must be a number")
-        if key == "lr" and (isinstance(value, bool) or not 0 <= value < float("inf")):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if key == "lr" and not (is_number and 0 <= value < float("inf")):
             raise ConfigError(f"{section}.lr={value}: must be a finite number >= 0")
 
 
@@ -128,13 +132,14 @@ def run(config: DictConfig) -> str:
         return _outcome(directory)
     check(config)
     try:
-        directory.create(config)
+        directory.create()
     except OSError as error:
         raise ConfigError(f"paths.runs={config['paths']['runs']}: cannot be written, {error}") from error
     try:
         with directory.lock():
             if directory.finished:  # by another process, since we looked
                 return _outcome(directory)
+            directory.write_config(config)
             with _exit_requests() as exit_requested:
                 return _train(config, directory, exit_requested)
     except runs.filelock.Timeout:
@@ -150,14 +155,20 @@ def _train(config: DictConfig, directory: runs.RunDirectory, exit_requested: thr
         model, optimizer, regularizer, lr_factor = build(config)
         machine = device.set_up(config["runtime"], model)
         model.to(machine.device)
-        start = checkpoint.load(directory, machine.device)
+        start = checkpoint.load(directory)
         loaded = data.load(config["dataset"], config["paths"]["data"], machine.device)
         mirror = recorder.make_mirror(config["logger"], directory.path, directory.name, settings)
         records = recorder.Recorder(directory.metrics, start["records_bytes"] if start else 0, mirror)
         experiment = loop.Experiment(model, loaded, optimizer, regularizer, lr_factor, machine, config["seed"])
-        directory.write_provenance(
-            machine.name, torch.get_num_threads(), loaded.checksum, precision=machine.precision, matmul=machine.matmul
+        same_machine = directory.write_provenance(
+            loaded.checksum,
+            device=machine.name,
+            threads=torch.get_num_threads(),
+            precision=machine.precision,
+            matmul=machine.matmul,
         )
+        if start and not same_machine:
+            log.warning("%s: resumed on another device or thread count; equal up to rounding only", directory.name)
         directory.write_status("running", step=start["step"] if start else 0)
         log.info("%s: %s", directory.name, f"going on at step {start['step']}" if start else "started")
         outcome = loop.fit(
@@ -186,7 +197,7 @@ def _train(config: DictConfig, directory: runs.RunDirectory, exit_requested: thr
             records.close()
         if mirror is not None:
             mirror.finish(0 if directory.finished else 1)
-    if outcome == "interrupted":
+    if outcome == "interrupted" or exit_requested.is_set():  # whenever it came: a sweep must not go on to the next run
         raise KeyboardInterrupt
     log.info("%s: %s after %s", directory.name, outcome, clock(seconds))
     return _outcome(directory)

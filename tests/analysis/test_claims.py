@@ -84,8 +84,14 @@ def test_a_level_that_is_never_reached_counts_as_the_whole_run_and_is_said():
 
 def test_a_run_that_diverged_makes_a_claim_inconclusive():
     rows = ending([0.0, 0.0], [1.0, 1.0])
-    rows.loc[(rows["run"] == "a-1") & (rows["step"] == 100), "m"] = float("nan")
-    for statistic in ({"name": "value_at", "step": "last"}, {"name": "share_of_run_to_reach", "level": "where b ends"}):
+    rows = rows[~((rows["run"] == "a-1") & (rows["step"] > 50))]  # it ended at step 50
+    rows.loc[(rows["run"] == "a-1") & (rows["step"] == 50), "m"] = float("nan")
+    for statistic in (
+        {"name": "value_at", "step": "last"},
+        {"name": "value_at", "step": 80},
+        {"name": "share_of_run_to_reach", "level": "where b ends"},
+        {"name": "worst_deviation", "reference": {80: 1.0}, "relative": True},
+    ):
         judged = claims.judge(claim(statistic=statistic, a={"method": "b"}, b={"method": "a"}), rows)
         assert judged["verdict"] == "inconclusive" and "diverged" in judged["note"]
 
@@ -107,6 +113,14 @@ def test_a_value_at_a_step():
 def test_an_unknown_word_in_a_claim_is_refused(change):
     with pytest.raises(ConfigError, match=r"claim c: .* is unknown"):
         claims.judge(claim(**change), ending([0.0, 0.0], [1.0, 1.0]))
+
+
+def test_a_step_that_is_not_logged_and_a_column_that_does_not_vary_are_refused():
+    rows = ending([0.0, 0.0], [1.0, 1.0])
+    with pytest.raises(ConfigError, match="asks for step 33, which is not logged"):
+        claims.judge(claim(statistic={"name": "value_at", "step": 33}), rows)
+    with pytest.raises(ConfigError, match=r"selects optimizer\.lr=1, which does not vary"):
+        claims.judge(claim(a={"optimizer.lr": 1}), rows)
 
 
 def test_a_group_with_two_runs_of_one_seed_is_refused():

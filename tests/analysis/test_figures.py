@@ -44,7 +44,7 @@ def test_a_figure_leaves_table_picture_and_verdicts_and_is_not_run_again(short, 
 
 
 def test_runs_that_fail_leave_no_figure(short, tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce.subprocess, "run", lambda *_, **__: type("Ended", (), {"returncode": 1}))
+    monkeypatch.setattr(reproduce, "run_to_its_end", lambda *_: 1)
     with pytest.raises(RunFailed, match=r"12 runs are not finished .*no figure was made"):
         reproduce.reproduce("fig3", "quick", "local", "disabled", tmp_path)
     assert not figures.Files.of("fig3", "quick", tmp_path).table.exists()

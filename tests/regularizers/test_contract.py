@@ -121,6 +121,42 @@ def test_a_closure_sees_the_same_moments(name):
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "none"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_under_a_gradient_scaler_the_strength_is_the_same_and_skipped_steps_are_skipped(name, fused):
+    model, inputs, labels = problem()
+    twin = copy.deepcopy(model)
+    optimizer, plain = (torch.optim.SGD(m.parameters(), lr=0.1, fused=fused) for m in (model, twin))
+    regularizer(name, model, strength=0.01).attach(optimizer)
+    regularizer(name, twin, strength=0.01).attach(plain)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        scaler.scale(nn.functional.cross_entropy(model(inputs), labels)).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+    steps(twin, plain, inputs, labels, 3)
+    assert all(torch.allclose(p, q, atol=1e-6) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+    before = [p.detach().clone() for p in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, float("inf"))
+    scaler.scale(torch.ones(()))
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+def test_gradients_that_are_still_scaled_are_refused():
+    model, inputs, labels = problem()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
+    L2.for_model(model, strength=0.01).attach(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(nn.functional.cross_entropy(model(inputs), labels)).backward()
+    with pytest.raises(RuntimeError, match=r"call scaler\.unscale_"):
+        scaler.step(optimizer)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("strength", [-1.0, float("nan"), float("inf"), "much", True])
 def test_a_bad_strength_is_refused(name, strength):

@@ -10,6 +10,14 @@ from wdlab.regularizers import PathProx
 from wdlab.regularizers.pathprox import Factors, multiply, prox_factors
 
 
+def step_without_loss(optimizer) -> None:
+    """A step whose loss gradient is zero, so that what remains is the method's own doing."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+
+
 def factors_of(pairs, thresholds, balance=True):
     rows, columns = [input_norms(f) for f, _ in pairs], [output_norms(s) for _, s in pairs]
     return prox_factors(rows, columns, thresholds, balance)
@@ -53,7 +61,7 @@ def test_a_step_normalizes_inputs_and_makes_exact_zeros():
     median = torch.cat([output_norms(second) for _, second in homogeneous_pairs(model)]).median().item()
     method = PathProx.for_model(model, strength=median, balance=False)
     method.attach(optimizer)
-    optimizer.step()
+    step_without_loss(optimizer)
     for first, _ in method.pairs:
         assert input_norms(first).tolist() == pytest.approx([1.0] * 8, rel=1e-6)
     shares = torch.cat(unit_paths(method.pairs)) == 0
@@ -65,9 +73,7 @@ def test_a_dead_network_stays_finite():
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     PathProx.for_model(model, strength=1e6).attach(optimizer)
     for _ in range(3):
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
+        step_without_loss(optimizer)
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
@@ -80,8 +86,7 @@ def test_weights_outside_the_pairs_get_l2_in_the_loss():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     method.attach(optimizer)
     old = last.detach().clone()
-    last.grad = torch.zeros_like(last)
-    optimizer.step()
+    step_without_loss(optimizer)
     assert torch.allclose(last, old * (1 - 0.1 * 0.5))
 
 
@@ -105,7 +110,7 @@ def test_the_learning_rate_in_force_sets_the_threshold():
     optimizer.load_state_dict(optimizer.state_dict())  # replaces the group dicts, as resuming does
     optimizer.param_groups[1]["lr"] = 0.5
     before = output_norms(second)
-    optimizer.step()
+    step_without_loss(optimizer)
     assert torch.allclose(output_norms(second), (before - 0.05).clamp(min=0), atol=1e-6)
 
 
@@ -130,3 +135,49 @@ def test_overlapping_pairs_are_refused():
 def test_a_model_without_pairs_is_refused():
     with pytest.raises(ValueError, match="has no pair"):
         PathProx.for_model(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)), strength=1e-3)
+
+
+class Branches(nn.Module):
+    """Two pairs with something between them that scaling does not commute with."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(4, 4) for _ in range(4))
+        self.between = between
+
+    def forward(self, x):
+        x = self.between(self.b(torch.relu(self.a(x))))
+        return self.d(torch.relu(self.c(x)))
+
+
+@pytest.mark.parametrize("between", [nn.Tanh(), nn.LayerNorm(4)], ids=["tanh", "norm"])
+def test_pairs_that_cannot_be_balanced_are_refused_unless_balance_is_off(between):
+    with pytest.raises(ValueError, match="balance=True: would change the function of Branches"):
+        PathProx.for_model(Branches(between), strength=1e-3)
+    assert len(PathProx.for_model(Branches(between), strength=1e-3, balance=False).pairs) == 2
+    assert PathProx.for_model(Branches(nn.Dropout(0.1)), strength=1e-3).balance
+
+
+def test_a_pair_without_gradients_is_left_alone_and_nothing_is_balanced():
+    torch.manual_seed(0)
+    model = MLP((1, 4, 4), classes=3, width=8, depth=4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    PathProx.for_model(model, strength=0.1).attach(optimizer)
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    first, second = model.layers[5], model.layers[7]
+    for parameter in (*first.parameters(), *second.parameters()):
+        parameter.grad = torch.zeros_like(parameter)
+    expected = (output_norms(second) - 0.1).clamp(min=0)
+    optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(list(model.parameters())[:4], before[:4], strict=True))
+    assert torch.allclose(output_norms(second), expected, atol=1e-6)
+
+
+def test_frozen_pairs_are_left_out():
+    model = MLP((1, 4, 4), classes=3, width=8, depth=4)
+    model.layers[1].weight.requires_grad_(False)
+    method = PathProx.for_model(model, strength=0.1)
+    assert method.pairs == [(model.layers[5], model.layers[7])] and method.other == [model.layers[3].weight]
+    method.attach(torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1))

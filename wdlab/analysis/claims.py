@@ -48,12 +48,15 @@ def judge(claim: Mapping[str, Any], table: pd.DataFrame) -> dict[str, Any]:
     notes: list[str] = []
     a_values, b_values = [], []
     for seed, a_curve in a_curves.items():
-        if b_curves is None:
-            a_values.append(statistic(a_curve, None, notes, **options))
-            b_values.append(float(b))
-        elif seed in b_curves:
-            a_values.append(statistic(a_curve, b_curves[seed], notes, **options))
-            b_values.append(statistic(b_curves[seed], b_curves[seed], notes, **options))
+        if b_curves is not None and seed not in b_curves:
+            continue
+        b_curve = None if b_curves is None else b_curves[seed]
+        if np.isnan(a_curve.iloc[-1]) or (b_curve is not None and np.isnan(b_curve.iloc[-1])):  # one diverged
+            a_values.append(float("nan"))
+            b_values.append(float("nan"))
+            continue
+        a_values.append(statistic(a_curve, b_curve, notes, **options))
+        b_values.append(float(b) if b_curve is None else statistic(b_curve, b_curve, notes, **options))
     differences = np.array(a_values) - np.array(b_values)
     interval = bootstrap_interval(differences)
     outcome = {
@@ -83,12 +86,12 @@ def bootstrap_interval(differences: np.ndarray) -> list[float] | None:
 
 
 # -- statistics: (curve, the other group's curve of the same seed, notes, options) -> number. A curve is a Series of the
-#    metric, indexed by step; only its last value may be missing, where a run diverged.
+#    metric, indexed by step, without missing values.
 
 
 def value_at(curve: pd.Series, other: pd.Series | None, notes: list[str], step: int | str) -> float:
     """The metric at ``step``, a logged step or ``last``."""
-    return float(curve.iloc[-1] if step == "last" else curve.loc[step])
+    return float(curve.iloc[-1] if step == "last" else _at(curve, step))
 
 
 def share_of_run_to_reach(curve: pd.Series, other: pd.Series, notes: list[str], level: str) -> float:
@@ -100,8 +103,6 @@ def share_of_run_to_reach(curve: pd.Series, other: pd.Series, notes: list[str], 
     if level != "where b ends":
         raise ConfigError(f"statistic share_of_run_to_reach: level={level}: must be 'where b ends'")
     target, steps, values = other.iloc[-1], curve.index.to_numpy(), curve.to_numpy()
-    if np.isnan(target):
-        return float("nan")
     reached = np.flatnonzero(values <= target)
     if len(reached) == 0:
         notes.append("at least one run never reached the level and counts as the whole run")
@@ -117,8 +118,14 @@ def worst_deviation(
     curve: pd.Series, other: pd.Series | None, notes: list[str], reference: Mapping[int, float], relative: bool
 ) -> float:
     """Largest absolute deviation from reference values at their steps, relative to them or not."""
-    deviations = [abs(curve.loc[step] - value) / (value if relative else 1) for step, value in reference.items()]
+    deviations = [abs(_at(curve, step) - value) / (value if relative else 1) for step, value in reference.items()]
     return float(max(deviations))
+
+
+def _at(curve: pd.Series, step: int) -> float:
+    if step not in curve.index:
+        raise ConfigError(f"a claim asks for step {step}, which is not logged")
+    return curve.loc[step]
 
 
 STATISTICS: dict[str, Callable[..., float]] = {
@@ -132,6 +139,8 @@ def select(table: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
     """The rows whose columns have the given values."""
     chosen = pd.Series(True, index=table.index)
     for column, value in where.items():
+        if column not in table:
+            raise ConfigError(f"a claim selects {column}={value}, which does not vary between these runs")
         chosen &= table[column] == value
     return table[chosen]
 

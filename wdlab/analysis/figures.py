@@ -46,6 +46,11 @@ def declaration(name: str, scale: str) -> dict[str, Any]:
         raise ConfigError(f"figure {name}: does not exist; available: {', '.join(names())}")
     declared = OmegaConf.to_container(OmegaConf.load(runs.CONFIGS / "figure" / f"{name}.yaml"), resolve=True)
     scales = declared.pop("scales")
+    panels = {panel["panel"] for at in scales.values() for panel in at["panels"]}
+    for claim in declared["claims"]:
+        unknown = set(claim["panels"]) - panels
+        if unknown:
+            raise ConfigError(f"figure {name}: claim {claim['id']} names panel {unknown.pop()}, which no scale has")
     if scale not in scales:
         raise ConfigError(f"SCALE={scale}: must be one of {', '.join(scales)}")
     return declared | {"name": name, "scale": scale, "at": scales[scale]}
@@ -87,8 +92,9 @@ def draw(declared: Mapping[str, Any], rows: pd.DataFrame) -> Figure:
     drawn = [panel for panel in declared["at"]["panels"] if (rows["panel"] == panel["panel"]).any()]
     with style.context():
         figure = getattr(importlib.import_module(module), function)(rows, drawn)
-        count = rows.groupby("panel")["seed"].nunique().max()
-        figure.suptitle(f"{declared['title']}  ({declared['scale']} scale, {count} seeds)", fontsize=10)
+        counts = sorted(set(rows.groupby("panel")["seed"].nunique()))
+        shown = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+        figure.suptitle(f"{declared['title']}  ({declared['scale']} scale, {shown} seeds)", fontsize=10)
     return figure
 
 

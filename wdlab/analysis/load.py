@@ -35,6 +35,8 @@ def load(root: str | Path = "results/runs", names: Iterable[str] | None = None) 
     for name in wanted:
         directory = runs.RunDirectory(root, name)
         rows = _read_lines(directory.metrics)
+        if not rows and names is None:
+            continue  # just started
         if not rows:
             raise WdlabError(f"{directory.path}: has no records")
         settings.append({"run": name, **_settings(directory.path / "config.yaml")})

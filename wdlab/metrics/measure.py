@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from wdlab.data import Data
-from wdlab.homogeneous import homogeneous_pairs, unit_paths, weights
+from wdlab.homogeneous import Pair, homogeneous_pairs, unit_paths, weights
 from wdlab.metrics import gradients, norms, objective, sparsity
 from wdlab.regularizers import Regularizer
 
@@ -22,7 +22,7 @@ class Metrics:
         self.model, self.data, self.regularizer = model, data, regularizer
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.weights = weights(model)
-        self.pairs = homogeneous_pairs(model)
+        self.pairs = _pairs_if_any(model)
         self._step_values: dict[str, Tensor] = {}
         self._before: list[Tensor] = []
 
@@ -59,6 +59,13 @@ class Metrics:
                 self.regularizer.penalty(),
             )
         return _to_floats(values)
+
+
+def _pairs_if_any(model: nn.Module) -> list[Pair]:
+    try:
+        return homogeneous_pairs(model)
+    except ValueError:  # cannot be seen through: a run without path metrics, not a failed run
+        return []
 
 
 def _to_floats(values: Mapping[str, Tensor]) -> dict[str, float]:

@@ -70,12 +70,12 @@ class Regularizer:
     def for_model(cls, model: nn.Module, strength: float = 0.0, scope: str = "weights", **options: Any) -> Self:
         """The method on a whole model, as the YAML files in ``configs/regularizer`` name it.
 
-        ``scope`` is ``weights`` (see ``wdlab.homogeneous.weights``) or ``all`` (every trainable parameter).
+        ``scope`` is ``weights`` (see ``wdlab.homogeneous.weights``) or ``all``; frozen parameters are left out.
         """
         if scope not in SCOPES:
             raise ValueError(f"scope={scope!r}: must be one of {', '.join(SCOPES)}")
-        params = weights(model) if scope == "weights" else [p for p in model.parameters() if p.requires_grad]
-        return cls(params, strength=strength, **options)
+        params = weights(model) if scope == "weights" else model.parameters()
+        return cls([p for p in params if p.requires_grad], strength=strength, **options)
 
     @property
     def params(self) -> list[Tensor]:
@@ -110,9 +110,12 @@ class Regularizer:
         Returns:
             A handle whose ``remove()`` detaches the method.
 
+        With a GradScaler, call ``scaler.unscale_(optimizer)`` before ``scaler.step(optimizer)``; a step that the scaler
+        skips is skipped here too.
+
         Raises:
             ValueError: if the optimizer does not hold all of this method's parameters.
-            RuntimeError: if this method is attached already.
+            RuntimeError: if this method is attached already; in a step, if its gradients are still scaled.
         """
         if self._optimizer is not None:
             raise RuntimeError(f"this {type(self).__name__} is already attached to an optimizer")
@@ -123,14 +126,23 @@ class Regularizer:
         self._optimizer = optimizer
         hooks = [
             optimizer.register_step_pre_hook(self._before_optimizer_step),
-            optimizer.register_step_post_hook(lambda *_: self.after_step()),
+            optimizer.register_step_post_hook(self._after_optimizer_step),
         ]
         return Handle(hooks, self._detached)
 
     def _detached(self) -> None:
         self._optimizer = None
 
+    def _after_optimizer_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        skipped = getattr(optimizer, "found_inf", None)  # set by a GradScaler around a fused optimizer's step
+        if skipped is None or not skipped.item():
+            self.after_step()
+
     def _before_optimizer_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> tuple | None:
+        if getattr(optimizer, "grad_scale", None) is not None:
+            raise RuntimeError(
+                "the gradients are still scaled: call scaler.unscale_(optimizer) before scaler.step(optimizer)"
+            )
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
             self.after_backward()

@@ -9,7 +9,15 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from wdlab.homogeneous import Pair, homogeneous_pairs, input_norms, output_norms, unit_paths, weights
+from wdlab.homogeneous import (
+    Pair,
+    homogeneous_pairs,
+    input_norms,
+    output_norms,
+    pairs_form_a_chain,
+    unit_paths,
+    weights,
+)
 from wdlab.regularizers.base import Regularizer, check_strength
 from wdlab.regularizers.l2 import add_l2_gradient, half_square
 
@@ -29,19 +37,21 @@ class PathProx(Regularizer):
     """``R(w) = sum over homogeneous units |w|_2 |v|_2``, by a proximal step.  [grade A: released code, step by step]
 
     After every optimizer step on the loss: (1) balance the pairs' path-norms to their geometric mean, which does not
-    change the network; (2) normalize every unit's input weights to length 1, dividing its bias by the same norm;
-    (3) shrink every unit's output weights ``v`` by the prox ``v max(0, 1 - t/|v|)`` with ``t = lr * s``. Units whose
-    path is worth less than ``t`` become exactly zero. Biases are scaled, never decayed.
+    change the network as long as each pair's output reaches the next pair through ReLU, pooling and the like alone;
+    (2) normalize every unit's input weights to length 1, dividing its bias by the same norm; (3) shrink every unit's
+    output weights ``v`` by the prox ``v max(0, 1 - t/|v|)`` with ``t = lr * s``. Units whose path is worth less than
+    ``t`` become exactly zero. Biases are scaled, never decayed.
 
     The learning rate multiplies the decay (it is part of the threshold). At strength 0 the method is off altogether:
-    its normalization alone would change the function.
+    its normalization alone would change the function. A pair without gradients in a step (frozen, or not used) is left
+    alone in it, and nothing is balanced then.
 
     Args:
         pairs: disjoint ``(first, second)`` modules with ``weight`` (out, in, ...) and optional ``bias``; row i of
             ``first`` and column i of ``second`` belong to unit i. ``homogeneous_pairs(model)`` finds them.
         strength: s, finite and >= 0.
         other: weights outside the pairs; they get the ordinary ``s/2 |w|^2`` in the loss gradient.
-        balance: whether to do (1).
+        balance: whether to do (1). ``for_model`` checks that it is allowed; here it is the caller's word.
 
     Raises:
         ValueError: for no pairs, a module in two pairs, pairs whose shapes do not meet, a bad strength.
@@ -60,14 +70,26 @@ class PathProx(Regularizer):
 
     @classmethod
     def for_model(cls, model: nn.Module, strength: float, scope: str = "weights", balance: bool = True) -> Self:
-        """PathProx on ``homogeneous_pairs(model)``, with the model's remaining weights as ``other``."""
+        """PathProx on ``homogeneous_pairs(model)``, with the model's remaining weights as ``other``.
+
+        Frozen weights are left out, and a pair with one of them.
+
+        Raises:
+            ValueError: for a model without pairs, or one whose pairs cannot be balanced without changing its function.
+        """
         if scope != "weights":
             raise ValueError(f"scope={scope!r}: must be weights (PathProx does not decay biases)")
-        pairs = homogeneous_pairs(model)
+        pairs = [p for p in homogeneous_pairs(model) if all(layer.weight.requires_grad for layer in p)]
         if not pairs:
             raise ValueError(f"{type(model).__name__} has no pair Linear-ReLU-Linear or Conv-ReLU-Conv for PathProx")
+        if balance and not pairs_form_a_chain(model):
+            raise ValueError(
+                f"balance=True: would change the function of {type(model).__name__}, whose pairs do not follow each "
+                "other through ReLU, pooling and flattening alone; use balance=false"
+            )
         paired = {id(layer.weight) for pair in pairs for layer in pair}
-        return cls(pairs, strength, [w for w in weights(model) if id(w) not in paired], balance)
+        other = [w for w in weights(model) if w.requires_grad and id(w) not in paired]
+        return cls(pairs, strength, other, balance)
 
     def after_backward(self) -> None:
         if self.strength != 0:
@@ -77,10 +99,14 @@ class PathProx(Regularizer):
     def after_step(self) -> None:
         if self.strength == 0:
             return
-        thresholds = [lr * self.strength for lr in self.lr_of(second.weight for _, second in self.pairs)]
-        rows = [input_norms(first) for first, _ in self.pairs]
-        columns = [output_norms(second) for _, second in self.pairs]
-        for pair, factors in zip(self.pairs, prox_factors(rows, columns, thresholds, self.balance), strict=True):
+        live = [pair for pair in self.pairs if all(layer.weight.grad is not None for layer in pair)]
+        if not live:
+            return
+        thresholds = [lr * self.strength for lr in self.lr_of(second.weight for _, second in live)]
+        rows = [input_norms(first) for first, _ in live]
+        columns = [output_norms(second) for _, second in live]
+        balance = self.balance and len(live) == len(self.pairs)
+        for pair, factors in zip(live, prox_factors(rows, columns, thresholds, balance), strict=True):
             multiply(pair, factors)
 
     def penalty(self) -> Tensor:
