@@ -9,26 +9,37 @@ Used by the regularizers, the metrics, and anyone who needs parameter lists for 
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
 Pair = tuple[nn.Module, nn.Module]
 
-_RELU_MODULES = (nn.ReLU, nn.LeakyReLU)
-_RELU_FUNCTIONS = (torch.relu, nn.functional.relu, nn.functional.leaky_relu)
-_RELU_METHODS = ("relu", "relu_")
-_IDENTITY_MODULES = (nn.Identity,)
-_SCALING_MODULES = (
-    *(nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d),
-    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d),
+
+class _Kind(NamedTuple):
+    """Ways in which one kind of operation appears in a traced graph."""
+
+    modules: tuple[type[nn.Module], ...]
+    functions: tuple[Callable, ...]
+    methods: tuple[str, ...]
+
+
+_RELU = _Kind(
+    (nn.ReLU, nn.LeakyReLU),
+    (torch.relu, nn.functional.relu, nn.functional.leaky_relu),
+    ("relu", "relu_"),
 )
-_SCALING_FUNCTIONS = (
-    *(torch.flatten, nn.functional.max_pool2d, nn.functional.avg_pool2d),
-    *(nn.functional.adaptive_avg_pool2d, nn.functional.dropout),
+_IDENTITY = _Kind((nn.Identity,), (), ())
+_SCALING = _Kind(  # operations that scaling by c > 0 commutes with, besides those above
+    (nn.Flatten, nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d),
+    (
+        *(torch.flatten, nn.functional.dropout, nn.functional.max_pool2d, nn.functional.avg_pool2d),
+        *(nn.functional.adaptive_avg_pool2d,),
+    ),
+    ("flatten", "view", "reshape"),
 )
-_SCALING_METHODS = ("flatten", "view", "reshape")
 _LAYERS = (nn.Linear, nn.Conv2d)
 _WEIGHT_OWNERS = (nn.Linear, nn.Bilinear, nn.Embedding, nn.modules.conv._ConvNd)
 _NOT_DECAYED = (
@@ -127,17 +138,9 @@ def _reaches(node: fx.Node, goal: fx.Node, modules: dict[str, nn.Module]) -> boo
         node = next(iter(node.users))
         if node is goal:
             return True
-        if not (_is_relu(node, modules) or _scales(node, modules)):
+        if not any(_is(kind, node, modules) for kind in (_RELU, _IDENTITY, _SCALING)):
             return False
     return False
-
-
-def _scales(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    if node.op == "call_module":
-        return isinstance(modules[node.target], _SCALING_MODULES)
-    if node.op == "call_function":
-        return node.target in _SCALING_FUNCTIONS
-    return node.op == "call_method" and node.target in _SCALING_METHODS
 
 
 def _layer(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:
@@ -156,19 +159,19 @@ def _layer_behind_relu(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node 
         node = next(iter(node.users))
         if _layer(node, modules) is not None:
             return node if relus == 1 else None
-        if _is_relu(node, modules):
+        if _is(_RELU, node, modules):
             relus += 1
-        elif not (node.op == "call_module" and isinstance(modules[node.target], _IDENTITY_MODULES)):
+        elif not _is(_IDENTITY, node, modules):
             return None
     return None
 
 
-def _is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+def _is(kind: _Kind, node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_module":
-        return isinstance(modules[node.target], _RELU_MODULES)
+        return isinstance(modules[node.target], kind.modules)
     if node.op == "call_function":
-        return node.target in _RELU_FUNCTIONS
-    return node.op == "call_method" and node.target in _RELU_METHODS
+        return node.target in kind.functions
+    return node.op == "call_method" and node.target in kind.methods
 
 
 def input_norms(layer: nn.Module) -> Tensor:
