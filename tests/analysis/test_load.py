@@ -3,7 +3,7 @@
 import pytest
 
 from wdlab import runs, train
-from wdlab.analysis.load import load
+from wdlab.analysis import load
 from wdlab.errors import WdlabError
 
 

@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from wdlab import runs
-from wdlab.analysis import claims, style
-from wdlab.analysis.load import load
+from wdlab.analysis import claims, load, style
 from wdlab.errors import ConfigError
 
 SCALES = ("quick", "cpu", "paper")
