@@ -68,17 +68,15 @@ def test_a_group_may_be_compared_with_a_number():
     assert judged["verdict"] == "reproduced" and judged["b_mean"] == 1.0
 
 
-def test_reaching_a_level_is_interpolated_between_log_points():
+def test_reaching_levels_is_interpolated_between_log_points_and_averaged():
     rows = table({("a", 0): 1 - STEPS / 50, ("b", 0): 1 - STEPS / 400})
-    statistic = {"name": "share_of_run_to_reach", "level": "where b ends"}
-    judged = claims.judge(claim(statistic=statistic), rows)
-    assert judged["a_mean"] == pytest.approx(0.125) and judged["b_mean"] == 1.0
+    judged = claims.judge(claim(statistic={"name": "share_of_run_to_reach", "where_b_is_at": [0.5, 1.0]}), rows)
+    assert judged["a_mean"] == pytest.approx((0.0625 + 0.125) / 2) and judged["b_mean"] == pytest.approx(0.75)
 
 
 def test_a_level_that_is_never_reached_counts_as_the_whole_run_and_is_said():
     rows = table({("a", s): 1 + STEPS / 50 for s in (0, 1)} | {("b", s): 0.5 - STEPS / 400 for s in (0, 1)})
-    statistic = {"name": "share_of_run_to_reach", "level": "where b ends"}
-    judged = claims.judge(claim(statistic=statistic), rows)
+    judged = claims.judge(claim(statistic={"name": "share_of_run_to_reach", "where_b_is_at": [1.0]}), rows)
     assert judged["a_mean"] == 1.0 and judged["verdict"] == "contradicted" and "never reached" in judged["note"]
 
 
@@ -89,7 +87,7 @@ def test_a_run_that_diverged_makes_a_claim_inconclusive():
     for statistic in (
         {"name": "value_at", "step": "last"},
         {"name": "value_at", "step": 80},
-        {"name": "share_of_run_to_reach", "level": "where b ends"},
+        {"name": "share_of_run_to_reach", "where_b_is_at": [0.5]},
         {"name": "worst_deviation", "reference": {80: 1.0}, "relative": True},
     ):
         judged = claims.judge(claim(statistic=statistic, a={"method": "b"}, b={"method": "a"}), rows)

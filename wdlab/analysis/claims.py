@@ -94,24 +94,31 @@ def value_at(curve: pd.Series, other: pd.Series | None, notes: list[str], step: 
     return float(curve.iloc[-1] if step == "last" else _at(curve, step))
 
 
-def share_of_run_to_reach(curve: pd.Series, other: pd.Series, notes: list[str], level: str) -> float:
-    """First step, as a share of the run, at which the metric is at or below the level; linear between log points.
+def share_of_run_to_reach(curve: pd.Series, other: pd.Series, notes: list[str], where_b_is_at: list[float]) -> float:
+    """First step, as a share of the run, at which the metric is at or below a level; the mean over several levels.
 
-    ``level`` is ``where b ends``: the last value of group b's curve for the same seed. A curve that never gets there
-    counts as 1, which can only favour b.
+    The levels are the values that group b's curve of the same seed has after the shares ``where_b_is_at`` of its run,
+    so that the difference between the groups is the mean horizontal distance of their curves there. Both ways it is
+    linear between log points. A level that is never reached counts as the whole run, which can only favour b.
     """
-    if level != "where b ends":
-        raise ConfigError(f"statistic share_of_run_to_reach: level={level}: must be 'where b ends'")
-    target, steps, values = other.iloc[-1], curve.index.to_numpy(), curve.to_numpy()
-    reached = np.flatnonzero(values <= target)
+    levels = np.interp(np.array(where_b_is_at) * other.index[-1], other.index, other.to_numpy())
+    shares = [_first_share_at(curve, level) for level in levels]
+    missed = sum(share is None for share in shares)
+    if missed:
+        notes.append("some levels were never reached and count as the whole run")
+    return float(np.mean([1.0 if share is None else share for share in shares]))
+
+
+def _first_share_at(curve: pd.Series, level: float) -> float | None:
+    steps, values = curve.index.to_numpy(), curve.to_numpy()
+    reached = np.flatnonzero(values <= level)
     if len(reached) == 0:
-        notes.append("at least one run never reached the level and counts as the whole run")
-        return 1.0
+        return None
     k = int(reached[0])
     if k == 0:
         return float(steps[0] / steps[-1])
-    share = (values[k - 1] - target) / (values[k - 1] - values[k])
-    return float((steps[k - 1] + share * (steps[k] - steps[k - 1])) / steps[-1])
+    part = (values[k - 1] - level) / (values[k - 1] - values[k])
+    return float((steps[k - 1] + part * (steps[k] - steps[k - 1])) / steps[-1])
 
 
 def worst_deviation(
