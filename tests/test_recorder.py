@@ -58,7 +58,7 @@ def test_offline_leaves_a_run_that_wandb_sync_accepts(compose, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")  # the config decides, and no account is needed
     config = compose("logger=offline")
     assert train.run(config) == "done"
-    directory = runs.RunDirectory(config["paths"]["runs"], runs.identity(config))
+    directory = runs.RunDirectory.of(config)
     (offline,) = directory.path.glob("wandb/offline-run-*")
     command = [str(Path(sys.executable).parent / "wandb"), "sync", "--dry-run", str(offline)]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -102,7 +102,7 @@ def test_a_wandb_that_fails_stops_nothing(compose, monkeypatch, caplog, moment):
     config = compose("logger=offline")
     assert train.run(config) == "done"
     assert sum("W&B stopped" in record.message for record in caplog.records) == 1
-    directory = runs.RunDirectory(config["paths"]["runs"], runs.identity(config))
+    directory = runs.RunDirectory.of(config)
     assert len(directory.metrics.read_text().splitlines()) == 3
 
 

@@ -18,18 +18,14 @@ METRICS = {
 }
 
 
-def directory_of(config) -> runs.RunDirectory:
-    return runs.RunDirectory(config["paths"]["runs"], runs.identity(config))
-
-
 def rows(config) -> list[dict]:
-    return [json.loads(line) for line in directory_of(config).metrics.read_text().splitlines()]
+    return [json.loads(line) for line in runs.RunDirectory.of(config).metrics.read_text().splitlines()]
 
 
 def test_a_run_leaves_its_files_and_every_metric(compose):
     config = compose("regularizer=pathprox")
     assert train.run(config) == "done"
-    directory = directory_of(config)
+    directory = runs.RunDirectory.of(config)
     expected = {"config.yaml", "metrics.jsonl", "summary.json", "checkpoint.pt", "provenance.json", "status.json"}
     assert expected <= {path.name for path in directory.path.iterdir()}
     log = rows(config)
@@ -72,7 +68,7 @@ def test_training_equals_a_bare_torch_loop_bit_for_bit(compose):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(inputs), labels).backward()
         optimizer.step()
-    saved = checkpoint.load(directory_of(config))["model"]
+    saved = checkpoint.load(runs.RunDirectory.of(config))["model"]
     assert all(torch.equal(saved[key], value) for key, value in model.state_dict().items())
 
 
@@ -99,9 +95,9 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(compose, monkeypatch):
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             train.run(parts)
-        assert directory_of(parts).status == "interrupted"
+        assert runs.RunDirectory.of(parts).status == "interrupted"
     assert train.run(parts) == "done"
-    same_ending(directory_of(whole), directory_of(parts))
+    same_ending(runs.RunDirectory.of(whole), runs.RunDirectory.of(parts))
 
 
 def same_ending(one: runs.RunDirectory, other: runs.RunDirectory) -> None:
@@ -128,7 +124,7 @@ def test_an_error_is_recorded_and_the_run_retried(compose, monkeypatch):
         patch.setattr(loop, "fit", lambda *_: 1 / 0)
         with pytest.raises(RunFailed, match="failed, ZeroDivisionError"):
             train.run(config)
-    status = directory_of(config).read("status.json")
+    status = runs.RunDirectory.of(config).read("status.json")
     assert status["status"] == "failed" and "Traceback" in status["traceback"]
     assert train.run(config) == "done"
 
@@ -137,7 +133,7 @@ def test_divergence_ends_the_run_with_its_records(compose):
     config = compose("optimizer.lr=1e30", "train.log_every=1")
     with pytest.raises(RunFailed, match="diverged, the loss was not finite"):
         train.run(config)
-    directory = directory_of(config)
+    directory = runs.RunDirectory.of(config)
     assert directory.status == "diverged" and directory.finished
     log = rows(config)  # still JSON: what is not finite is null
     assert log[0]["train/loss"] > 0 and log[-1]["norm/weight_l2"] is None
@@ -151,11 +147,11 @@ def test_a_run_killed_while_it_diverged_still_ends_as_diverged(compose, log_ever
     for _ in range(2):
         with pytest.raises(RunFailed, match="diverged"):
             train.run(config)
-        records = directory_of(config).metrics.read_bytes()
-        directory_of(config).write_status("running")  # as if killed before it could say so
+        records = runs.RunDirectory.of(config).metrics.read_bytes()
+        runs.RunDirectory.of(config).write_status("running")  # as if killed before it could say so
     with pytest.raises(RunFailed, match="diverged"):
         train.run(config)
-    assert directory_of(config).metrics.read_bytes() == records
+    assert runs.RunDirectory.of(config).metrics.read_bytes() == records
 
 
 def test_a_signal_after_the_last_step_still_stops_a_sweep(compose, monkeypatch):
@@ -170,12 +166,12 @@ def test_a_signal_after_the_last_step_still_stops_a_sweep(compose, monkeypatch):
     monkeypatch.setattr(runs.RunDirectory, "write", interrupting_write)
     with pytest.raises(KeyboardInterrupt):
         train.run(config)
-    assert directory_of(config).status == "done"
+    assert runs.RunDirectory.of(config).status == "done"
 
 
 def test_a_run_that_another_process_has_is_left_alone(compose):
     config = compose()
-    directory = directory_of(config)
+    directory = runs.RunDirectory.of(config)
     directory.create()
     with directory.lock():
         assert train.run(config) == "locked"
@@ -186,7 +182,7 @@ def test_a_run_that_another_process_has_is_left_alone(compose):
 def test_a_damaged_checkpoint_is_told_and_nothing_is_lost(compose, damage):
     config = compose("runtime.checkpoint_seconds=0")
     train.run(config)
-    directory = directory_of(config)
+    directory = runs.RunDirectory.of(config)
     records = directory.metrics.read_bytes()
     directory.write_status("running")
     whole = directory.checkpoint.read_bytes()
@@ -205,7 +201,7 @@ def test_a_damaged_checkpoint_is_told_and_nothing_is_lost(compose, damage):
 def test_records_that_a_checkpoint_vouches_for_must_be_there(compose):
     config = compose("runtime.checkpoint_seconds=0")
     train.run(config)
-    directory = directory_of(config)
+    directory = runs.RunDirectory.of(config)
     directory.write_status("running")
     directory.metrics.write_bytes(directory.metrics.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match="its checkpoint counts on"):
@@ -215,7 +211,7 @@ def test_records_that_a_checkpoint_vouches_for_must_be_there(compose):
 def test_a_half_written_line_is_cut_off(compose):
     config = compose("runtime.checkpoint_seconds=0")
     train.run(config)
-    directory = directory_of(config)
+    directory = runs.RunDirectory.of(config)
     records = directory.metrics.read_bytes()
     directory.write_status("running")
     with directory.metrics.open("ab") as file:

@@ -21,13 +21,15 @@ import time
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import filelock
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+
+from wdlab.errors import ConfigError
 
 PROJECT = Path(__file__).resolve().parent.parent
 CONFIGS = PROJECT / "configs"
@@ -86,6 +88,18 @@ class RunDirectory:
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoint = self.path / "checkpoint.pt"
         self.previous_checkpoint = self.path / "checkpoint.previous.pt"
+
+    @classmethod
+    def of(cls, config: DictConfig) -> Self:
+        """The directory of a config's run.
+
+        Raises:
+            ConfigError: if ``paths`` does not name folders.
+        """
+        for key, path in config["paths"].items():
+            if not isinstance(path, str) or not path:
+                raise ConfigError(f"paths.{key}={path}: must be a folder")
+        return cls(config["paths"]["runs"], identity(config))
 
     def create(self) -> None:
         """Make the directory."""

@@ -49,7 +49,7 @@ class Sweep(Sweeper):
         todo, running, directories = [], [], []
         for overrides in self._job_overrides(arguments):
             config: DictConfig = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
-            directory = runs.RunDirectory(config["paths"]["runs"], runs.identity(config))
+            directory = runs.RunDirectory.of(config)
             directories.append(directory)
             if not directory.finished:
                 check(config)

@@ -37,9 +37,6 @@ def check(config: DictConfig) -> None:
     seed = config["seed"]
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise ConfigError(f"seed={seed}: must be a whole number between 0 and {2**32 - 1}")
-    for key, path in config["paths"].items():
-        if not isinstance(path, str) or not path:
-            raise ConfigError(f"paths.{key}={path}: must be a folder")
     _check_keys(config)
     _check_numbers(config, "optimizer")
     _check_numbers(config, "lr_schedule")
@@ -126,8 +123,7 @@ def run(config: DictConfig) -> str:
         RunFailed: if the run diverged, or an error ended it; the traceback is in its ``status.json``.
         KeyboardInterrupt: if SIGINT or SIGTERM ended it; a checkpoint was written first.
     """
-    name = runs.identity(config)
-    directory = runs.RunDirectory(config["paths"]["runs"], name)
+    directory = runs.RunDirectory.of(config)
     if directory.finished:
         return _outcome(directory)
     check(config)
@@ -143,7 +139,7 @@ def run(config: DictConfig) -> str:
             with _exit_requests() as exit_requested:
                 return _train(config, directory, exit_requested)
     except runs.filelock.Timeout:
-        log.info("%s: another process has this run; left alone", name)
+        log.info("%s: another process has this run; left alone", directory.name)
         return "locked"
 
 

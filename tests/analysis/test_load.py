@@ -33,7 +33,7 @@ def test_only_the_named_runs_are_loaded_and_they_must_have_records(compose, tmp_
 def test_a_line_that_is_being_written_is_left_out(compose, tmp_path):
     config = compose()
     train.run(config)
-    directory = runs.RunDirectory(tmp_path / "runs", runs.identity(config))
+    directory = runs.RunDirectory.of(config)
     with directory.metrics.open("a") as file:
         file.write('{"step": 30, "train/lo')
     assert list(load(tmp_path / "runs")["step"]) == [0, 10, 20]
