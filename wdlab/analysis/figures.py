@@ -3,6 +3,7 @@ and the notebooks."""
 
 import importlib
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from wdlab.analysis import claims, load, style
 from wdlab.errors import ConfigError
 
 SCALES = ("quick", "cpu", "paper")
+NOTE_CHARACTERS_PER_INCH = 20  # of the caption beneath a picture
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,17 @@ def table(figure_jobs: list[Job]) -> pd.DataFrame:
 
 
 def draw(declared: Mapping[str, Any], rows: pd.DataFrame) -> Figure:
-    """The picture, with the scale and what was scaled down beneath it."""
+    """The picture, with a caption: its title and paper, the scale and what was scaled down."""
     module, _, function = declared["plot"].rpartition(".")
     drawn = [panel for panel in declared["at"]["panels"] if (rows["panel"] == panel["panel"]).any()]
     with style.context():
         figure = getattr(importlib.import_module(module), function)(rows, drawn)
         counts = sorted(set(rows.groupby("panel")["seed"].nunique()))
         shown = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
-        figure.suptitle(f"{declared['title']}  ({declared['scale']} scale, {shown} seeds)", fontsize=10)
+        heading = f"{declared['name']} at {declared['scale']} scale, {shown} seeds: {declared['title']}."
+        note = f"{heading} {declared['caption']} {declared['paper']}. Scale-downs: {declared['at']['scale_down']}"
+        width = int(NOTE_CHARACTERS_PER_INCH * figure.get_figwidth())
+        figure.supxlabel(textwrap.fill(note, width), fontsize=7, color="0.3")
     return figure
 
 

@@ -37,7 +37,7 @@ def fig3(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
     axes[0, 0].set_ylabel("objective (nats)\ntrain loss + s · path-norm")
     axes[1, 0].set_ylabel("active units\n(non-zero path)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     return figure
 
 
