@@ -125,6 +125,7 @@ def run(config: DictConfig) -> str:
     """
     directory = runs.RunDirectory.of(config)
     if directory.finished:
+        log.info("%s: finished before, nothing to do", directory.name)
         return _outcome(directory)
     check(config)
     try:
@@ -195,8 +196,13 @@ def _train(config: DictConfig, directory: runs.RunDirectory, exit_requested: thr
             mirror.finish(0 if directory.finished else 1)
     if outcome == "interrupted" or exit_requested.is_set():  # whenever it came: a sweep must not go on to the next run
         raise KeyboardInterrupt
-    log.info("%s: %s after %s", directory.name, outcome, clock(seconds))
+    log.info("%s: %s after %s%s", directory.name, outcome, clock(seconds), _result(records.last))
     return _outcome(directory)
+
+
+def _result(row: dict[str, Any]) -> str:
+    shown = {key: row[key] for key in ("train/loss", "test/accuracy") if row.get(key) is not None}
+    return "".join(f", {key.replace('/', ' ')} {value:.4g}" for key, value in shown.items())
 
 
 def _outcome(directory: runs.RunDirectory) -> str:
@@ -234,7 +240,10 @@ def _hydra_main(config: DictConfig) -> str | Exception:
     if in_sweep and sys.stderr.isatty():
         log.setLevel(logging.WARNING)  # the sweep's own bar tells
     try:
-        return run(config)
+        outcome = run(config)
+        if not in_sweep:
+            log.info("records: %s", runs.RunDirectory.of(config).path)
+        return outcome
     except (WdlabError, OmegaConfBaseException) as error:
         _errors.append(error)
         if in_sweep:
