@@ -182,6 +182,69 @@ def test_attach_twice_is_refused_and_allowed_again_after_removal():
     method.attach(optimizer)
 
 
+class Diary(Regularizer):
+    """Writes down its moments, and the gradient it sees."""
+
+    def __init__(self, params, name, pages):
+        super().__init__(params, 1.0)
+        self.name, self.pages = name, pages
+
+    def after_backward(self):
+        self.pages.append((self.name, "after_backward", self.params[0].grad.item()))
+        self.params[0].grad += 1
+
+    def before_step(self):
+        self.pages.append((self.name, "before_step", self.params[0].grad.item()))
+
+    def after_step(self):
+        self.pages.append((self.name, "after_step", self.params[0].item()))
+
+
+@pytest.mark.parametrize("with_closure", [False, True])
+def test_two_methods_go_through_the_moments_together(with_closure):
+    parameter, pages = torch.zeros(1, requires_grad=True), []
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    handles = [Diary([parameter], name, pages).attach(optimizer) for name in "ab"]
+
+    def closure():
+        parameter.grad = torch.zeros(1)
+
+    if with_closure:
+        optimizer.step(closure)
+    else:
+        closure()
+        optimizer.step()
+    assert pages == [
+        *(("a", "after_backward", 0.0), ("b", "after_backward", 1.0)),
+        *(("a", "before_step", 2.0), ("b", "before_step", 2.0)),
+        *(("a", "after_step", -2.0), ("b", "after_step", -2.0)),
+    ]
+    handles[0].remove()
+    pages.clear()
+    optimizer.step()
+    assert {name for name, *_ in pages} == {"b"}
+
+
+def test_two_methods_add_up():
+    parameter = torch.ones(2, requires_grad=True)
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    for _ in range(2):
+        L2([parameter], strength=0.25).attach(optimizer)
+    parameter.grad = torch.zeros(2)
+    optimizer.step()
+    assert parameter.tolist() == [0.5, 0.5]
+
+
+def test_a_copied_optimizer_carries_no_method_along():
+    parameter = torch.ones(2, requires_grad=True)
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    L2([parameter], strength=0.25).attach(optimizer)
+    twin = copy.deepcopy(optimizer)
+    twin.param_groups[0]["params"][0].grad = torch.zeros(2)
+    twin.step()
+    assert twin.param_groups[0]["params"][0].tolist() == [1.0, 1.0]
+
+
 def test_scope_all_takes_biases_too_and_an_unknown_scope_is_refused():
     model, *_ = problem()
     assert len(L2.for_model(model, 1e-4, scope="all").params) == 2 * len(L2.for_model(model, 1e-4).params)

@@ -20,23 +20,72 @@ SCOPES = ("weights", "all")
 class Handle:
     """What ``attach`` returns: ``remove()`` takes the method off the optimizer again. Also a context manager."""
 
-    def __init__(self, hooks: Iterable[Any], on_remove: Callable[[], None]) -> None:
-        self._hooks = list(hooks)
-        self._on_remove = on_remove
+    def __init__(self, remove: Callable[[], None]) -> None:
+        self._remove: Callable[[], None] | None = remove
 
     def remove(self) -> None:
         """Detach. Calling it twice does nothing the second time."""
-        if self._hooks:
-            for hook in self._hooks:
-                hook.remove()
-            self._hooks = []
-            self._on_remove()
+        if self._remove is not None:
+            self._remove()
+            self._remove = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.remove()
+
+
+class _Wiring:
+    """The methods attached to one optimizer. They go through the moments of its steps together: ``after_backward`` of
+    all, then ``before_step`` of all, the step, ``after_step`` of all; each time in the order of their attachment."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.methods: list[Regularizer] = []
+        optimizer.register_step_pre_hook(self._before)
+        optimizer.register_step_post_hook(self._after)
+
+    @classmethod
+    def of(cls, optimizer: torch.optim.Optimizer) -> Self:
+        """The optimizer's wiring, made when first asked for."""
+        if not hasattr(optimizer, "_wdlab_wiring"):
+            optimizer._wdlab_wiring = cls(optimizer)
+        return optimizer._wdlab_wiring
+
+    def _before(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> tuple | None:
+        if self.methods and getattr(optimizer, "grad_scale", None) is not None:
+            raise RuntimeError(
+                "the gradients are still scaled: call scaler.unscale_(optimizer) before scaler.step(optimizer)"
+            )
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            if not _is_skipped(optimizer):
+                self._gradients_are_there()
+            return None
+
+        def closure_then_moments() -> Any:
+            loss = closure()
+            self._gradients_are_there()
+            return loss
+
+        return args[:1], {**kwargs, "closure": closure_then_moments}
+
+    def _gradients_are_there(self) -> None:
+        for method in self.methods:
+            method.after_backward()
+        for method in self.methods:
+            method.before_step()
+
+    def _after(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        if not _is_skipped(optimizer):
+            for method in self.methods:
+                method.after_step()
+
+
+def _is_skipped(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a GradScaler makes this step of a fused optimizer do nothing; other optimizers it does not call then."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(found_inf.item())
 
 
 class Regularizer:
@@ -107,6 +156,8 @@ class Regularizer:
     def attach(self, optimizer: torch.optim.Optimizer) -> Handle:
         """Run this method's moments inside every ``optimizer.step()``, closures included.
 
+        Several methods may be attached: at each moment they act in the order of their attachment.
+
         Returns:
             A handle whose ``remove()`` detaches the method.
 
@@ -123,39 +174,15 @@ class Regularizer:
         missing = sum(id(p) not in held for p in self.params)
         if missing:
             raise ValueError(f"{missing} of {len(self.params)} parameters are not in the optimizer")
+        wiring = _Wiring.of(optimizer)
         self._optimizer = optimizer
-        hooks = [
-            optimizer.register_step_pre_hook(self._before_optimizer_step),
-            optimizer.register_step_post_hook(self._after_optimizer_step),
-        ]
-        return Handle(hooks, self._detached)
+        wiring.methods.append(self)
 
-    def _detached(self) -> None:
-        self._optimizer = None
+        def remove() -> None:
+            self._optimizer = None
+            wiring.methods.remove(self)
 
-    def _after_optimizer_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        skipped = getattr(optimizer, "found_inf", None)  # set by a GradScaler around a fused optimizer's step
-        if skipped is None or not skipped.item():
-            self.after_step()
-
-    def _before_optimizer_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> tuple | None:
-        if getattr(optimizer, "grad_scale", None) is not None:
-            raise RuntimeError(
-                "the gradients are still scaled: call scaler.unscale_(optimizer) before scaler.step(optimizer)"
-            )
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            self.after_backward()
-            self.before_step()
-            return None
-
-        def closure_then_moments() -> Any:
-            loss = closure()
-            self.after_backward()
-            self.before_step()
-            return loss
-
-        return args[:1], {**kwargs, "closure": closure_then_moments}
+        return Handle(remove)
 
     def lr_of(self, tensors: Iterable[Tensor]) -> list[float | Tensor]:
         """The learning rate each parameter has in the attached optimizer at this step."""
