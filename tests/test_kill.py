@@ -1,8 +1,6 @@
 """``kill -9`` at random moments, for real: the same command ends with bitwise the same weights and records."""
 
-import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -38,25 +36,28 @@ def test_a_polite_end_is_at_a_step_with_a_checkpoint(tmp_path):
     assert checkpoint.load(directory)["step"] >= directory.last_step
 
 
+def started(folder) -> subprocess.Popen:
+    """The command, once it has said that it trains."""
+    process = subprocess.Popen(command(folder), cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+    line = process.stdout.readline()
+    assert "started" in line or "going on at step" in line
+    return process
+
+
 def test_killed_and_resumed_equals_never_stopped(tmp_path):
-    subprocess.run(command(tmp_path / "whole"), cwd=PROJECT, check=True, timeout=300)
+    process, began = started(tmp_path / "whole"), time.monotonic()
+    process.communicate(timeout=300)
+    seconds = time.monotonic() - began
     name = runs.identity(runs.compose(OVERRIDES))
     whole, killed = (runs.RunDirectory(tmp_path / part, name) for part in ("whole", "killed"))
-    moments = random.Random()
-    steps: list[int] = []  # of the newest checkpoint after each kill that hit
-    while len(steps) < KILLS:
-        process = subprocess.Popen(command(tmp_path / "killed"), cwd=PROJECT, stdout=subprocess.PIPE, text=True)
-        assert "started" in (line := process.stdout.readline()) or "going on at step" in line
-        time.sleep(moments.uniform(0, 0.5))
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        if killed.finished:  # a fast machine: begin again
-            shutil.rmtree(killed.path)
-            steps.clear()
-            continue
+    steps = []  # of the newest checkpoint after each kill
+    for _ in range(KILLS):
+        process = started(tmp_path / "killed")
+        time.sleep(random.uniform(0, 0.7 * seconds / KILLS))  # all together less than the run takes
+        process.kill()
+        process.communicate()
         newest = checkpoint.load(killed)
         steps.append(newest["step"] if newest else 0)
-    assert steps == sorted(steps) and steps[-1] < 6000
+    assert not killed.finished and steps == sorted(steps) and steps[-1] < 6000
     subprocess.run(command(tmp_path / "killed"), cwd=PROJECT, check=True, timeout=300)
     same_ending(whole, killed)
