@@ -27,7 +27,9 @@ ALLOWED = {
     "device": set(),
     "recorder": set(),
     "checkpoint": {"runs"},
-    "regularizers": {"homogeneous"},
+    "foreach": set(),
+    "regularizers": {"foreach", "homogeneous", "schedules"},
+    "optimizers": {"foreach", "regularizers"},
     "metrics": {"homogeneous", "regularizers", "data"},
     "loop": {"checkpoint", "data", "device", "metrics", "progress", "recorder", "regularizers", "runs"},
     "sweep": {"progress", "runs", "train"},
@@ -84,7 +86,7 @@ def test_the_loop_knows_no_method_and_no_figure():
     assert not re.search(rf"\b({'|'.join(methods)}|fig\d+)\b", text, re.IGNORECASE)
 
 
-GROUPS = ("dataset", "model", "optimizer", "regularizer", "lr_schedule", "runtime", "logger")
+GROUPS = ("dataset", "model", "optimizer", "regularizer", "regularizer/over_time", "lr_schedule", "runtime", "logger")
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((runs.CONFIGS / group).glob("*.yaml"))]
 
 

@@ -176,13 +176,21 @@ def _is(kind: _Kind, node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 def input_norms(layer: nn.Module) -> Tensor:
     """L2 norm of every unit's input weights: rows of ``layer.weight`` (out, in, ...) -> shape (out,)."""
-    weight = layer.weight.detach()
-    return torch.linalg.vector_norm(weight.flatten(1), dim=1, dtype=_norm_dtype(weight))
+    return row_norms(layer.weight.detach())
 
 
 def output_norms(layer: nn.Module) -> Tensor:
     """L2 norm of every unit's output weights: columns of ``layer.weight`` (out, in, ...) -> shape (in,)."""
-    weight = layer.weight.detach()
+    return column_norms(layer.weight.detach())
+
+
+def row_norms(weight: Tensor) -> Tensor:
+    """L2 norms over everything but the first dimension, at least float32."""
+    return torch.linalg.vector_norm(weight.flatten(1), dim=1, dtype=_norm_dtype(weight))
+
+
+def column_norms(weight: Tensor) -> Tensor:
+    """L2 norms over everything but the second dimension, at least float32."""
     other = [d for d in range(weight.dim()) if d != 1]
     return torch.linalg.vector_norm(weight, dim=other, dtype=_norm_dtype(weight))
 

@@ -66,6 +66,7 @@ def fit(
     batches = Batches(experiment.data.train, config["batch_size"], experiment.seed)
     metrics = Metrics(model, experiment.data, regularizer)
     base_lrs = [group["lr"] for group in optimizer.param_groups]
+    regularizer.set_steps_per_epoch(batches.steps_per_epoch)
     first = 0
     if start is not None:
         first = start["step"]
@@ -82,7 +83,7 @@ def fit(
     def record(step: int) -> None:
         everything = step % config["eval_every"] == 0 or step == steps
         clock = {"step": step, "epoch": step / batches.steps_per_epoch}
-        setting = {"lr": optimizer.param_groups[0]["lr"], "strength": regularizer.strength}
+        setting = {"lr": optimizer.param_groups[0]["lr"], "strength": regularizer.strength_in_force}
         recorder.log(clock | setting | metrics.measure(everything))
 
     def save(step: int) -> None:

@@ -86,6 +86,9 @@ def build(config: DictConfig) -> tuple[Any, Any, Any, Any]:
     model = _instantiate(config, "model", input_shape=shape, classes=classes)
     optimizer = _instantiate(config, "optimizer", params=list(model.parameters()))
     regularizer = _instantiate(config, "regularizer", model=model)
+    with _as_config_error("regularizer"):
+        regularizer.set_steps_per_epoch(1)  # the loop knows how many there are
+        regularizer.attach(optimizer).remove()
     lr_factor = _instantiate(config, "lr_schedule")
     with _as_config_error("lr_schedule"):
         lr_factor(0, config["train"]["steps"], 1)
@@ -93,10 +96,17 @@ def build(config: DictConfig) -> tuple[Any, Any, Any, Any]:
 
 
 def _instantiate(config: DictConfig, key: str, **arguments: Any) -> Any:
-    node = OmegaConf.to_container(config[key], resolve=True)
-    node.pop("name")
     with _as_config_error(key):
-        return instantiate(node, _convert_="all", **arguments)
+        return make(OmegaConf.to_container(config[key], resolve=True), **arguments)
+
+
+def make(node: dict[str, Any], **arguments: Any) -> Any:
+    """What a config node describes by its ``_target_``; what is null in it is left to its default."""
+    return instantiate({k: v for k, v in _without_nulls(node).items() if k != "name"}, _convert_="all", **arguments)
+
+
+def _without_nulls(node: dict[str, Any]) -> dict[str, Any]:
+    return {k: _without_nulls(v) if isinstance(v, dict) else v for k, v in node.items() if v is not None}
 
 
 @contextlib.contextmanager

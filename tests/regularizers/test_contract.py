@@ -4,11 +4,10 @@ import copy
 
 import pytest
 import torch
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from wdlab import runs
+from wdlab import runs, train
 from wdlab.models import MLP
 from wdlab.regularizers import L2, Regularizer
 
@@ -27,8 +26,9 @@ def problem(seed: int = 0):
 
 def regularizer(name: str, model: nn.Module, **changes):
     node = OmegaConf.to_container(OmegaConf.load(runs.CONFIGS / "regularizer" / f"{name}.yaml")) | changes
-    node.pop("name")
-    return instantiate(node, model=model)
+    method = train.make(node, model=model)
+    method.set_steps_per_epoch(2)
+    return method
 
 
 def steps(model, optimizer, inputs, labels, count: int) -> None:
@@ -73,8 +73,8 @@ def test_a_strength_changes_the_weights_and_removing_the_handle_stops_that(name,
     alone = copy.deepcopy(model)
     optimizer, optimizer_alone = make_optimizer(model.parameters()), make_optimizer(alone.parameters())
     handle = regularizer(name, model, strength=0.01).attach(optimizer)
-    steps(model, optimizer, inputs, labels, 1)
-    steps(alone, optimizer_alone, inputs, labels, 1)
+    steps(model, optimizer, inputs, labels, 12)
+    steps(alone, optimizer_alone, inputs, labels, 12)
     assert any((p != q).any() for p, q in zip(model.parameters(), alone.parameters(), strict=True))
     handle.remove()
     alone.load_state_dict(model.state_dict())

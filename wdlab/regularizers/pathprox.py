@@ -3,23 +3,29 @@
 Yang et al. 2022, arXiv 2210.03069.
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple, Self
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
+from wdlab.foreach import compiled as compile_once
+from wdlab.foreach import is_sharded
 from wdlab.homogeneous import (
     Pair,
+    column_norms,
     homogeneous_pairs,
-    input_norms,
     output_norms,
     pairs_form_a_chain,
+    row_norms,
     unit_paths,
     weights,
 )
-from wdlab.regularizers.base import Regularizer, check_strength
-from wdlab.regularizers.l2 import add_l2_gradient, half_square
+from wdlab.regularizers.base import Regularizer
+from wdlab.regularizers.checks import check_strength
+from wdlab.regularizers.in_loss import add_
+from wdlab.regularizers.over_time import OverTime
+from wdlab.regularizers.penalties import HalfSquare
 
 SMALLEST_NORM = 1e-6  # norms are clipped below at this before any division, as released
 
@@ -36,15 +42,16 @@ class Factors(NamedTuple):
 class PathProx(Regularizer):
     """``R(w) = sum over homogeneous units |w|_2 |v|_2``, by a proximal step.  [grade A: released code, step by step]
 
-    After every optimizer step on the loss: (1) balance the pairs' path-norms to their geometric mean, which does not
-    change the network as long as each pair's output reaches the next pair through ReLU, pooling and the like alone;
-    (2) normalize every unit's input weights to length 1, dividing its bias by the same norm; (3) shrink every unit's
-    output weights ``v`` by the prox ``v max(0, 1 - t/|v|)`` with ``t = lr * s``. Units whose path is worth less than
-    ``t`` become exactly zero. Biases are scaled, never decayed.
+    Yang et al. 2022, arXiv 2210.03069 (P1). After every optimizer step on the loss: (1) balance the pairs' path-norms
+    to their geometric mean, which does not change the network as long as each pair's output reaches the next pair
+    through ReLU, pooling and the like alone; (2) normalize every unit's input weights to length 1, dividing its bias
+    by the same norm; (3) shrink every unit's output weights ``v`` by the prox ``v max(0, 1 - t/|v|)`` with ``t = lr *
+    s``. Units whose path is worth less than ``t`` become exactly zero. Biases are scaled, never decayed.
 
-    The learning rate multiplies the decay (it is part of the threshold). At strength 0 the method is off altogether:
-    its normalization alone would change the function. A pair without gradients in a step (frozen, or not used) is left
-    alone in it, and nothing is balanced then.
+    The learning rate multiplies the decay (it is part of the threshold). At strength 0, also one that is 0 for a time
+    (``over_time``), the method is off altogether: its normalization alone would change the function. A pair without
+    gradients in a step (frozen, or not used) is left alone in it, and nothing is balanced then. Sharded weights are
+    refused: a unit's norm takes all of its row.
 
     Args:
         pairs: disjoint ``(first, second)`` modules with ``weight`` (out, in, ...) and optional ``bias``; row i of
@@ -52,24 +59,38 @@ class PathProx(Regularizer):
         strength: s, finite and >= 0.
         other: weights outside the pairs; they get the ordinary ``s/2 |w|^2`` in the loss gradient.
         balance: whether to do (1). ``for_model`` checks that it is allowed; here it is the caller's word.
+        regularize_bias: count a unit's bias to its input weights, in the norm and so in the penalty. Nothing is
+            balanced then, whatever ``balance`` says, as released.
+        compiled: do the arithmetic by ``torch.compile`` (needs a C++ compiler on the CPU).
+        over_time: as in :class:`wdlab.regularizers.Regularizer`.
 
     Raises:
-        ValueError: for no pairs, a module in two pairs, pairs whose shapes do not meet, a bad strength.
+        ValueError: for no pairs, a module in two pairs, pairs whose shapes do not meet, a bad strength; at ``attach``
+            for sharded weights.
     """
 
     def __init__(
-        self, pairs: Iterable[Pair], strength: float, other: Iterable[Tensor] = (), balance: bool = True
+        self,
+        pairs: Iterable[Pair],
+        strength: float,
+        other: Iterable[Tensor] = (),
+        balance: bool = True,
+        regularize_bias: bool = False,
+        compiled: bool = False,
+        over_time: OverTime | Iterable[OverTime] | None = None,
     ) -> None:
         self.pairs = [(first, second) for first, second in pairs]
-        self.other = list(other)
-        self.balance = balance
+        self.balance = balance and not regularize_bias
+        self.regularize_bias = regularize_bias
+        self.compiled = compiled
         check_strength(strength)
         check_pairs(self.pairs)
         paired = [p for first, second in self.pairs for p in (first.weight, second.weight)]
-        super().__init__(paired + self.other, strength)
+        self._paired = {id(p) for p in paired}
+        super().__init__([*paired, *other], strength, over_time)
 
     @classmethod
-    def for_model(cls, model: nn.Module, strength: float, scope: str = "weights", balance: bool = True) -> Self:
+    def for_model(cls, model: nn.Module, strength: float, scope: str = "weights", **options: Any) -> Self:
         """PathProx on ``homogeneous_pairs(model)``, with the model's remaining weights as ``other``.
 
         Frozen weights are left out, and a pair with one of them.
@@ -78,42 +99,104 @@ class PathProx(Regularizer):
             ValueError: for a model without pairs, or one whose pairs cannot be balanced without changing its function.
         """
         if scope != "weights":
-            raise ValueError(f"scope={scope!r}: must be weights (PathProx does not decay biases)")
+            raise ValueError(f"scope={scope!r}: must be weights (regularize_bias is what PathProx has for biases)")
         pairs = [p for p in homogeneous_pairs(model) if all(layer.weight.requires_grad for layer in p)]
         if not pairs:
             raise ValueError(f"{type(model).__name__} has no pair Linear-ReLU-Linear or Conv-ReLU-Conv for PathProx")
-        if balance and not pairs_form_a_chain(model):
+        paired = {id(layer.weight) for pair in pairs for layer in pair}
+        other = [w for w in weights(model) if w.requires_grad and id(w) not in paired]
+        method = cls(pairs, strength, other, **options)
+        if method.balance and not pairs_form_a_chain(model):
             raise ValueError(
                 f"balance=True: would change the function of {type(model).__name__}, whose pairs do not follow each "
                 "other through ReLU, pooling and flattening alone; use balance=false"
             )
-        paired = {id(layer.weight) for pair in pairs for layer in pair}
-        other = [w for w in weights(model) if w.requires_grad and id(w) not in paired]
-        return cls(pairs, strength, other, balance)
+        return method
+
+    @property
+    def other(self) -> list[Tensor]:
+        """The weights outside the pairs."""
+        return [p for p in self.params if id(p) not in self._paired]
+
+    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        if any(is_sharded(p) for p in self.params):
+            raise ValueError("PathProx: cannot work on sharded weights, since the norm of a unit takes all of its row")
 
     def after_backward(self) -> None:
-        if self.strength != 0:
-            add_l2_gradient(self.other, self.strength)
+        for part in self.parts():
+            others = [p for p in part.params if id(p) not in self._paired]
+            if others:
+                add_([p.grad for p in others], [p.detach() for p in others], part.strength)
 
-    @torch.no_grad()
     def after_step(self) -> None:
-        if self.strength == 0:
-            return
-        live = [pair for pair in self.pairs if all(layer.weight.grad is not None for layer in pair)]
-        if not live:
-            return
-        thresholds = [lr * self.strength for lr in self.lr_of(second.weight for _, second in live)]
-        rows = [input_norms(first) for first, _ in live]
-        columns = [output_norms(second) for _, second in live]
-        balance = self.balance and len(live) == len(self.pairs)
-        for pair, factors in zip(live, prox_factors(rows, columns, thresholds, balance), strict=True):
-            multiply(pair, factors)
+        thresholds = {id(p): part.lr * part.strength for part in self.parts() for p in part.params}
+        live = [pair for pair in self.pairs if all(id(layer.weight) in thresholds for layer in pair)]
+        if live:
+            tensors = [_tensors(pair) for pair in live]
+            balance = self.balance and len(live) == len(self.pairs)
+            ts = [thresholds[id(second.weight)] for _, second in live]
+            if self.compiled:
+                ts = [t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64) for t in ts]
+                compile_once(prox_step_)(tensors, ts, balance, self.regularize_bias)
+            else:
+                prox_step_(tensors, ts, balance, self.regularize_bias)
 
     def penalty(self) -> Tensor:
-        total = torch.stack([path.sum() for path in unit_paths(self.pairs)]).sum()
-        if self.other:
-            total = total + half_square(self.other)
-        return total * self.strength
+        paths = unit_paths(self.pairs)
+        if self.regularize_bias:
+            paths = [_row_norms(first.weight, first.bias, True) * output_norms(second) for first, second in self.pairs]
+        total = torch.stack([path.sum() for path in paths]).sum() * self.strength
+        for group in self.groups:
+            others = [p for p in group["params"] if id(p) not in self._paired]
+            if others:
+                total = total + HalfSquare().value(others) * group["strength"]
+        return total
+
+    @torch.no_grad()
+    def penalty_gradient(self, params: Sequence[Tensor]) -> list[Tensor]:
+        slopes = {}
+        for first, second in self.pairs:
+            row = _row_norms(first.weight, first.bias, self.regularize_bias).clamp(min=SMALLEST_NORM)
+            column = output_norms(second).clamp(min=SMALLEST_NORM)
+            slopes[id(first.weight)] = first.weight * _along_rows(column / row, first.weight)
+            slopes[id(second.weight)] = second.weight * _along_columns(row / column, second.weight)
+        return [slopes[id(p)] if id(p) in slopes else p.detach() for p in params]
+
+
+LayerTensors = tuple[Tensor, Tensor | None, Tensor, Tensor | None]  # weight and bias of the first and the second layer
+
+
+def _tensors(pair: Pair) -> LayerTensors:
+    return tuple(None if t is None else t.detach() for layer in pair for t in (layer.weight, layer.bias))
+
+
+def prox_step_(
+    pairs: Sequence[LayerTensors],
+    thresholds: Sequence[float | Tensor],
+    balance: bool = True,
+    regularize_bias: bool = False,
+) -> None:
+    """One step of the method in place: balance, normalize, prox (P1, steps 2 to 4), by one multiplication per tensor.
+
+    Args:
+        pairs: per pair, weight and bias (or None) of the first and of the second layer.
+        thresholds: per pair, ``t = lr * s``; where one is a tensor that is 0, its pair is left alone.
+        balance, regularize_bias: as in :class:`PathProx`.
+    """
+    rows = [_row_norms(weight, bias, regularize_bias) for weight, bias, _, _ in pairs]
+    columns = [column_norms(weight) for _, _, weight, _ in pairs]
+    all_factors = prox_factors(rows, columns, thresholds, balance)
+    for pair, factors, threshold in zip(pairs, all_factors, thresholds, strict=True):
+        if isinstance(threshold, Tensor):
+            factors = Factors(*(torch.where(threshold > 0, f, 1.0) for f in map(torch.as_tensor, factors)))
+        if regularize_bias:
+            factors = factors._replace(first_bias=factors.first_weight)
+        multiply_(pair, factors)
+
+
+def _row_norms(weight: Tensor, bias: Tensor | None, with_bias: bool) -> Tensor:
+    norms = row_norms(weight.detach())
+    return torch.hypot(norms, bias.detach().to(norms.dtype)) if with_bias and bias is not None else norms
 
 
 def prox_factors(
@@ -134,7 +217,8 @@ def prox_factors(
     factors = []
     before: Tensor | float = 1.0  # what the pairs so far have multiplied their output by
     if balance:
-        path_norms = torch.stack([(r * c).sum() for r, c in zip(rows, columns, strict=True)]).clamp(min=SMALLEST_NORM)
+        path_norms = torch.stack([(r * c).sum() for r, c in zip(rows, columns, strict=True)])
+        path_norms = path_norms.clamp(SMALLEST_NORM, torch.finfo(path_norms.dtype).max)
         towards_mean = path_norms.log().mean().exp() / path_norms
     for k, (row, column, threshold) in enumerate(zip(rows, columns, thresholds, strict=True)):
         gain = towards_mean[k] if balance else 1.0
@@ -145,15 +229,23 @@ def prox_factors(
     return factors
 
 
-def multiply(pair: Pair, factors: Factors) -> None:
+def multiply_(pair: LayerTensors, factors: Factors) -> None:
     """Multiply a pair's weights and biases in place, rows of the first layer and columns of the second."""
-    first, second = pair
-    first.weight.mul_(factors.first_weight.reshape(-1, *[1] * (first.weight.dim() - 1)))
-    second.weight.mul_(factors.second_weight.reshape(1, -1, *[1] * (second.weight.dim() - 2)))
-    if first.bias is not None:
-        first.bias.mul_(factors.first_bias)
-    if second.bias is not None:
-        second.bias.mul_(factors.second_bias)
+    first_weight, first_bias, second_weight, second_bias = pair
+    first_weight.mul_(_along_rows(factors.first_weight, first_weight))
+    second_weight.mul_(_along_columns(factors.second_weight, second_weight))
+    if first_bias is not None:
+        first_bias.mul_(factors.first_bias)
+    if second_bias is not None:
+        second_bias.mul_(factors.second_bias)
+
+
+def _along_rows(units: Tensor, weight: Tensor) -> Tensor:
+    return units.reshape(-1, *[1] * (weight.dim() - 1))
+
+
+def _along_columns(units: Tensor, weight: Tensor) -> Tensor:
+    return units.reshape(1, -1, *[1] * (weight.dim() - 2))
 
 
 def check_pairs(pairs: list[Pair]) -> None:

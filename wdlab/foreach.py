@@ -1,0 +1,66 @@
+"""Arithmetic over lists of tensors, sharded ones (DTensor) too. Used by the regularizers and optimizers."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def local(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors without autograd; of a sharded one this process's shard. What is elementwise may act on these."""
+    return [t.detach() if type(t) in (Tensor, nn.Parameter) else _shard(t) for t in tensors]
+
+
+def _shard(tensor: Tensor) -> Tensor:
+    return tensor.detach().to_local() if is_sharded(tensor) else tensor.detach()
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether the tensor is a DTensor, of which each process may hold a part."""
+    return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The type to add things up in: at least float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def square_sums(tensors: Sequence[Tensor], like: Sequence[Tensor] | None = None) -> Tensor:
+    """``sum(t^2)`` of each tensor, all shards together; shape (len(tensors),), at least float32.
+
+    ``like`` has the sharding, if ``tensors`` are the local shards already.
+    """
+    shards = local(tensors)
+    narrow = any(t.dtype.itemsize < 4 for t in shards)
+    norms = torch._foreach_norm(shards, 2, torch.float32) if narrow else torch._foreach_norm(shards)
+    return over_shards(tensors if like is None else like, torch.stack(norms).square())
+
+
+def dots(left: Sequence[Tensor], right: Sequence[Tensor], like: Sequence[Tensor] | None = None) -> Tensor:
+    """``sum(a * b)`` of each pair, all shards together; shape (len(left),), at least float32. ``like`` as above."""
+    products = [(a * b).sum(dtype=wide(a.dtype)) for a, b in zip(local(left), local(right), strict=True)]
+    return over_shards(left if like is None else like, torch.stack(products))
+
+
+def over_shards(tensors: Sequence[Tensor], sums: Tensor) -> Tensor:
+    """Sums over this process's shards, shape (len(tensors),), added up over all processes where a tensor is sharded."""
+    if not any(is_sharded(t) for t in tensors):
+        return sums
+    from torch.distributed.tensor import DTensor, Partial, Shard
+
+    alike: dict[tuple, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        if is_sharded(tensor):
+            alike.setdefault((tensor.device_mesh, tensor.placements), []).append(i)
+    sums = sums.clone()
+    for (mesh, placements), where in alike.items():
+        partial = [Partial() if isinstance(p, Shard) else p for p in placements]
+        sums[where] = DTensor.from_local(sums[where], mesh, partial).full_tensor()
+    return sums
+
+
+@functools.cache
+def compiled(function: Callable) -> Callable:
+    """``torch.compile`` of a function, once for all its users."""
+    return torch.compile(function, dynamic=False)

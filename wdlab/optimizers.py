@@ -1,0 +1,381 @@
+"""Drop-in torch optimizers: ``AdamS`` and ``SGDS`` (P5), ``PAdam`` (P2).
+
+They follow torch's own optimizers to the letter (parameter groups with values of their own, closures, schedulers,
+``state_dict``, missing gradients) and are built from the methods in ``wdlab.regularizers``: the base optimizer takes
+its step without weight decay, the method does the decay. The same methods attach to any other optimizer.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wdlab.foreach import compiled as compile_once
+from wdlab.foreach import is_sharded, local
+from wdlab.regularizers import DecoupledDecay, GradientScale, PNormDecay, Regularizer
+from wdlab.regularizers.base import go_before_the_step, go_behind_the_step
+from wdlab.regularizers.checks import check_number
+from wdlab.regularizers.gradient_scale import adam_scale, check_momentum, from_adam
+from wdlab.regularizers.in_loss import shrink_
+from wdlab.regularizers.pnorm import LARGEST, fused_remaining_factor
+
+Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+
+
+class _DropIn(torch.optim.Optimizer):
+    """What the three have in common: a group's ``weight_decay`` is the method's; the base optimizer sees another."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch; complex parameters are refused by a ValueError."""
+        super().add_param_group(param_group)
+        added = self.param_groups[-1]
+        try:
+            if any(p.is_complex() for p in added["params"]):
+                raise ValueError(f"params: {type(self).__name__} does not support complex parameters")
+            self._check_group(added)
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        check_number("weight_decay", group["weight_decay"], lowest=0.0)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._step_supports_amp_scaling = False  # a GradScaler has to unscale first: V is made of the gradients
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update.
+
+        Args:
+            closure: evaluates the model again and returns the loss.
+
+        Returns:
+            The closure's loss, or None.
+
+        Raises:
+            RuntimeError: for a sparse gradient.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and p.grad.is_sparse:
+                    raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
+        self._update()
+        return loss
+
+    def _update(self) -> None:
+        raise NotImplementedError
+
+    @contextlib.contextmanager
+    def _base_weight_decay(self, values: Iterable[float]) -> Iterator[None]:
+        """Show the base optimizer other weight decays than the user's, for the duration of its step."""
+        users = [group["weight_decay"] for group in self.param_groups]
+        try:
+            for group, value in zip(self.param_groups, values, strict=True):
+                group["weight_decay"] = value
+            yield
+        finally:
+            for group, value in zip(self.param_groups, users, strict=True):
+                group["weight_decay"] = value
+
+    def _no_base_weight_decay(self) -> contextlib.AbstractContextManager[None]:
+        return self._base_weight_decay([0.0] * len(self.param_groups))
+
+    def _under(self, method: type[Regularizer], **options: Any) -> Regularizer | None:
+        """A method on the groups as they are now; None if it has nothing to decay."""
+        groups = [self._decayed(group) for group in self.param_groups]
+        groups = [group for group in groups if group["params"]]
+        if not groups:
+            return None
+        regularizer = method(groups, strength=0.0, **options)
+        regularizer._optimizer = self
+        return regularizer
+
+    def _decayed(self, group: dict[str, Any]) -> dict[str, Any]:
+        return {"params": group["params"], "strength": group["weight_decay"]}
+
+
+def _plain_step(base: type[torch.optim.Optimizer]) -> Callable:
+    """The base class's ``step`` without torch's profiling and hooks, which run around ours already."""
+    step = base.step
+    while getattr(step, "hooked", False):
+        step = step.__wrapped__
+    return step
+
+
+class AdamS(_DropIn, torch.optim.Adam):
+    """Adam with scheduled weight decay, SWD (P5).  [grade A: agrees with the released AdamS to 1e-9]
+
+    Xie et al. 2020/2023, arXiv 2011.11152: ``w *= 1 - lr * weight_decay / sqrt(V)``, then Adam's step, with V the mean
+    of Adam's bias-corrected second moment (AMSGrad: of its maximum) over all parameters that have a gradient. The
+    learning rate multiplies the decay. All parameters are decayed unless their group says ``weight_decay=0``. The
+    factor is never negative, and 1 where V is 0. With ``weight_decay=0`` the steps are Adam's, bit by bit.
+
+    ``state_dict`` has Adam's entries and, per parameter, ``mean_square`` (the mean of its second moment) and
+    ``updates``; that of a torch Adam or AdamW may be loaded instead. A GradScaler unscales the gradients itself.
+
+    Args:
+        params: parameters, named parameters or groups, as in torch.
+        lr: learning rate.
+        betas: of the moments.
+        eps: added to the root of the second moment.
+        weight_decay: s, >= 0.
+        amsgrad: use the maximum of the second moments so far.
+        foreach, fused, maximize: as in ``torch.optim.Adam``.
+
+    Raises:
+        ValueError: for a value out of its range, a complex parameter.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 5e-4,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            fused=fused,
+            decoupled_weight_decay=True,
+        )
+        self._step_supports_amp_scaling = False
+
+    def _update(self) -> None:
+        scale = adam_scale(self, self._memory)
+        if scale is None:
+            return
+        strengths = [group["weight_decay"] * scale.inverse_root for group in self.param_groups]
+        if isinstance(scale.inverse_root, Tensor):  # on a device: nothing may wait for it
+            for group, strength in zip(self.param_groups, strengths, strict=True):
+                params = [p for p in group["params"] if p.grad is not None]
+                if group["weight_decay"] != 0 and params:
+                    shrink_(params, group["lr"] * strength)
+            strengths = [0.0] * len(strengths)
+        else:  # Adam's own decoupled decay, in the same pass over memory
+            limits = [1 / float(group["lr"]) if group["lr"] else math.inf for group in self.param_groups]
+            strengths = [min(s, limit) for s, limit in zip(strengths, limits, strict=True)]
+        with self._base_weight_decay(strengths):
+            _plain_step(torch.optim.Adam)(self)
+        for p, memory in scale.memories().items():
+            self.state[p].update(memory)
+
+    def _memory(self, p: Tensor) -> dict[str, Any]:
+        state = self.state.get(p)
+        return state if state and "updates" in state else from_adam(state)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch. ``mean_square`` keeps its precision where parameters are of a narrower type."""
+        super().load_state_dict(state_dict)
+        numbers = (number for group in state_dict["param_groups"] for number in group["params"])
+        ours = (p for group in self.param_groups for p in group["params"])
+        for number, p in zip(numbers, ours, strict=True):
+            saved = state_dict["state"].get(number, {}).get("mean_square")
+            if saved is not None:
+                value = torch.as_tensor(saved).detach()
+                whole = p.device.type == "cpu" and not is_sharded(p)
+                self.state[p]["mean_square"] = value.item() if whole else value.clone().to(p.device)
+
+
+class SGDS(_DropIn, torch.optim.SGD):
+    """SGD with scheduled weight decay, SWD (P5).  [grade A: agrees with the released SGDS to 1e-9]
+
+    Xie et al. 2020/2023, arXiv 2011.11152: ``w *= 1 - lr * weight_decay (1 - dampening) / (1 - momentum)``, then SGD's
+    step. The learning rate multiplies the decay. All parameters are decayed unless their group says
+    ``weight_decay=0``. The factor is never negative. With ``weight_decay=0`` the steps are SGD's, bit by bit;
+    ``state_dict`` is SGD's.
+
+    Args:
+        params: parameters, named parameters or groups, as in torch.
+        lr: learning rate.
+        momentum: in [0, 1).
+        dampening: of the momentum.
+        weight_decay: s, >= 0.
+        nesterov: needs a momentum and no dampening.
+        foreach, fused, maximize: as in ``torch.optim.SGD``.
+
+    Raises:
+        ValueError: for a value out of its range, a complex parameter.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+            foreach=foreach,
+            maximize=maximize,
+            fused=fused,
+        )
+        self._step_supports_amp_scaling = False
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        check_momentum(group["momentum"])
+
+    def _update(self) -> None:
+        decay = self._under(DecoupledDecay, over_time=GradientScale())
+        with self._no_base_weight_decay():
+            _with(decay, lambda: _plain_step(torch.optim.SGD)(self))
+
+
+class PAdam(_DropIn, torch.optim.Adam):
+    """Adam with p-norm weight decay, pAdam (P2).  [grade A: agrees with the released pAdam to 1e-9]
+
+    Outmezguine and Levi 2024, arXiv 2404.10824: with ``w0`` the weight before Adam's step and ``u`` behind it,
+    ``w = u / (1 + p lr weight_decay |w0|^(p-2))``. The learning rate multiplies the decay. As released, tensors with at
+    least 2 dimensions are decayed, and no others. p = 2 is decoupled decay (with the factor ``1 / (1 + 2 lr
+    weight_decay)``), p <= 1 makes exact zeros. With ``weight_decay=0`` the steps are Adam's, bit by bit;
+    ``state_dict`` is Adam's, that of a torch Adam or AdamW may be loaded.
+
+    Args:
+        params: parameters, named parameters or groups (with a ``weight_decay`` and a ``p`` of their own), as in torch.
+        lr: learning rate.
+        betas: of the moments.
+        eps: added to the root of the second moment.
+        weight_decay: s, >= 0.
+        p: > 0.
+        foreach, fused, maximize: as in ``torch.optim.Adam``.
+        compiled: Adam's step and the decay in one loop made by ``torch.compile`` (needs a C++ compiler on the CPU);
+            equal to the other ways up to rounding. Not together with ``foreach`` or ``fused``.
+
+    Raises:
+        ValueError: for a value out of its range, a complex parameter.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-3,
+        p: float = 0.8,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        fused: bool | None = None,
+        compiled: bool = False,
+    ) -> None:
+        if compiled and (foreach or fused):
+            raise ValueError("compiled=True: not together with foreach or fused")
+        self._p = check_number("p", p, above=0.0)  # known before torch adds the groups
+        super().__init__(params, lr, betas, eps, weight_decay, foreach=foreach, maximize=maximize, fused=fused)
+        self.defaults["p"] = p
+        self.defaults["compiled"] = compiled
+        for group in self.param_groups:
+            group["compiled"] = compiled
+        self._step_supports_amp_scaling = False
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        check_number("p", group.setdefault("p", self.defaults.get("p", getattr(self, "_p", None))), above=0.0)
+
+    def _update(self) -> None:
+        if self.param_groups and self.param_groups[0]["compiled"]:
+            for group in self.param_groups:
+                self._compiled_update(group)
+            return
+        decay = self._under(PNormDecay)
+        with self._no_base_weight_decay():
+            _with(decay, lambda: _plain_step(torch.optim.Adam)(self))
+
+    def _decayed(self, group: dict[str, Any]) -> dict[str, Any]:
+        params = [p for p in group["params"] if p.dim() >= 2]
+        return super()._decayed(group) | {"params": params, "p": group["p"]}
+
+    def _compiled_update(self, group: dict[str, Any]) -> None:
+        params: list[Tensor] = []
+        gradients: list[Tensor] = []
+        means: list[Tensor] = []
+        squares: list[Tensor] = []
+        steps: list[Tensor] = []
+        self._init_group(group, params, gradients, means, squares, [], steps)
+        if not params:
+            return
+        torch._foreach_add_(steps, 1)
+        lr, strength, p = float(group["lr"]), group["weight_decay"], group["p"]
+        beta1, beta2 = group["betas"]
+        by_step: dict[float, list[int]] = {}
+        for i, step in enumerate(steps):
+            by_step.setdefault(step.item(), []).append(i)
+        for step, places in by_step.items():
+            numbers = (
+                *(1 - beta1, beta2, 1 - beta2, lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step), group["eps"]),
+                *(min(p * lr * strength, LARGEST), -1.0 if group["maximize"] else 1.0),
+            )
+            dtype = torch.float64 if params[places[0]].dtype == torch.float64 else torch.float32
+            compile_once(padam_step_)(
+                *(local([tensors[i] for i in places]) for tensors in (params, gradients, means, squares)),
+                torch.tensor(numbers, dtype=dtype),
+                p if strength != 0 else None,
+            )
+
+
+def _with(method: Regularizer | None, step: Callable[[], Any]) -> None:
+    """The base optimizer's step with the method's moments around it."""
+    methods = [] if method is None else [method]
+    go_before_the_step(methods)
+    step()
+    go_behind_the_step(methods)
+
+
+def padam_step_(
+    params: list[Tensor],
+    gradients: list[Tensor],
+    means: list[Tensor],
+    squares: list[Tensor],
+    numbers: Tensor,
+    p: float | None,
+) -> None:
+    """Adam's step and p-norm decay in place, elementwise, for a compiler to make one loop per tensor of.
+
+    Args:
+        params, gradients, means, squares: weights, gradients, first and second moments.
+        numbers: ``1 - beta1, beta2, 1 - beta2, lr / bias correction, 1 / root of the other, eps, p lr s, sign``, shape
+            (8,).
+        p: None for no decay.
+    """
+    one_minus_beta1, beta2, one_minus_beta2, step_size, root_scale, eps, c, sign = numbers.unbind()
+    for w, g, mean, square in zip(params, gradients, means, squares, strict=True):
+        g = g * sign
+        mean.copy_(mean + (g - mean) * one_minus_beta1)
+        square.copy_(square * beta2 + g * g * one_minus_beta2)
+        u = w - step_size * mean / (square.sqrt() * root_scale + eps)
+        w.copy_(u * fused_remaining_factor(w, c, p) if p is not None and w.dim() >= 2 else u)

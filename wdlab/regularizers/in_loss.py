@@ -1,0 +1,224 @@
+"""Penalties in the gradient of the loss: ``L2``, ``L1``, ``Lp``; and their five ways through Adam."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wdlab.foreach import local
+from wdlab.regularizers.base import Part, Regularizer
+from wdlab.regularizers.checks import check_choice, check_number, is_adam
+from wdlab.regularizers.over_time import OverTime
+from wdlab.regularizers.penalties import Absolute, Bridge, HalfSquare, Penalty
+
+ROUTES = ("both", "first", "second", "separate", "decoupled")
+
+
+class InLoss(Regularizer):
+    """A penalty whose gradient ``r = s dR/dw`` is added to that of the loss, ``g``.
+
+    With Adam, ``route`` says which of its two moment buffers the penalty enters (P4, Bjorck et al. 2020, arXiv
+    2012.13841):  [grade B for ``both`` and ``decoupled``, C for the rest: the exact recipe was not at hand]
+
+    - ``both``: ``g + r`` in the first and the second moment: L2 regularization as everybody has it. Any optimizer.
+    - ``first``: ``g + r`` in the first moment, ``g`` in the second.
+    - ``second``: ``g`` in the first moment, ``g + r`` in the second.
+    - ``separate``: ``r`` has a first-moment buffer of its own, with the same beta, divided by the root of the same
+      second moment, which is that of ``g``. The first moment is linear in the gradient, so the steps equal those of
+      ``first`` up to rounding; what distinguishes both from ``both`` is the second moment.
+    - ``decoupled``: ``w -= lr * r`` before the step, with ``r`` in neither. For L2 this is AdamW. Any optimizer.
+
+    The optimizer multiplies the decay by its learning rate.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        strength: float,
+        penalty: Penalty,
+        route: str = "both",
+        over_time: OverTime | Iterable[OverTime] | None = None,
+    ) -> None:
+        self.penalty_function = penalty
+        self.route = check_choice("route", route, ROUTES)
+        self._moments: dict[int, _Moment] = {}  # of the penalty gradient, by the parameter's place in ``params``
+        super().__init__(params, strength, over_time)
+
+    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.route in ("first", "second", "separate") and not all(map(is_adam, optimizer.param_groups)):
+            raise ValueError(f"route={self.route!r}: needs Adam or AdamW, got {type(optimizer).__name__}")
+
+    def after_backward(self) -> None:
+        if self.route != "decoupled":
+            parts = self.parts()
+            for part in parts:
+                gradient = self.penalty_gradient(part.params)
+                if self.route in ("both", "second"):
+                    add_(local([p.grad for p in part.params]), gradient, part.strength)
+                if self.route != "both":
+                    self._remember(part, gradient)
+            self._forget(parts)
+
+    def before_step(self) -> None:
+        if self.route == "decoupled":
+            for part in self.parts():
+                self.decay_(part.params, part.lr * part.strength)
+
+    def after_step(self) -> None:
+        if self.route in ("first", "second", "separate"):
+            self._correct()
+
+    def decay_(self, params: Sequence[Tensor], rate: float | Tensor) -> None:
+        """In place ``w -= rate * dR/dw``, the step of the route ``decoupled``."""
+        add_(local(params), self.penalty_gradient(params), -rate)
+
+    def penalty(self) -> Tensor:
+        return sum((self.penalty_function.value(g["params"]) * g["strength"] for g in self.groups), super().penalty())
+
+    def penalty_gradient(self, params: Sequence[Tensor]) -> list[Tensor]:
+        return self.penalty_function.gradient(params)
+
+    # -- routes through Adam -----------------------------------------------------------------------------------------
+    #
+    # Adam's first moment is linear in the gradient, m(g + r) = m(g) + m(r), so the step on ``g`` or on ``g + r`` is
+    # left to the optimizer, whatever its implementation, and corrected behind it by ``m(r)``, kept here: first,
+    # separate: Adam saw g;      w -= lr m(r) / (sqrt(v(g)) + eps) second:          Adam saw g + r;  w += lr m(r) /
+    # (sqrt(v(g + r)) + eps)
+
+    def _remember(self, part: Part, gradient: Sequence[Tensor]) -> None:
+        places = {id(p): i for i, p in enumerate(self.params)}
+        beta = self._home[id(part.params[0])]["betas"][0]
+        for p, r in zip(part.params, gradient, strict=True):
+            moment = self._moments.setdefault(places[id(p)], _Moment(torch.zeros_like(r)))
+            moment.buffer.lerp_(r * part.strength, 1 - beta)
+            moment.updates += 1
+
+    def _forget(self, parts: Sequence[Part]) -> None:
+        """Where the strength is 0 in this step, the moment takes in a zero."""
+        in_force = {id(p) for part in parts for p in part.params}
+        for i, moment in self._moments.items():
+            p = self.params[i]
+            if p.grad is not None and id(p) not in in_force:
+                moment.buffer.mul_(self._home[id(p)]["betas"][0])
+                moment.updates += 1
+
+    def _correct(self) -> None:
+        sign = 1 if self.route == "second" else -1
+        for i, p in enumerate(self.params):
+            moment, group = self._moments.get(i), self._home[id(p)]
+            if moment is None or p.grad is None:
+                continue
+            state = self.optimizer.state[p]
+            (squares,) = local([state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]])
+            root = (squares / (1 - group["betas"][1] ** state["step"])).sqrt_().add_(group["eps"])
+            mean = moment.buffer / (1 - group["betas"][0] ** moment.updates)
+            local([p])[0].add_(mean.div_(root).mul_(group["lr"]), alpha=sign)
+
+    def state_dict(self) -> dict[str, Any]:
+        moments = {i: {"buffer": m.buffer, "updates": m.updates} for i, m in self._moments.items()}
+        return super().state_dict() | ({"moments": moments} if moments else {})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        saved = state.get("moments", {})
+        self._moments = {i: _Moment(m["buffer"].clone(), m["updates"]) for i, m in saved.items()}
+
+
+class _Moment:
+    """Adam's first moment of one parameter's penalty gradient, and how many updates it has seen."""
+
+    def __init__(self, buffer: Tensor, updates: int = 0) -> None:
+        self.buffer, self.updates = buffer, updates
+
+
+class L2(InLoss):
+    """``R(w) = |w|^2 / 2``: adds ``s * w`` to the gradient before the optimizer sees it.  [grade B]
+
+    The optimizer multiplies the decay by its learning rate, and scales it if it is adaptive. With torch's SGD and Adam
+    this is their ``weight_decay``, to the last bit. Decays every parameter it is given; ``for_model`` gives it the
+    weights of linear, convolution and embedding layers unless ``scope`` is ``all``.
+
+    Args:
+        params, strength, over_time: as in :class:`wdlab.regularizers.Regularizer`.
+        route: through which of Adam's buffers the penalty goes (P4), see :class:`InLoss`.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        strength: float,
+        route: str = "both",
+        over_time: OverTime | Iterable[OverTime] | None = None,
+    ) -> None:
+        super().__init__(params, strength, HalfSquare(), route, over_time)
+
+    def decay_(self, params: Sequence[Tensor], rate: float | Tensor) -> None:
+        shrink_(params, rate)
+
+
+class L1(InLoss):
+    """``R(w) = |w|_1``: adds ``s * sign(w)`` to the gradient, 0 at 0.  [grade B]
+
+    The optimizer multiplies the decay by its learning rate. Weights come close to zero and oscillate there; exact zeros
+    need a prox (``PNormProx`` with p=1) or ``PNormDecay``. Decays every parameter it is given; ``for_model`` gives it
+    the weights of linear, convolution and embedding layers unless ``scope`` is ``all``.
+
+    Args:
+        params, strength, route, over_time: as in :class:`L2`.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        strength: float,
+        route: str = "both",
+        over_time: OverTime | Iterable[OverTime] | None = None,
+    ) -> None:
+        super().__init__(params, strength, Absolute(), route, over_time)
+
+
+class Lp(InLoss):
+    """``R(w) = sum (|w| + epsilon)^p - epsilon^p`` in the loss gradient, the comparator of P2.  [grade B]
+
+    For p < 1 the Bridge penalty's gradient diverges at 0; ``epsilon`` keeps it below ``p epsilon^(p-1)`` (0.8 * 40 at
+    the defaults), and it is 0 at 0. The optimizer multiplies the decay by its learning rate. Decays every parameter it
+    is given; ``for_model`` gives it the weights of linear, convolution and embedding layers unless ``scope`` is
+    ``all``.
+
+    Args:
+        params, strength, route, over_time: as in :class:`L2`.
+        p: > 0.
+        epsilon: > 0, in units of the weights.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        strength: float,
+        p: float = 0.8,
+        epsilon: float = 1e-8,
+        route: str = "both",
+        over_time: OverTime | Iterable[OverTime] | None = None,
+    ) -> None:
+        check_number("p", p, above=0.0)
+        check_number("epsilon", epsilon, above=0.0)
+        super().__init__(params, strength, Bridge(p, epsilon), route, over_time)
+
+
+def add_(tensors: Sequence[Tensor], addends: Sequence[Tensor], factor: float | Tensor) -> None:
+    """In place: ``t += factor * addend`` for each pair."""
+    if isinstance(factor, Tensor):
+        torch._foreach_add_(tensors, torch._foreach_mul(addends, factor))
+    else:
+        torch._foreach_add_(tensors, addends, alpha=factor)
+
+
+def shrink_(params: Sequence[Tensor], rate: float | Tensor) -> None:
+    """In place: ``w *= max(0, 1 - rate)``, the decoupled decay; a huge rate must not turn weights over."""
+    torch._foreach_mul_(local(params), remaining(rate))
+
+
+def remaining(rate: float | Tensor) -> float | Tensor:
+    """``max(0, 1 - rate)``."""
+    return (1 - rate).clamp(min=0) if isinstance(rate, Tensor) else max(0.0, 1 - rate)

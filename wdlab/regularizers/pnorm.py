@@ -1,0 +1,219 @@
+"""p-norm weight decay (P2): decoupled decay for the Bridge penalty with any p > 0, and its comparators.
+
+Outmezguine and Levi 2024, arXiv 2404.10824.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wdlab.foreach import compiled, local, wide
+from wdlab.regularizers.base import Part, Regularizer
+from wdlab.regularizers.checks import check_number
+from wdlab.regularizers.over_time import OverTime
+from wdlab.regularizers.penalties import Bridge
+
+LARGEST = 1e37  # c beyond it is taken for it, so that no infinity meets another
+
+
+class _Bridged(Regularizer):
+    """A method on ``R(w) = sum |w|^p``, with a ``p`` for each group."""
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        strength: float,
+        p: float,
+        over_time: OverTime | Iterable[OverTime] | None,
+    ) -> None:
+        self.default_p = self.check_p(p)
+        super().__init__(params, strength, over_time)
+
+    def check_p(self, p: float) -> float:
+        """``p`` if the method can have it, else a ValueError."""
+        return check_number("p", p, above=0.0)
+
+    def add_param_group(self, group: dict[str, Any]) -> None:
+        """As for every method; ``p`` too may be given."""
+        super().add_param_group({**group, "p": self.check_p(group.get("p", self.default_p))})
+
+    def penalty(self) -> Tensor:
+        return sum((Bridge(g["p"]).value(g["params"]) * g["strength"] for g in self.groups), super().penalty())
+
+    def penalty_gradient(self, params: Sequence[Tensor]) -> list[Tensor]:
+        powers = {id(w): group["p"] for group in self.groups for w in group["params"]}
+        return [Bridge(powers[id(w)]).gradient([w])[0] for w in params]
+
+
+class PNormDecay(_Bridged):
+    """p-norm weight decay, pWD: ``R(w) = sum |w|^p`` for any p > 0.  [grade A: released pAdam, step by step]
+
+    With ``w0`` the weight before the optimizer's step and ``u`` behind it, ``w = u / (1 + p lr s |w0|^(p-2))``. For p
+    < 2 a weight that is zero stays exactly zero; for p <= 1 small weights get there in a few steps, without the
+    gradient that diverges at 0 for p < 1. p = 2 is decoupled decay with the factor ``1 / (1 + 2 lr s)``. The learning
+    rate multiplies the decay. Decays every parameter it is given (pAdam: tensors with at least 2 dimensions);
+    ``for_model`` gives it the weights of linear, convolution and embedding layers unless ``scope`` is ``all``.
+
+    Args:
+        params, strength, over_time: as in :class:`wdlab.regularizers.Regularizer`.
+        p: > 0; a group may have its own, ``{"params": ..., "p": 1.0}``.
+        late: use ``u`` in the factor instead of ``w0``, the released late variant.
+        compiled: do the arithmetic by ``torch.compile``, in one pass over memory (needs a C++ compiler on the CPU).
+
+    Raises:
+        ValueError: for a bad p or strength.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        strength: float,
+        p: float = 0.8,
+        late: bool = False,
+        compiled: bool = False,
+        over_time: OverTime | Iterable[OverTime] | None = None,
+    ) -> None:
+        self.late, self.compiled = late, compiled
+        self._factors: list[tuple[list[Tensor], list[Tensor] | Tensor | float]] = []
+        super().__init__(params, strength, p, over_time)
+
+    def before_step(self) -> None:
+        if not self.late:
+            self._factors = [(part.params, self._remaining(part)) for part in self.parts()]
+
+    def after_step(self) -> None:
+        if self.late:
+            self._factors = [(part.params, self._remaining(part)) for part in self.parts()]
+        for params, factors in self._factors:
+            torch._foreach_mul_(local(params), factors)
+        self._factors = []
+
+    def _remaining(self, part: Part) -> list[Tensor] | Tensor | float:
+        p, c = part.group["p"], part.group["p"] * part.lr * part.strength
+        return (compiled_remaining_factors if self.compiled else remaining_factors)(local(part.params), c, p)
+
+
+def remaining_factors(weights: Sequence[Tensor], c: float | Tensor, p: float) -> list[Tensor] | Tensor | float:
+    """``1 / (1 + c |w|^(p-2))``, in [0, 1], without an overflow on the way. 1 where ``c`` is 0.
+
+    Args:
+        weights: any shapes.
+        c: ``p * lr * s`` >= 0, a number or a scalar tensor.
+        p: > 0.
+
+    Returns:
+        Tensors in the shapes of the weights, at least float32; for p = 2 one factor for all of them.
+    """
+    if p == 2:
+        return 1 / (1 + c)
+    sizes = torch._foreach_abs(weights)
+    if any(w.dtype.itemsize < 4 for w in weights):
+        sizes = [x.to(wide(x.dtype)) for x in sizes]
+    if p in (0.5, 1, 1.5):  # X / (X + c) with X = |w|^(2-p)
+        if p == 0.5:
+            torch._foreach_clamp_max_(sizes, min(torch.finfo(x.dtype).max for x in sizes) ** 0.6)
+            torch._foreach_mul_(sizes, torch._foreach_sqrt(sizes))
+        elif p == 1.5:
+            torch._foreach_sqrt_(sizes)
+        torch._foreach_div_(sizes, _plus(sizes, c))
+    else:  # the same as 1 / (1 + exp(log c - (2-p) log |w|))
+        torch._foreach_log_(sizes)
+        torch._foreach_mul_(sizes, 2 - p)
+        torch._foreach_sub_(sizes, _log(c))
+        torch._foreach_sigmoid_(sizes)
+    return [torch.where(c > 0, x, 1) for x in sizes] if isinstance(c, Tensor) else sizes
+
+
+def _log(c: float | Tensor) -> float | Tensor:
+    return c.clamp(1 / LARGEST, LARGEST).log() if isinstance(c, Tensor) else math.log(min(c, LARGEST))
+
+
+def _plus(tensors: Sequence[Tensor], c: float | Tensor) -> list[Tensor]:
+    return torch._foreach_add(tensors, c if isinstance(c, Tensor) else min(c, LARGEST))
+
+
+def compiled_remaining_factors(weights: Sequence[Tensor], c: float | Tensor, p: float) -> list[Tensor]:
+    """``remaining_factors`` by ``torch.compile``, one pass over each tensor."""
+    c = c if isinstance(c, Tensor) else torch.tensor(min(c, LARGEST), dtype=torch.float64)
+    return compiled(_all_remaining)(list(weights), c, p)
+
+
+def _all_remaining(weights: list[Tensor], c: Tensor, p: float) -> list[Tensor]:
+    return [fused_remaining_factor(w, c, p) for w in weights]
+
+
+def fused_remaining_factor(w: Tensor, c: Tensor, p: float) -> Tensor:
+    """``remaining_factors`` of one tensor in one expression, which a compiler makes one loop of."""
+    if p == 2:
+        return (1 / (1 + c)).expand(w.shape)
+    x = w.to(wide(w.dtype)).abs()
+    if p == 0.5:
+        x = x * x.sqrt()
+    elif p == 1.5:
+        x = x.sqrt()
+    elif p != 1:
+        x = torch.exp((2 - p) * torch.log(x))
+    x = x.clamp(max=torch.finfo(x.dtype).max / 4)
+    return torch.where(c > 0, x / (x + c), 1)
+
+
+class PNormProx(_Bridged):
+    """The exact proximal step on ``R(w) = sum |w|^p`` for p = 1 and p = 3/2, the released comparators of P2.  [grade B]
+
+    Behind the optimizer's step, ``w = argmin_z (z - u)^2 / 2 + t |z|^p`` with ``t = lr * s``: for p = 1 the soft
+    threshold ``sign(u) max(0, |u| - t)``, for p = 3/2 ``sign(u) (2 |u| / (1.5 t + sqrt(2.25 t^2 + 4 |u|)))^2``. The
+    learning rate multiplies the decay. Decays every parameter it is given; ``for_model`` gives it the weights of
+    linear, convolution and embedding layers unless ``scope`` is ``all``.
+
+    Args:
+        params, strength, over_time: as in :class:`wdlab.regularizers.Regularizer`.
+        p: 1 or 1.5; a group may have its own.
+
+    Raises:
+        ValueError: for another p.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        strength: float,
+        p: float = 1.0,
+        over_time: OverTime | Iterable[OverTime] | None = None,
+    ) -> None:
+        super().__init__(params, strength, p, over_time)
+
+    def check_p(self, p: float) -> float:
+        if p not in (1, 1.5):
+            raise ValueError(f"p={p}: must be 1 or 1.5 for the exact prox; PNormDecay takes any p > 0")
+        return p
+
+    def after_step(self) -> None:
+        for part in self.parts():
+            threshold, weights = part.lr * part.strength, local(part.params)
+            proxes = (soft_threshold if part.group["p"] == 1 else prox_of_three_halves)(weights, threshold)
+            torch._foreach_copy_(weights, proxes)
+
+
+def soft_threshold(weights: Sequence[Tensor], threshold: float | Tensor) -> list[Tensor]:
+    """``sign(w) max(0, |w| - t)``, the prox of ``t |w|``."""
+    sizes = torch._foreach_abs(weights)
+    torch._foreach_sub_(sizes, threshold)
+    torch._foreach_clamp_min_(sizes, 0)
+    return torch._foreach_mul(sizes, torch._foreach_sign(weights))
+
+
+def prox_of_three_halves(weights: Sequence[Tensor], threshold: float | Tensor) -> list[Tensor]:
+    """``sign(w) r^2`` with ``r = |w| / (h + sqrt(h^2 + |w|))``, ``h = 3 t / 4``: the prox of ``t |w|^(3/2)``."""
+    half = 0.75 * threshold
+    half = half.clamp(max=1e18) if isinstance(half, Tensor) else min(half, 1e18)
+    roots = torch._foreach_abs(weights)
+    below = torch._foreach_add(roots, half * half)
+    torch._foreach_sqrt_(below)
+    torch._foreach_add_(below, half)
+    torch._foreach_clamp_min_(below, min(torch.finfo(w.dtype).tiny for w in weights))  # 0 / 0 for w = t = 0
+    torch._foreach_div_(roots, below)
+    torch._foreach_mul_(roots, roots)
+    return torch._foreach_mul(roots, torch._foreach_sign(weights))
