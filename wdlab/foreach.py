@@ -47,7 +47,7 @@ def over_shards(tensors: Sequence[Tensor], sums: Tensor) -> Tensor:
     """Sums over this process's shards, shape (len(tensors),), added up over all processes where a tensor is sharded."""
     if not any(is_sharded(t) for t in tensors):
         return sums
-    from torch.distributed.tensor import DTensor, Partial, Shard
+    from torch.distributed.tensor import DTensor, Partial, Replicate
 
     alike: dict[tuple, list[int]] = {}
     for i, tensor in enumerate(tensors):
@@ -55,9 +55,24 @@ def over_shards(tensors: Sequence[Tensor], sums: Tensor) -> Tensor:
             alike.setdefault((tensor.device_mesh, tensor.placements), []).append(i)
     sums = sums.clone()
     for (mesh, placements), where in alike.items():
-        partial = [Partial() if isinstance(p, Shard) else p for p in placements]
+        partial = [p if isinstance(p, Replicate) else Partial() for p in placements]
         sums[where] = DTensor.from_local(sums[where], mesh, partial).full_tensor()
     return sums
+
+
+def add_number(tensors: Sequence[Tensor], number: float | Tensor) -> list[Tensor]:
+    """``t + number`` of each tensor."""
+    return torch._foreach_add(tensors, number, **_as_tensor(number))
+
+
+def add_number_(tensors: Sequence[Tensor], number: float | Tensor) -> None:
+    """In place ``t += number`` of each tensor."""
+    torch._foreach_add_(tensors, number, **_as_tensor(number))
+
+
+def _as_tensor(number: float | Tensor) -> dict[str, float]:
+    """Given an alpha, torch takes a scalar tensor as it is; else it would read its value, and wait for the device."""
+    return {"alpha": 1.0} if isinstance(number, Tensor) else {}
 
 
 @functools.cache

@@ -5,8 +5,8 @@ Xie et al. 2020/2023, arXiv 2011.11152. Used by ``ScheduledDecay`` and by the op
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from wdlab.regularizers.over_time import OverTime
 if TYPE_CHECKING:
     from wdlab.regularizers.base import Regularizer
 
-Memory = Callable[[Tensor], dict[str, Any]]  # what is remembered of a parameter
+Memory = Mapping[Tensor, Mapping[str, Any]]  # of each parameter, its ``mean_square`` and ``updates`` so far
 
 
 class GradientScale(OverTime):
@@ -57,7 +57,7 @@ class GradientScale(OverTime):
         for p, state in zip(self._order, self._loaded, strict=False):
             self._memory[p] = state
         self._loaded = []
-        scale = adam_scale(optimizer, lambda p: self._memory.get(p) or from_adam(optimizer.state.get(p)))
+        scale = adam_scale(optimizer, self._memory)
         if scale is not None:
             self._inverse_root = scale.inverse_root
             self._memory |= scale.memories()
@@ -88,21 +88,16 @@ def check_momentum(momentum: float) -> None:
         raise ValueError(f"momentum={momentum}: must be less than 1 for a scheduled decay")
 
 
-class Scale:
-    """What ``adam_scale`` finds: the inverse root of V, and what to remember of each parameter."""
+class Scale(NamedTuple):
+    """What ``adam_scale`` finds."""
 
-    def __init__(self, inverse_root: float | Tensor, groups: list[tuple[list[Tensor], Any, int]]) -> None:
-        self.inverse_root = inverse_root
-        self._groups = groups
+    inverse_root: float | Tensor  # 1 / sqrt(V)
+    averages: list[tuple[Tensor, float | Tensor, int]]  # per parameter with a gradient: mean square, updates
 
     def memories(self) -> dict[Tensor, dict[str, Any]]:
         """Of each parameter with a gradient ``mean_square``, the moving average (a number on the CPU, a scalar tensor
         elsewhere), and ``updates``."""
-        return {
-            p: {"mean_square": average, "updates": updates}
-            for params, averages, updates in self._groups
-            for p, average in zip(params, averages, strict=True)
-        }
+        return {p: {"mean_square": average, "updates": updates} for p, average, updates in self.averages}
 
 
 def adam_scale(optimizer: torch.optim.Optimizer, memory: Memory) -> Scale | None:
@@ -110,56 +105,56 @@ def adam_scale(optimizer: torch.optim.Optimizer, memory: Memory) -> Scale | None
 
     Args:
         optimizer: before its step. AMSGrad's V is read from its buffers.
-        memory: what was remembered of a parameter, {} at first.
+        memory: what was remembered of each parameter; of one that is not in it, Adam's own state tells.
     """
-    cohorts: dict[tuple[float, int, bool], list[Tensor]] = {}  # parameters with one bias correction
+    total: float | Tensor = 0.0
+    count, found = 0, []
+    cohorts: dict[tuple[float, int, bool], list[tuple[Tensor, Any]]] = {}  # of one bias correction: to be done together
     for group in optimizer.param_groups:
         if is_adam(group):
             beta, amsgrad = group["betas"][1], group["amsgrad"]
             for p in group["params"]:
-                if p.grad is not None:
-                    cohorts.setdefault((beta, memory(p).get("updates", 0) + 1, amsgrad), []).append(p)
-    if not cohorts:
-        return None
-    total: float | Tensor = 0.0
-    count, kept = 0, []
-    for (beta, updates, amsgrad), params in cohorts.items():
-        sizes = [p.numel() for p in params]
-        if amsgrad:
-            averages = _largest_mean_squares(params, optimizer, beta)
-        else:
-            squares = mean_squares([p.grad for p in params])
-            before = [memory(p).get("mean_square", 0.0) for p in params]
-            averages = moving_average(before, squares, beta)
-        total = total + _weighted_sum(averages, sizes) / (1 - beta**updates)
-        count += sum(sizes)
-        kept.append((params, averages, updates))
-    return Scale(_inverse_root(total / count), kept)
+                if (g := p.grad) is None:
+                    continue
+                before = memory.get(p)
+                if before is None or "updates" not in before:
+                    before = from_adam(optimizer.state.get(p))
+                size, updates = g.numel(), before["updates"] + 1
+                count += size
+                if type(g) is not Tensor or not g.is_cpu:  # on a device, or sharded: there nothing is read
+                    cohorts.setdefault((beta, updates, amsgrad), []).append((p, before["mean_square"]))
+                    continue
+                if amsgrad:
+                    average = _largest_square_sum(p, optimizer, beta).item() / size
+                else:
+                    average = beta * before["mean_square"] + (1 - beta) * _square_sum(g) / size
+                total += average * size / (1 - beta**updates)
+                found.append((p, average, updates))
+    for (beta, updates, amsgrad), cohort in cohorts.items():
+        params, before = zip(*cohort, strict=True)
+        sums = _largest_square_sums(params, optimizer, beta) if amsgrad else square_sums([p.grad for p in params])
+        sizes = _vector(tuple(p.numel() for p in params), sums.dtype, sums.device)
+        averages = sums / sizes
+        if not amsgrad:
+            averages = moving_average(before, averages, beta)
+        total = total + torch.dot(averages, sizes) / (1 - beta**updates)
+        found += [(p, average, updates) for p, average in zip(params, averages, strict=True)]
+    return Scale(_inverse_root(total / count), found) if count else None
 
 
 def from_adam(state: dict[str, Any] | None) -> dict[str, Any]:
-    """What would have been remembered of a parameter, from Adam's own state of it; {} if it has none."""
+    """What would have been remembered of a parameter, from Adam's own state of it."""
     if not state or "exp_avg_sq" not in state:
-        return {}
+        return {"mean_square": 0.0, "updates": 0}
     average = state["exp_avg_sq"].mean(dtype=wide(state["exp_avg_sq"].dtype))
     average = average.full_tensor() if is_sharded(average) else average
     return {"mean_square": average.item() if average.device.type == "cpu" else average, "updates": int(state["step"])}
 
 
-def moving_average(before: list[float] | list[Tensor], squares: list[float] | Tensor, beta: float) -> Any:
-    """``b2 v + (1 - b2) mean(g^2)`` for each parameter; numbers for numbers, a vector for a vector."""
-    if isinstance(squares, Tensor):
-        vector = torch.stack([v if isinstance(v, Tensor) else squares.new_full((), v) for v in before])
-        return beta * vector.to(squares) + (1 - beta) * squares
-    return [beta * v + (1 - beta) * square for v, square in zip(before, squares, strict=True)]
-
-
-def mean_squares(gradients: Sequence[Tensor]) -> list[float] | Tensor:
-    """``mean(g^2)`` of each gradient: numbers if they are on the CPU and whole, else a vector on their device."""
-    if all(g.device.type == "cpu" and not is_sharded(g) for g in gradients):
-        return [_square_sum(g) / g.numel() for g in local(gradients)]
-    sums = square_sums(gradients)
-    return sums / _vector(tuple(g.numel() for g in gradients), sums.dtype, sums.device)
+def moving_average(before: Sequence[float | Tensor], squares: Tensor, beta: float) -> Tensor:
+    """``b2 v + (1 - b2) mean(g^2)`` for each parameter, as a vector."""
+    vector = torch.stack([v if isinstance(v, Tensor) else squares.new_full((), v) for v in before])
+    return beta * vector.to(squares) + (1 - beta) * squares
 
 
 @functools.lru_cache(maxsize=64)
@@ -170,31 +165,23 @@ def _vector(numbers: tuple[int, ...], dtype: torch.dtype, device: torch.device) 
 
 def _square_sum(g: Tensor) -> float:
     if g.is_contiguous() and g.dtype.itemsize >= 4:
-        flat = g.view(-1)
+        flat = g if g.dim() == 1 else g.view(-1)
         return torch.dot(flat, flat).item()
     return torch.linalg.vector_norm(g, dtype=wide(g.dtype)).item() ** 2
 
 
-def _largest_mean_squares(params: list[Tensor], optimizer: torch.optim.Optimizer, beta: float) -> list[float] | Tensor:
-    """AMSGrad: mean of ``max(max_exp_avg_sq, b2 exp_avg_sq + (1 - b2) g^2)``, as the step will have it."""
-    sums = []
-    for p in params:
-        state, (g,) = optimizer.state.get(p) or {}, local([p.grad])
-        squares = g.square().mul_(1 - beta)
-        if state:
-            old, largest = local([state["exp_avg_sq"], state["max_exp_avg_sq"]])
-            squares = torch.maximum(largest, squares.add_(old, alpha=beta))
-        sums.append(squares.sum(dtype=wide(squares.dtype)))
-    if all(p.device.type == "cpu" and not is_sharded(p) for p in params):
-        return [s.item() / p.numel() for s, p in zip(sums, params, strict=True)]
-    vector = over_shards(params, torch.stack(sums))
-    return vector / _vector(tuple(p.numel() for p in params), vector.dtype, vector.device)
+def _largest_square_sum(p: Tensor, optimizer: torch.optim.Optimizer, beta: float) -> Tensor:
+    """AMSGrad: sum of ``max(max_exp_avg_sq, b2 exp_avg_sq + (1 - b2) g^2)``, as the step will have it; of the shard."""
+    state, (g,) = optimizer.state.get(p) or {}, local([p.grad])
+    squares = g.square().mul_(1 - beta)
+    if state:
+        old, largest = local([state["exp_avg_sq"], state["max_exp_avg_sq"]])
+        squares = torch.maximum(largest, squares.add_(old, alpha=beta))
+    return squares.sum(dtype=wide(squares.dtype))
 
 
-def _weighted_sum(averages: list[float] | Tensor, sizes: list[int]) -> float | Tensor:
-    if isinstance(averages, Tensor):
-        return torch.dot(averages, _vector(tuple(sizes), averages.dtype, averages.device))
-    return sum(map(float.__mul__, averages, map(float, sizes)))
+def _largest_square_sums(params: Sequence[Tensor], optimizer: torch.optim.Optimizer, beta: float) -> Tensor:
+    return over_shards(params, torch.stack([_largest_square_sum(p, optimizer, beta) for p in params]))
 
 
 def _inverse_root(v: float | Tensor) -> float | Tensor:

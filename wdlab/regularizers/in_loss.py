@@ -26,7 +26,9 @@ class InLoss(Regularizer):
     - ``second``: ``g`` in the first moment, ``g + r`` in the second.
     - ``separate``: ``r`` has a first-moment buffer of its own, with the same beta, divided by the root of the same
       second moment, which is that of ``g``. The first moment is linear in the gradient, so the steps equal those of
-      ``first`` up to rounding; what distinguishes both from ``both`` is the second moment.
+      ``first`` up to rounding; what distinguishes both from ``both`` is the second moment. Where the loss has no
+      gradient at all (pixels that are always black, dead units), these two divide the penalty by ``eps`` alone, and a
+      weight takes steps of up to ``lr * r / eps``: give Adam an ``eps`` to match.
     - ``decoupled``: ``w -= lr * r`` before the step, with ``r`` in neither. For L2 this is AdamW. Any optimizer.
 
     The optimizer multiplies the decay by its learning rate.

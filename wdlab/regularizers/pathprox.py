@@ -96,10 +96,12 @@ class PathProx(Regularizer):
         Frozen weights are left out, and a pair with one of them.
 
         Raises:
-            ValueError: for a model without pairs, or one whose pairs cannot be balanced without changing its function.
+            ValueError: for a model without pairs, or one whose pairs cannot be balanced without changing its function;
+                for sharded weights.
         """
         if scope != "weights":
             raise ValueError(f"scope={scope!r}: must be weights (regularize_bias is what PathProx has for biases)")
+        check_whole(model.parameters())  # said here too: in the layers of a sharded model no pairs are found
         pairs = [p for p in homogeneous_pairs(model) if all(layer.weight.requires_grad for layer in p)]
         if not pairs:
             raise ValueError(f"{type(model).__name__} has no pair Linear-ReLU-Linear or Conv-ReLU-Conv for PathProx")
@@ -119,8 +121,7 @@ class PathProx(Regularizer):
         return [p for p in self.params if id(p) not in self._paired]
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        if any(is_sharded(p) for p in self.params):
-            raise ValueError("PathProx: cannot work on sharded weights, since the norm of a unit takes all of its row")
+        check_whole(self.params)
 
     def after_backward(self) -> None:
         for part in self.parts():
@@ -213,16 +214,18 @@ def prox_factors(
     Returns:
         One :class:`Factors` per pair. All of it is tensor arithmetic without branches on values.
     """
-    rows = [r.clamp(min=SMALLEST_NORM) for r in rows]
+    largest = torch.finfo(rows[0].dtype).max  # where a norm or a product has left the range of its type
+    rows = [r.clamp(SMALLEST_NORM, largest) for r in rows]
+    columns = [c.clamp(max=largest) for c in columns]
     factors = []
     before: Tensor | float = 1.0  # what the pairs so far have multiplied their output by
     if balance:
         path_norms = torch.stack([(r * c).sum() for r, c in zip(rows, columns, strict=True)])
-        path_norms = path_norms.clamp(SMALLEST_NORM, torch.finfo(path_norms.dtype).max)
-        towards_mean = path_norms.log().mean().exp() / path_norms
+        path_norms = path_norms.clamp(SMALLEST_NORM, largest)
+        towards_mean = (path_norms.log().mean().exp() / path_norms).clamp(max=largest)
     for k, (row, column, threshold) in enumerate(zip(rows, columns, thresholds, strict=True)):
         gain = towards_mean[k] if balance else 1.0
-        after = before * gain
+        after = (before * gain).clamp(max=largest) if balance else before
         shrunk = (1 - threshold / (column * gain).clamp(min=SMALLEST_NORM)).clamp(min=0)
         factors.append(Factors(1 / row, before / row, gain * shrunk, after))
         before = after
@@ -246,6 +249,12 @@ def _along_rows(units: Tensor, weight: Tensor) -> Tensor:
 
 def _along_columns(units: Tensor, weight: Tensor) -> Tensor:
     return units.reshape(1, -1, *[1] * (weight.dim() - 2))
+
+
+def check_whole(params: Iterable[Tensor]) -> None:
+    """Raise a ValueError if a weight is sharded."""
+    if any(is_sharded(p) for p in params):
+        raise ValueError("PathProx: cannot work on sharded weights, since the norm of a unit takes all of its row")
 
 
 def check_pairs(pairs: list[Pair]) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wdlab.foreach import compiled, local, wide
+from wdlab.foreach import add_number, add_number_, compiled, local, wide
 from wdlab.regularizers.base import Part, Regularizer
 from wdlab.regularizers.checks import check_number
 from wdlab.regularizers.over_time import OverTime
 from wdlab.regularizers.penalties import Bridge
 
-LARGEST = 1e37  # c beyond it is taken for it, so that no infinity meets another
+LARGEST = 1e37  # c beyond it is taken for it, c below its inverse for 0, so that no infinity or zero meets another
 
 
 class _Bridged(Regularizer):
@@ -107,7 +107,7 @@ def remaining_factors(weights: Sequence[Tensor], c: float | Tensor, p: float) ->
     Returns:
         Tensors in the shapes of the weights, at least float32; for p = 2 one factor for all of them.
     """
-    if p == 2:
+    if p == 2 or (not isinstance(c, Tensor) and c < 1 / LARGEST):
         return 1 / (1 + c)
     sizes = torch._foreach_abs(weights)
     if any(w.dtype.itemsize < 4 for w in weights):
@@ -118,21 +118,17 @@ def remaining_factors(weights: Sequence[Tensor], c: float | Tensor, p: float) ->
             torch._foreach_mul_(sizes, torch._foreach_sqrt(sizes))
         elif p == 1.5:
             torch._foreach_sqrt_(sizes)
-        torch._foreach_div_(sizes, _plus(sizes, c))
+        torch._foreach_div_(sizes, add_number(sizes, c if isinstance(c, Tensor) else min(c, LARGEST)))
     else:  # the same as 1 / (1 + exp(log c - (2-p) log |w|))
         torch._foreach_log_(sizes)
         torch._foreach_mul_(sizes, 2 - p)
-        torch._foreach_sub_(sizes, _log(c))
+        add_number_(sizes, -_log(c))
         torch._foreach_sigmoid_(sizes)
-    return [torch.where(c > 0, x, 1) for x in sizes] if isinstance(c, Tensor) else sizes
+    return [torch.where(c > 1 / LARGEST, x, 1) for x in sizes] if isinstance(c, Tensor) else sizes
 
 
 def _log(c: float | Tensor) -> float | Tensor:
     return c.clamp(1 / LARGEST, LARGEST).log() if isinstance(c, Tensor) else math.log(min(c, LARGEST))
-
-
-def _plus(tensors: Sequence[Tensor], c: float | Tensor) -> list[Tensor]:
-    return torch._foreach_add(tensors, c if isinstance(c, Tensor) else min(c, LARGEST))
 
 
 def compiled_remaining_factors(weights: Sequence[Tensor], c: float | Tensor, p: float) -> list[Tensor]:
@@ -157,7 +153,7 @@ def fused_remaining_factor(w: Tensor, c: Tensor, p: float) -> Tensor:
     elif p != 1:
         x = torch.exp((2 - p) * torch.log(x))
     x = x.clamp(max=torch.finfo(x.dtype).max / 4)
-    return torch.where(c > 0, x / (x + c), 1)
+    return torch.where(c > 1 / LARGEST, x / (x + c), 1)
 
 
 class PNormProx(_Bridged):
@@ -200,7 +196,7 @@ class PNormProx(_Bridged):
 def soft_threshold(weights: Sequence[Tensor], threshold: float | Tensor) -> list[Tensor]:
     """``sign(w) max(0, |w| - t)``, the prox of ``t |w|``."""
     sizes = torch._foreach_abs(weights)
-    torch._foreach_sub_(sizes, threshold)
+    add_number_(sizes, -threshold)
     torch._foreach_clamp_min_(sizes, 0)
     return torch._foreach_mul(sizes, torch._foreach_sign(weights))
 
@@ -209,11 +205,12 @@ def prox_of_three_halves(weights: Sequence[Tensor], threshold: float | Tensor) -
     """``sign(w) r^2`` with ``r = |w| / (h + sqrt(h^2 + |w|))``, ``h = 3 t / 4``: the prox of ``t |w|^(3/2)``."""
     half = 0.75 * threshold
     half = half.clamp(max=1e18) if isinstance(half, Tensor) else min(half, 1e18)
-    roots = torch._foreach_abs(weights)
-    below = torch._foreach_add(roots, half * half)
+    sizes = torch._foreach_abs(weights)
+    below = add_number(sizes, half * half)
     torch._foreach_sqrt_(below)
-    torch._foreach_add_(below, half)
+    add_number_(below, half)
     torch._foreach_clamp_min_(below, min(torch.finfo(w.dtype).tiny for w in weights))  # 0 / 0 for w = t = 0
-    torch._foreach_div_(roots, below)
+    roots = torch._foreach_div(sizes, below)
     torch._foreach_mul_(roots, roots)
+    torch._foreach_minimum_(roots, sizes)  # by rounding it could be more
     return torch._foreach_mul(roots, torch._foreach_sign(weights))
