@@ -1,4 +1,4 @@
-"""L2 in the loss gradient is torch's ``weight_decay``, to the last bit."""
+"""Penalties in the loss gradient: L2 is torch's ``weight_decay``, to the last bit; Adam's five routes by hand."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from wdlab.models import MLP
-from wdlab.regularizers import L2
+from wdlab.regularizers import L1, L2, Early, Lp
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,84 @@ def test_a_parameter_without_a_gradient_is_left_alone():
     live.grad = torch.zeros(2)
     optimizer.step()
     assert frozen.tolist() == [1.0, 1.0] and live.tolist() == [0.5, 0.5]
+
+
+# -- Adam's five routes (P4), written out in plain arithmetic --
+
+
+def adam_by_hand(route: str, start: torch.Tensor, gradients, penalty, lr: float, beta1=0.9, beta2=0.99, eps=1e-8):
+    w = start.clone()
+    m, v, own = (torch.zeros_like(w) for _ in range(3))
+    for t, g in enumerate(gradients, 1):
+        r = penalty(w)
+        if route == "decoupled":
+            w = w - lr * r
+        m = beta1 * m + (1 - beta1) * (g + r if route in ("both", "first") else g)
+        v = beta2 * v + (1 - beta2) * (g + r if route in ("both", "second") else g) ** 2
+        own = beta1 * own + (1 - beta1) * (r if route == "separate" else 0 * r)
+        mean = (m + own) / (1 - beta1**t)
+        w = w - lr * mean / ((v / (1 - beta2**t)).sqrt() + eps)
+    return w
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("route", ["both", "first", "second", "separate", "decoupled"])
+@pytest.mark.parametrize(("make", "gradient"), [(L2, lambda w: w), (L1, torch.sign)])
+def test_a_route_puts_the_penalty_where_it_says(route, make, gradient, fused, float64):
+    torch.manual_seed(0)
+    start, gradients = torch.randn(3, 4), [torch.randn(3, 4) for _ in range(6)]
+    w = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([w], lr=0.05, betas=(0.9, 0.99), fused=fused)
+    make([w], 0.3, route=route).attach(optimizer)
+    for g in gradients:
+        w.grad = g.clone()
+        optimizer.step()
+    assert torch.allclose(w, adam_by_hand(route, start, gradients, lambda w: 0.3 * gradient(w), 0.05), rtol=1e-9)
+
+
+def test_the_route_decoupled_is_adamw_bit_by_bit():
+    torch.manual_seed(0)
+    model = MLP((1, 4, 4), classes=3, width=8, depth=3)
+    twin = copy.deepcopy(model)
+    ours = torch.optim.Adam(model.parameters(), lr=1e-2)
+    L2(model.parameters(), 0.1, route="decoupled").attach(ours)
+    theirs = torch.optim.AdamW(twin.parameters(), lr=1e-2, weight_decay=0.1)
+    for _ in range(5):
+        for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        ours.step()
+        theirs.step()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_a_route_goes_on_when_the_strength_is_switched_off(float64):
+    """The penalty's moment dies away as Adam's own does; in the end there is no trace of it in the steps."""
+    torch.manual_seed(0)
+    start, gradients = torch.randn(4), [torch.randn(4) for _ in range(8)]
+    w = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([w], lr=0.05, betas=(0.9, 0.99))
+    L2([w], 0.3, route="separate", over_time=Early(steps=3)).attach(optimizer)
+    for g in gradients:
+        w.grad = g.clone()
+        optimizer.step()
+    made = iter(range(len(gradients)))
+    by_hand = adam_by_hand("first", start, gradients, lambda w: 0.3 * w * (next(made) < 3), 0.05)
+    assert torch.allclose(w, by_hand, rtol=1e-9)
+
+
+def test_the_routes_through_adams_buffers_need_adam():
+    w = torch.ones(2, requires_grad=True)
+    with pytest.raises(ValueError, match="route='separate': needs Adam or AdamW, got SGD"):
+        L2([w], 0.1, route="separate").attach(torch.optim.SGD([w], lr=0.1))
+    with pytest.raises(ValueError, match="route='third': must be one of both, first, second, separate, decoupled"):
+        L2([w], 0.1, route="third")
+
+
+def test_lp_stays_finite_at_zero_for_p_below_1():
+    w = torch.tensor([0.0, 1e-30, -0.5], requires_grad=True)
+    optimizer = torch.optim.SGD([w], lr=1.0)
+    Lp([w], 1e-3, p=0.5, epsilon=1e-6).attach(optimizer)
+    w.grad = torch.zeros(3)
+    optimizer.step()
+    assert w.grad.tolist() == pytest.approx([0.0, 1e-3 * 0.5 * 1e-6**-0.5, -1e-3 * 0.5 * (0.5 + 1e-6) ** -0.5])

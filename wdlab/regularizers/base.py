@@ -334,7 +334,9 @@ def _check_held(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> N
 
 def check_over_time(over_time: OverTime | Iterable[OverTime] | None) -> tuple[OverTime, ...]:
     """As a tuple; a ValueError for anything that is not an ``OverTime``."""
-    found = () if over_time is None else (over_time,) if isinstance(over_time, OverTime) else tuple(over_time)
+    if over_time is None:
+        return ()
+    found = tuple(over_time) if isinstance(over_time, Iterable) else (over_time,)
     for schedule in found:
         if not isinstance(schedule, OverTime):
             raise ValueError(f"over_time={schedule!r}: must be an OverTime, such as Early(steps=1000)")

@@ -113,7 +113,7 @@ class InLoss(Regularizer):
                 continue
             state = self.optimizer.state[p]
             (squares,) = local([state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]])
-            root = (squares / (1 - group["betas"][1] ** state["step"])).sqrt_().add_(group["eps"])
+            root = (squares / (1 - group["betas"][1] ** state["step"].double())).sqrt_().add_(group["eps"])
             mean = moment.buffer / (1 - group["betas"][0] ** moment.updates)
             local([p])[0].add_(mean.div_(root).mul_(group["lr"]), alpha=sign)
 

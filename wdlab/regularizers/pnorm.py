@@ -124,7 +124,7 @@ def remaining_factors(weights: Sequence[Tensor], c: float | Tensor, p: float) ->
         torch._foreach_mul_(sizes, 2 - p)
         add_number_(sizes, -_log(c))
         torch._foreach_sigmoid_(sizes)
-    return [torch.where(c > 1 / LARGEST, x, 1) for x in sizes] if isinstance(c, Tensor) else sizes
+    return [torch.where(c > 1 / LARGEST, x, 1) for x in sizes] if isinstance(c, Tensor) else list(sizes)
 
 
 def _log(c: float | Tensor) -> float | Tensor:

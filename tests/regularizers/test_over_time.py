@@ -1,0 +1,260 @@
+"""Strength over time: by the clock and by the gradients, on any method."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from tests.problem import problem, same, steps, zero_gradients
+from wdlab.regularizers import (
+    L1,
+    L2,
+    CoherenceGate,
+    Coherent,
+    DecoupledDecay,
+    Delayed,
+    Early,
+    GradientScale,
+    Late,
+    OverTime,
+    PathProx,
+    PNormDecay,
+    ScheduledDecay,
+    WarmUp,
+)
+
+
+def strengths(over_time, count: int, gradients=None, make=L2) -> list[float]:
+    """The strength in force in each step of a run, for a strength of 1."""
+    w = torch.ones(2, requires_grad=True)
+    optimizer = torch.optim.SGD([w], lr=1e-3)
+    method = make([w], 1.0, over_time=over_time)
+    method.attach(optimizer)
+    found = []
+    for step in range(count):
+        w.grad = torch.zeros(2) if gradients is None else torch.tensor(gradients[step])
+        seen = []
+        handle = optimizer.register_step_post_hook(lambda *_, seen=seen: seen.append(None))
+        before = w.detach().clone()
+        optimizer.step()
+        handle.remove()
+        assert seen and before is not w
+        method.updates -= 1  # the clock of the step that was just made
+        found.append(method.strength_in_force)
+        method.updates += 1
+    return found
+
+
+@pytest.mark.parametrize(
+    ("over_time", "expected"),
+    [
+        (None, [1, 1, 1, 1, 1, 1]),
+        (OverTime(), [1, 1, 1, 1, 1, 1]),
+        (Early(steps=2), [1, 1, 0, 0, 0, 0]),
+        (Early(epochs=1.5, steps_per_epoch=2), [1, 1, 1, 0, 0, 0]),
+        (Delayed(steps=4), [0, 0, 0, 0, 1, 1]),
+        (Late(epochs=2, steps_per_epoch=2), [0, 0, 0, 0, 1, 1]),
+        (WarmUp(steps=3), [0.25, 0.5, 0.75, 1, 1, 1]),
+        ((Delayed(steps=1), Early(steps=3)), [0, 1, 1, 0, 0, 0]),
+        ((WarmUp(steps=3), Delayed(steps=2)), [0, 0, 0.75, 1, 1, 1]),
+    ],
+)
+def test_strengths_by_the_clock(over_time, expected):
+    assert strengths(over_time, 6) == expected
+
+
+def test_a_delayed_method_is_off_and_then_bitwise_the_plain_one():
+    model, inputs, labels = problem()
+    twin = copy.deepcopy(model)
+    ours, theirs = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, twin))
+    PathProx.for_model(model, 0.01, over_time=Delayed(steps=3)).attach(ours)
+    steps(model, ours, inputs, labels, 3)
+    steps(twin, theirs, inputs, labels, 3)
+    assert same(model, twin)
+    PathProx.for_model(twin, 0.01).attach(theirs)
+    steps(model, ours, inputs, labels, 3)
+    steps(twin, theirs, inputs, labels, 3)
+    assert same(model, twin)
+
+
+def test_the_clock_goes_on_where_it_was():
+    model, inputs, labels = problem()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = L2.for_model(model, 0.1, over_time=Early(steps=4))
+    method.attach(optimizer)
+    steps(model, optimizer, inputs, labels, 3)
+    resumed = L2.for_model(model, 0.1, over_time=Early(steps=4))
+    resumed.load_state_dict(method.state_dict())
+    assert resumed.updates == 3 and resumed.strength_in_force == 0.1
+    with pytest.raises(ValueError, match="over_time: state has 1, this L2 0"):
+        L2.for_model(model, 0.1).load_state_dict(method.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Early(), "epochs=None, steps=None: give exactly one of them"),
+        (lambda: Delayed(epochs=1, steps=1), "epochs=1, steps=1: give exactly one of them"),
+        (lambda: WarmUp(steps=-1), "steps=-1: must be a finite number >= 0"),
+        (
+            lambda: CoherenceGate("cosine"),
+            "coherence='cosine': must be one of running_mean, total_gradient, norm_ratio",
+        ),
+        (lambda: CoherenceGate(threshold=float("nan")), "threshold=nan: must be a finite number"),
+        (lambda: CoherenceGate(momentum=1), "momentum=1: must be less than 1"),
+        (lambda: L2([torch.ones(1)], 0.1, over_time=3), "over_time"),
+        (lambda: L2([torch.ones(1)], 0.1, over_time=["early"]), "over_time='early': must be an OverTime"),
+    ],
+)
+def test_bad_arguments_are_refused(make, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()
+
+
+def test_epochs_without_their_length_and_strange_optimizers_are_refused_at_attach():
+    w = torch.ones(1, requires_grad=True)
+    with pytest.raises(ValueError, match="epochs=5: needs steps_per_epoch too"):
+        L2([w], 0.1, over_time=Early(epochs=5)).attach(torch.optim.SGD([w], lr=0.1))
+    with pytest.raises(ValueError, match="GradientScale: needs Adam, AdamW or SGD, got RMSprop"):
+        ScheduledDecay([w], 0.1).attach(torch.optim.RMSprop([w]))
+    with pytest.raises(ValueError, match=r"momentum=1\.0: must be less than 1"):
+        ScheduledDecay([w], 0.1).attach(torch.optim.SGD([w], lr=0.1, momentum=1.0))
+
+
+# -- the coherence gate --
+
+
+def test_gate_by_the_running_mean():
+    """Off in the first step, which has no mean; then on while a gradient points where those before it did."""
+    gradients = [[1.0, 0.0], [1.0, 0.1], [0.0, -1.0], [0.9, 0.1], [-1.0, 0.0]]
+    assert strengths(CoherenceGate(threshold=0.5), 5, gradients) == [0, 1, 0, 1, 0]
+
+
+def test_gate_by_the_total_gradient_is_the_cosine_between_loss_and_total():
+    gate = CoherenceGate("total_gradient", threshold=0.6)
+    w = torch.tensor([1.0, 0.0], requires_grad=True)
+    optimizer = torch.optim.SGD([w], lr=0.0)
+    L2([w], 2.0, over_time=gate).attach(optimizer)
+    for g in ([0.0, 1.0], [0.0, 3.0]):  # r = (2, 0)
+        w.grad = torch.tensor(g)
+        optimizer.step()
+        assert gate.statistic.item() == pytest.approx(g[1] / math.hypot(2, g[1]))
+    assert gate.factor(0, {}) == 1
+
+
+def test_gate_by_the_ratio_of_norms():
+    gate = CoherenceGate("norm_ratio", threshold=1.0)
+    w = torch.tensor([3.0, 4.0], requires_grad=True)
+    optimizer = torch.optim.SGD([w], lr=0.0)
+    L1([w], 0.5, over_time=gate).attach(optimizer)
+    w.grad = torch.tensor([0.3, 0.4])
+    optimizer.step()
+    assert gate.statistic.item() == pytest.approx(0.5 / (0.5 * math.sqrt(2)))
+    assert gate.factor(0, {}) == 0 and w.grad.tolist() == pytest.approx([0.3, 0.4])
+
+
+@pytest.mark.parametrize("reading", ["total_gradient", "norm_ratio"])
+@pytest.mark.parametrize("make", [DecoupledDecay, PNormDecay, lambda w, s, **k: PNormDecay(w, s, 2, **k)])
+def test_every_method_has_a_penalty_gradient_for_the_gate(make, reading):
+    w = torch.tensor([0.5, -0.2], requires_grad=True)
+    gate = CoherenceGate(reading)
+    optimizer = torch.optim.SGD([w], lr=0.1)
+    make([w], 0.1, over_time=gate).attach(optimizer)
+    w.grad = torch.tensor([0.1, 0.3])
+    optimizer.step()
+    assert 0 < gate.statistic.item() < float("inf")
+
+
+def test_the_penalty_gradient_of_pathprox_is_the_derivative_of_its_penalty(float64):
+    model, *_ = problem(dtype=torch.float64)
+    for options in ({}, {"regularize_bias": True}):
+        method = PathProx.for_model(model, 1.0, **options)
+        slopes = method.penalty_gradient(method.params)
+        for w, slope in zip(method.params, slopes, strict=True):
+            values = []
+            for h in (1e-6, -1e-6):
+                with torch.no_grad():
+                    w[0, 0] += h
+                    values.append(method.penalty().item())
+                    w[0, 0] -= h
+            assert slope[0, 0].item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-5)
+
+
+def test_the_gate_sees_the_loss_alone_whatever_else_is_attached():
+    gradients = [[1.0, 0.0], [1.0, 0.1], [0.0, -1.0]]
+    alone = strengths(CoherenceGate(threshold=0.5), 3, gradients)
+    w = torch.ones(2, requires_grad=True)
+    optimizer = torch.optim.SGD([w], lr=1e-3)
+    L2([w], 100.0).attach(optimizer)
+    method = L2([w], 1.0, over_time=CoherenceGate(threshold=0.5))
+    method.attach(optimizer)
+    found = []
+    for g in gradients:
+        w.grad = torch.tensor(g)
+        optimizer.step()
+        found.append(method.strength_in_force)
+    assert found == alone
+
+
+def test_a_closed_gate_leaves_the_step_bitwise_alone():
+    for make in (L1, DecoupledDecay, PNormDecay, lambda w, s, **k: PNormDecay(w, s, 1, **k)):
+        model, inputs, labels = problem()
+        twin = copy.deepcopy(model)
+        with torch.no_grad():
+            for m in (model, twin):
+                m.layers[1].weight[0] = 0.0  # a dead weight may come alive again while nothing decays it
+        ours, theirs = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, twin))
+        make(model.parameters(), 0.1, over_time=CoherenceGate("total_gradient", threshold=2.0)).attach(ours)
+        steps(model, ours, inputs, labels, 3)
+        steps(twin, theirs, inputs, labels, 3)
+        assert same(model, twin)
+
+
+def test_coherent_is_the_penalty_under_the_gate():
+    for penalty, plain in (("l1", L1), ("l2", L2)):
+        model, inputs, labels = problem()
+        twin = copy.deepcopy(model)
+        ours, theirs = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, twin))
+        Coherent.for_model(model, 0.01, penalty=penalty, threshold=0.2).attach(ours)
+        plain.for_model(twin, 0.01, over_time=CoherenceGate(threshold=0.2)).attach(theirs)
+        steps(model, ours, inputs, labels, 6)
+        steps(twin, theirs, inputs, labels, 6)
+        assert same(model, twin)
+
+
+# -- the gradient scale --
+
+
+def test_the_gradient_scale_is_the_mean_second_moment_over_the_whole_optimizer(float64):
+    """Parameters that the method does not decay count too; those without a gradient do not."""
+    a, b, c = (torch.ones(n, requires_grad=True) for n in (2, 6, 5))
+    optimizer = torch.optim.Adam([a, b, c], betas=(0.9, 0.99))
+    method = ScheduledDecay([a], 0.1)
+    method.attach(optimizer)
+    for step in range(4):
+        a.grad, b.grad, c.grad = torch.full((2,), 0.3), torch.full((6,), 0.1 * (step + 1)), None
+        optimizer.step()
+        state = optimizer.state
+        second = torch.cat([state[p]["exp_avg_sq"] for p in (a, b)]) / (1 - 0.99 ** (step + 1))
+        assert method.strength_in_force == pytest.approx(0.1 / second.mean().sqrt().item(), rel=1e-12)
+
+
+def test_a_scale_attached_to_an_adam_in_training_takes_up_its_second_moment(float64):
+    model, inputs, labels = problem(dtype=torch.float64)
+    optimizer = torch.optim.Adam(model.parameters())
+    steps(model, optimizer, inputs, labels, 5)
+    method = DecoupledDecay.for_model(model, 1.0, over_time=GradientScale())
+    method.attach(optimizer)
+    steps(model, optimizer, inputs, labels, 1)
+    second = torch.cat([s["exp_avg_sq"].flatten() for s in optimizer.state.values()]) / (1 - 0.999**6)
+    assert method.strength_in_force == pytest.approx(1 / second.mean().sqrt().item(), rel=1e-12)
+
+
+def test_a_zero_gradient_has_no_scale_and_nothing_is_decayed():
+    w = torch.ones(3, requires_grad=True)
+    optimizer = torch.optim.Adam([w])
+    PNormDecay([w], 0.1, over_time=GradientScale()).attach(optimizer)
+    zero_gradients(optimizer)
+    optimizer.step()
+    assert w.tolist() == [1.0] * 3

@@ -1,0 +1,154 @@
+"""p-norm decay and its comparators: closed forms, limits, brute force."""
+
+import math
+
+import pytest
+import torch
+
+from tests.problem import zero_gradients
+from wdlab.regularizers import DecoupledDecay, PNormDecay, PNormProx
+from wdlab.regularizers.penalties import Absolute, Bridge, HalfSquare
+from wdlab.regularizers.pnorm import compiled_remaining_factors, remaining_factors
+
+WEIGHTS = [0.0, 1e-20, -1e-6, 1e-3, -0.1, 1.0, -20.0]
+POWERS = (0.3, 0.5, 0.8, 1, 1.2, 1.5, 1.9, 2.5, 3)
+
+
+def decayed(make, weights=WEIGHTS, lr=0.1, gradient=0.0):
+    w = torch.tensor(weights, requires_grad=True)
+    optimizer = torch.optim.SGD([w], lr=lr)
+    make([w]).attach(optimizer)
+    w.grad = torch.full_like(w, gradient)
+    optimizer.step()
+    return w.detach()
+
+
+@pytest.mark.parametrize("p", POWERS)
+def test_the_factor_is_the_published_one(p, float64):
+    """``w = u / (1 + p a s |w0|^(p-2))`` with the weight before the step, and at 0 its limit."""
+    a, s, g = 0.1, 0.02, 0.3
+    for before, after in zip(WEIGHTS, decayed(lambda w: PNormDecay(w, s, p), lr=a, gradient=g).tolist(), strict=True):
+        u = before - a * g
+        at_zero = 0.0 if p < 2 else u
+        expected = u / (1 + p * a * s * abs(before) ** (p - 2)) if before else at_zero
+        assert after == pytest.approx(expected, rel=1e-12, abs=1e-300)
+
+
+@pytest.mark.parametrize("p", POWERS)
+def test_the_late_variant_takes_the_new_weight(p, float64):
+    a, s, g = 0.1, 0.02, 0.3
+    late = decayed(lambda w: PNormDecay(w, s, p, late=True), lr=a, gradient=g)
+    for before, after in zip(WEIGHTS, late.tolist(), strict=True):
+        u = before - a * g
+        assert after == pytest.approx(u / (1 + p * a * s * abs(u) ** (p - 2)), rel=1e-12)
+
+
+def test_p_2_has_the_factor_of_decoupled_decay_to_first_order(float64):
+    factor = decayed(lambda w: PNormDecay(w, 0.3, 2), [1.0], lr=1e-4)
+    assert factor.item() == pytest.approx(1 / (1 + 2 * 1e-4 * 0.3), rel=1e-15)
+    decoupled = decayed(lambda w: DecoupledDecay(w, 2 * 0.3), [1.0], lr=1e-4)  # s |w|^2 here, s/2 |w|^2 there
+    assert factor.item() == pytest.approx(decoupled.item(), abs=2 * (2 * 1e-4 * 0.3) ** 2)
+
+
+@pytest.mark.parametrize("p", [0.5, 1, 1.5, 2])
+def test_the_special_cases_are_continued_by_their_neighbours(p, float64):
+    w = [torch.tensor(WEIGHTS[1:])]
+    exact = remaining_factors(w, 0.01, p)
+    exact = exact[0] if isinstance(exact, list) else torch.full_like(w[0], exact)
+    for near in (p - 1e-9, p + 1e-9):
+        assert torch.allclose(remaining_factors(w, 0.01, near)[0], exact, rtol=1e-6)
+
+
+@pytest.mark.parametrize("p", [*POWERS, 2])
+def test_compiled_and_tensor_strengths_give_the_same_factors(p, float64):
+    w = [torch.tensor(WEIGHTS), torch.tensor([[3.0, 0.0]])]
+    for c in (0.0, 1e-300, 1e-6, 0.3, 1e30):
+        plain = remaining_factors(w, c, p)
+        plain = plain if isinstance(plain, list) else [torch.full_like(x, plain) for x in w]
+        by_tensor = remaining_factors(w, torch.tensor(c), p)
+        for other in (by_tensor, compiled_remaining_factors(w, c, p)):
+            other = other if isinstance(other, list) else [other.expand(x.shape) for x in w]
+            assert all(torch.allclose(x, y, rtol=1e-12, atol=0) for x, y in zip(plain, other, strict=True)), c
+
+
+@pytest.mark.parametrize("lr", [0.0, 0.1])
+@pytest.mark.parametrize("p", [0.5, 0.8, 1, 1.5, 1.9])
+def test_zero_stays_zero_below_2_while_something_is_decayed(p, lr, float64):
+    after = decayed(lambda w: PNormDecay(w, 0.01, p), [0.0, 0.5], lr=lr, gradient=1.0)
+    assert after[0] == 0 and torch.isfinite(after).all()
+
+
+def test_small_weights_become_exactly_zero_in_a_few_steps():
+    w = torch.full((4,), 1e-3, requires_grad=True)
+    optimizer = torch.optim.SGD([w], lr=0.1)
+    PNormDecay([w], 0.5, p=0.5).attach(optimizer)
+    for _ in range(10):
+        w.grad = torch.full_like(w, 1e-4)
+        optimizer.step()
+    assert w.tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize("p", [1, 1.5])
+def test_the_exact_prox_minimizes_its_objective(p, float64):
+    """``argmin_z (z - u)^2 / 2 + t |z|^p`` by brute force on a grid."""
+    a, s = 0.5, 0.6
+    after = decayed(lambda w: PNormProx(w, s, p), WEIGHTS, lr=a)
+    for u, z in zip(WEIGHTS, after.tolist(), strict=True):
+        grid = torch.linspace(-1.2 * abs(u), 1.2 * abs(u), 400_001)
+        best = grid[((grid - u).square() / 2 + a * s * grid.abs() ** p).argmin()]
+        assert z == pytest.approx(best.item(), abs=1e-5 * max(abs(u), 1e-12))
+
+
+def test_the_decay_is_a_proximal_step_to_first_order(float64):
+    """For a small lr all forms on one penalty agree: w - a s p |w|^(p-1) sign(w)."""
+    for p in (1, 1.5):
+        for make in (lambda w, p=p: PNormDecay(w, 0.1, p), lambda w, p=p: PNormProx(w, 0.1, p)):
+            after = decayed(make, [0.7, -0.3], lr=1e-6)
+            expected = [x - 1e-7 * p * math.copysign(abs(x) ** (p - 1), x) for x in (0.7, -0.3)]
+            assert after.tolist() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("penalty", [HalfSquare(), Absolute(), Bridge(0.5, 1e-3), Bridge(1.5), Bridge(2), Bridge(0.8)])
+def test_a_penalty_gradient_is_the_derivative_of_its_value(penalty, float64):
+    w = torch.tensor([0.3, -0.7, 2.0])
+    h = 1e-6
+    for i, slope in enumerate(penalty.gradient([w])[0].tolist()):
+        step = torch.zeros(3)
+        step[i] = h
+        difference = (penalty.value([w + step]) - penalty.value([w - step])) / (2 * h)
+        assert slope == pytest.approx(difference.item(), rel=1e-6)
+
+
+def test_the_bridge_penalty_is_finite_and_flat_at_zero():
+    (slope,) = Bridge(0.5).gradient([torch.tensor([0.0, -0.0, 1e-30, -1e-30])])
+    assert slope[:2].tolist() == [0, 0] and torch.isfinite(slope).all() and slope[3] < 0 < slope[2]
+
+
+def test_penalty_is_s_times_the_sum_of_powers(float64):
+    w = torch.tensor([[0.5, -2.0], [0.0, 1.0]], requires_grad=True)
+    assert PNormDecay([w], 0.1, p=0.8).penalty().item() == pytest.approx(0.1 * (0.5**0.8 + 2**0.8 + 1))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda w: PNormDecay(w, 0.1, p=0), "p=0: must be a finite number > 0"),
+        (lambda w: PNormDecay(w, 0.1, p=float("nan")), "p=nan: must be a finite number > 0"),
+        (lambda w: PNormDecay(w, 0.1, p="1"), "p='1': must be a number > 0"),
+        (lambda w: PNormDecay([{"params": w, "p": -2}], 0.1), "p=-2: must be a finite number > 0"),
+        (lambda w: PNormProx(w, 0.1, p=0.8), "p=0.8: must be 1 or 1.5 for the exact prox"),
+    ],
+)
+def test_a_bad_p_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make([torch.zeros(2, requires_grad=True)])
+
+
+def test_groups_have_a_p_of_their_own(float64):
+    a, b = (torch.full((2,), 0.5, requires_grad=True) for _ in range(2))
+    optimizer = torch.optim.SGD([a, b], lr=0.1)
+    PNormDecay([{"params": [a], "p": 1}, {"params": [b], "strength": 0.4}], 0.2, p=2).attach(optimizer)
+    zero_gradients(optimizer)
+    optimizer.step()
+    assert a.tolist() == pytest.approx([0.5 / (1 + 0.1 * 0.2 / 0.5)] * 2)
+    assert b.tolist() == pytest.approx([0.5 / (1 + 2 * 0.1 * 0.4)] * 2)
