@@ -11,7 +11,7 @@ LISTED = re.compile(r"^\d+ runs: ", re.MULTILINE)
 
 def test_help_and_cfg_job_print_and_train_nothing(shell, tmp_path):
     help_text = shell("--help")
-    assert help_text.returncode == 0 and "regularizer: l2, none, pathprox" in help_text.stdout
+    assert help_text.returncode == 0 and "regularizer: coherent, decoupled," in help_text.stdout
     config = shell("--cfg", "job", "regularizer=l2")
     assert config.returncode == 0 and "_target_: wdlab.regularizers.L2.for_model" in config.stdout
     assert list(tmp_path.iterdir()) == []
@@ -65,7 +65,7 @@ def test_the_joblib_launcher_gives_the_same_records(shell, tmp_path):
 
 
 BAD = {
-    "regularizer=foo": "regularizer=foo: does not exist; available: l2, none, pathprox",
+    "regularizer=foo": "regularizer=foo: does not exist; available: coherent, decoupled, delayed, early, l1, l2",
     "regularizer.strenght=1": "regularizer.strenght: unknown key; did you mean strength? allowed: strength, scope",
     "regularizer.strength=-1": "regularizer.strength=-1: must be a finite number >= 0",
     "dataset=mnist": "dataset=mnist: not found under data and the download failed",
@@ -80,6 +80,13 @@ BAD = {
     "runtime.device=tpu": "runtime.device=tpu: must be one of auto, cpu, cuda",
     "+train.epochs=3": "train.epochs: unknown key; allowed: steps, batch_size, log_every, eval_every",
     "~model": "model: unknown key; allowed:",
+    "regularizer=early regularizer.over_time.steps=5": "regularizer.over_time.epochs=5, steps=5: give exactly one",
+    "regularizer/over_time=soon": "regularizer/over_time=soon: does not exist; available: coherent, del",
+    "regularizer=l1 regularizer.over_time=early": "regularizer.over_time='early': must be an OverTime; in a",
+    "regularizer=l1 regularizer.route=first": "regularizer.route='first': needs Adam or AdamW, got SGD",
+    "regularizer=pnorm regularizer.p=0": "regularizer.p=0: must be a finite number > 0",
+    "optimizer=padam optimizer.p=-1": "optimizer.p=-1: must be a finite number > 0",
+    "regularizer=scheduled optimizer.momentum=1.0": "regularizer.momentum=1.0: must be less than 1 for a scheduled",
     "regularizer=[": "",
     "=3": "command line:",
 }
@@ -87,7 +94,7 @@ BAD = {
 
 @pytest.mark.parametrize("override", BAD)
 def test_bad_input_is_one_clear_line_before_training(shell, tmp_path, override):
-    ended = shell(override)
+    ended = shell(*override.split())
     assert ended.returncode == 2
     lines = ended.stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith(f"error: {BAD[override]}")

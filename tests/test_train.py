@@ -79,8 +79,22 @@ def test_a_finished_run_is_not_trained_again(compose, monkeypatch):
     assert train.run(config) == "done"
 
 
-def test_an_interrupted_run_ends_as_if_it_had_not_been(compose, monkeypatch):
-    options = ["regularizer=pathprox", "optimizer=adam", "lr_schedule=cosine", "runtime.checkpoint_seconds=0"]
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "regularizer=pathprox optimizer=adam",
+        "regularizer=scheduled optimizer=adam",
+        "regularizer=coherent optimizer=adam regularizer.route=separate",
+        "regularizer=pnorm optimizer=adam regularizer/over_time=gradient_scale",
+        "regularizer=l1 regularizer/over_time=coherent",
+        "regularizer=early regularizer.over_time.epochs=null regularizer.over_time.steps=9",
+        "optimizer=adams",
+        "optimizer=padam",
+        "optimizer=sgds",
+    ],
+)
+def test_an_interrupted_run_ends_as_if_it_had_not_been(compose, monkeypatch, choice):
+    options = [*choice.split(), "lr_schedule=cosine", "runtime.checkpoint_seconds=0"]
     whole, parts = compose(*options, runs_in="whole"), compose(*options, runs_in="parts")
     train.run(whole)
     sessions = iter([3, 8, 11])  # steps to make before being told to stop
@@ -233,3 +247,15 @@ def test_bf16_is_another_run_and_trains(compose):
     fp32, bf16 = compose(), compose("runtime.precision=bf16")
     assert runs.identity(fp32) != runs.identity(bf16)
     assert train.run(bf16) == "done"
+
+
+def test_the_log_has_the_strength_in_force(compose):
+    steps = ["train.steps=6", "train.log_every=1", "train.eval_every=6"]
+    early = compose("regularizer=l2", "regularizer/over_time=early", "regularizer.over_time.epochs=null", *steps,
+                    "regularizer.over_time.steps=3")  # fmt: skip
+    train.run(early)
+    assert [row["strength"] for row in rows(early)] == [1e-4, 1e-4, 1e-4, 1e-4, 0.0, 0.0, 0.0]
+    scheduled = compose("regularizer=scheduled", "optimizer=adam", *steps)
+    train.run(scheduled)
+    strengths = [row["strength"] for row in rows(scheduled)]
+    assert strengths[0] == 5e-4 and all(s > 5e-4 for s in strengths[1:])  # the gradients of a new network are below 1

@@ -9,6 +9,7 @@ The same command again skips what is done, resumes what was interrupted and retr
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -118,6 +119,8 @@ def _as_config_error(key: str) -> Iterator[None]:
         if not isinstance(cause, ValueError | TypeError):
             raise
         line = str(cause).strip().splitlines()[0]
+        inner = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)  # Hydra's word for a node within the node
+        key = f"{key}.{inner[1]}" if inner else key
         joined = "." if line.split("=")[0].isidentifier() and "=" in line else ": "
         raise ConfigError(f"{key}{joined}{line}") from error
 

@@ -186,7 +186,8 @@ class Regularizer:
     @property
     def strength_in_force(self) -> float:
         """The strength of the first group in the last step (before the first one: as far as the clock alone says)."""
-        return float(self._in_force(self.groups[0], self._home.get(id(self.params[0]), {})))
+        home = self._home.get(id(self.params[0]), {})
+        return float(self._in_force(self.groups[0], home, max(0, self.updates - 1)))
 
     # -- the moments of a step, in order; gradients are not recorded in any of them ------------------------------------
 
@@ -230,15 +231,15 @@ class Regularizer:
                     by_home.setdefault(id(home[id(p)]), []).append(p)
             for params in by_home.values():
                 optimizer_group = home[id(params[0])]
-                strength = self._in_force(group, optimizer_group)
+                strength = self._in_force(group, optimizer_group, self.updates)
                 if isinstance(strength, Tensor) or strength != 0:
                     found.append(Part(params, strength, optimizer_group["lr"], group))
         return found
 
-    def _in_force(self, group: dict[str, Any], optimizer_group: dict[str, Any]) -> float | Tensor:
+    def _in_force(self, group: dict[str, Any], optimizer_group: dict[str, Any], step: int) -> float | Tensor:
         strength = group["strength"]
         for schedule in self.over_time:
-            strength = strength * schedule.factor(self.updates, optimizer_group)
+            strength = strength * schedule.factor(step, optimizer_group)
         return strength
 
     @property
@@ -336,8 +337,9 @@ def check_over_time(over_time: OverTime | Iterable[OverTime] | None) -> tuple[Ov
     """As a tuple; a ValueError for anything that is not an ``OverTime``."""
     if over_time is None:
         return ()
-    found = tuple(over_time) if isinstance(over_time, Iterable) else (over_time,)
+    several = isinstance(over_time, Iterable) and not isinstance(over_time, str | dict)
+    found = tuple(over_time) if several else (over_time,)
     for schedule in found:
         if not isinstance(schedule, OverTime):
-            raise ValueError(f"over_time={schedule!r}: must be an OverTime, such as Early(steps=1000)")
+            raise ValueError(f"over_time={schedule!r}: must be an OverTime; in a config, regularizer/over_time=early")
     return found
