@@ -81,7 +81,7 @@ BAD = {
     "+train.epochs=3": "train.epochs: unknown key; allowed: steps, batch_size, log_every, eval_every",
     "~model": "model: unknown key; allowed:",
     "regularizer=early regularizer.over_time.steps=5": "regularizer.over_time.epochs=5, steps=5: give exactly one",
-    "regularizer/over_time=soon": "regularizer/over_time=soon: does not exist; available: coherent, del",
+    "regularizer/over_time=soon": "regularizer/over_time=soon: does not exist; available: coherent, con",
     "regularizer=l1 regularizer.over_time=early": "regularizer.over_time='early': must be an OverTime; in a",
     "regularizer=l1 regularizer.route=first": "regularizer.route='first': needs Adam or AdamW, got SGD",
     "regularizer=pnorm regularizer.p=0": "regularizer.p=0: must be a finite number > 0",

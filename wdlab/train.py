@@ -103,11 +103,13 @@ def _instantiate(config: DictConfig, key: str, **arguments: Any) -> Any:
 
 def make(node: dict[str, Any], **arguments: Any) -> Any:
     """What a config node describes by its ``_target_``; what is null in it is left to its default."""
-    return instantiate({k: v for k, v in _without_nulls(node).items() if k != "name"}, _convert_="all", **arguments)
+    return instantiate(_arguments(node), _convert_="all", **arguments)
 
 
-def _without_nulls(node: dict[str, Any]) -> dict[str, Any]:
-    return {k: _without_nulls(v) if isinstance(v, dict) else v for k, v in node.items() if v is not None}
+def _arguments(node: dict[str, Any]) -> dict[str, Any]:
+    """Without names and nulls, in nodes within the node too."""
+    kept = {key: value for key, value in node.items() if key != "name" and value is not None}
+    return {key: _arguments(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 @contextlib.contextmanager

@@ -41,3 +41,10 @@ def test_a_line_that_is_being_written_is_left_out(compose, tmp_path):
 
 def test_no_runs_make_an_empty_table(tmp_path):
     assert load(tmp_path).empty
+
+
+def test_strengths_over_time_are_told_apart(compose, tmp_path):
+    for over_time in ("constant", "early", "late"):
+        train.run(compose("regularizer=l2", f"regularizer/over_time={over_time}"))
+    table = load(tmp_path / "runs")
+    assert set(table["regularizer.over_time"]) == {"constant", "early", "late"}

@@ -185,3 +185,25 @@ def test_frozen_pairs_are_left_out():
     method = PathProx.for_model(model, strength=0.1)
     assert method.pairs == [(model.layers[5], model.layers[7])] and method.other == [model.layers[3].weight]
     method.attach(torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1))
+
+
+def test_a_regularized_bias_counts_to_the_input_weights(float64):
+    """The unit's vector (w, b) has length 1 afterwards, the prox is on |v| as before, and nothing is balanced."""
+    torch.manual_seed(0)
+    model = MLP((1, 4, 4), classes=3, width=8, depth=4)
+    method = PathProx.for_model(model, strength=0.1, regularize_bias=True)
+    path = sum(
+        (torch.cat([first.weight[i], first.bias[i, None]]).norm() * second.weight[:, i].norm()).item()
+        for first, second in method.pairs
+        for i in range(8)
+    )
+    assert method.penalty().item() == pytest.approx(0.1 * path, rel=1e-12)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    method.attach(optimizer)
+    second_biases = [second.bias.detach().clone() for _, second in method.pairs]
+    expected = [(output_norms(second) - 0.1).clamp(min=0) for _, second in method.pairs]
+    step_without_loss(optimizer)
+    for (first, second), bias, norms in zip(method.pairs, second_biases, expected, strict=True):
+        joined = torch.cat([first.weight, first.bias[:, None]], dim=1)
+        assert torch.allclose(joined.norm(dim=1), torch.ones(8))
+        assert torch.equal(second.bias, bias) and torch.allclose(output_norms(second), norms)

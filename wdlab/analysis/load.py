@@ -18,7 +18,8 @@ def load(root: str | Path = "results/runs", names: Iterable[str] | None = None) 
     """One row per run and log point.
 
     Columns: ``run, dataset, model, optimizer, regularizer`` (the names of the chosen configs), ``seed``, the settings
-    that differ between these runs under their config path (``optimizer.lr``), ``step``, then the metrics; a metric that
+    that differ between these runs under their config path (``optimizer.lr``; of ``lr_schedule`` and
+    ``regularizer.over_time`` the name stands under the key itself), ``step``, then the metrics; a metric that
     was not due at a step, or was not finite, is missing.
 
     Args:
@@ -61,6 +62,8 @@ def _settings(path: Path) -> dict[str, Any]:
             flat |= _flatten(config[key], key)
     for key in (*runs.NAMED_KEYS, "lr_schedule"):
         flat[key] = flat.pop(f"{key}.name")
+    if "regularizer.over_time.name" in flat:
+        flat["regularizer.over_time"] = flat.pop("regularizer.over_time.name")
     return {key: value for key, value in flat.items() if not key.endswith("._target_")}
 
 
