@@ -476,3 +476,63 @@ def test_decoupled_decay_on_adam_is_adamw_bit_by_bit():
     steps(model, ours, inputs, labels, 5)
     steps(twin, torch.optim.AdamW(twin.parameters(), lr=1e-2, weight_decay=0.1), inputs, labels, 5)
     assert same(model, twin)
+
+
+TAKERS = [(AdamS, {}), (AdamS, {"fused": True}), (PAdam, {}), (PAdam, {"fused": True}), (PAdam, {"compiled": True})]
+
+
+@pytest.mark.parametrize("theirs", [torch.optim.Adam, torch.optim.AdamW])
+@pytest.mark.parametrize(("ours", "options"), TAKERS)
+def test_a_whole_state_of_torchs_own_is_taken_over(ours, options, theirs):
+    """Moments and values are theirs, what is done with them is ours."""
+    model, inputs, labels = problem(dtype=torch.float64)
+    old = theirs(model.parameters(), lr=1e-2, weight_decay=0.02)
+    steps(model, old, inputs, labels, 3)
+    by_state, by_hand = copy.deepcopy(model), copy.deepcopy(model)
+    loaded = ours(by_state.parameters(), lr=0.5, **options)
+    state = copy.deepcopy(old.state_dict())  # torch's load_state_dict keeps the tensors it is given
+    for group in state["param_groups"]:
+        group["fused"] = options.get("fused")
+    loaded.load_state_dict(copy.deepcopy(state))
+    reference = ours(by_hand.parameters(), lr=1e-2, weight_decay=0.02, **options)
+    reference.load_state_dict({"state": state["state"], "param_groups": reference.state_dict()["param_groups"]})
+    steps(by_state, loaded, inputs, labels, 3)
+    steps(by_hand, reference, inputs, labels, 3)
+    assert close(by_state, by_hand, rtol=1e-12, atol=1e-14)
+
+
+def test_an_empty_parameter_and_a_gradient_out_of_range_do_no_harm():
+    w, empty = torch.ones(100, 100, requires_grad=True), torch.zeros(0, requires_grad=True)
+    optimizer = AdamS([w, empty], weight_decay=0.1)
+    for size in (1e18, 1.0):
+        w.grad, empty.grad = torch.full((100, 100), size), torch.zeros(0)
+        optimizer.step()
+    assert math.isfinite(optimizer.state[w]["mean_square"])
+    assert optimizer.state[w]["mean_square"] == pytest.approx(optimizer.state[w]["exp_avg_sq"].mean().item(), rel=1e-5)
+
+
+@every
+def test_a_learning_rate_of_zero_changes_nothing(name):
+    model, inputs, labels = problem()
+    before = copy.deepcopy(model)
+    steps(model, MAKE[name](model.parameters(), lr=0.0), inputs, labels, 3)
+    assert same(model, before)
+
+
+def test_a_tensor_learning_rate_of_one_element_works_as_in_torch():
+    for make in (AdamS, SGDS, PAdam):
+        model, inputs, labels = problem()
+        twin = copy.deepcopy(model)
+        steps(
+            model, make(model.parameters(), lr=torch.tensor([1e-2]), weight_decay=0.1, foreach=False), inputs, labels, 3
+        )
+        steps(twin, make(twin.parameters(), lr=1e-2, weight_decay=0.1), inputs, labels, 3)
+        assert close(model, twin, rtol=1e-5, atol=1e-7)
+
+
+def test_amsgrad_in_a_group_of_a_compiled_padam_is_refused():
+    w = torch.ones(2, 2, requires_grad=True)
+    optimizer = PAdam([{"params": [w], "amsgrad": True}], compiled=True)
+    zero_gradients(optimizer)
+    with pytest.raises(RuntimeError, match="PAdam has no compiled step for a group with amsgrad"):
+        optimizer.step()

@@ -32,14 +32,16 @@ def square_sums(tensors: Sequence[Tensor], like: Sequence[Tensor] | None = None)
     ``like`` has the sharding, if ``tensors`` are the local shards already.
     """
     shards = local(tensors)
-    narrow = any(t.dtype.itemsize < 4 for t in shards)
-    norms = torch._foreach_norm(shards, 2, torch.float32) if narrow else torch._foreach_norm(shards)
+    if any(t.dtype.itemsize < 4 for t in shards):
+        norms = [torch.linalg.vector_norm(t, dtype=wide(t.dtype)) for t in shards]
+    else:
+        norms = torch._foreach_norm(shards)
     return over_shards(tensors if like is None else like, torch.stack(norms).square())
 
 
 def dots(left: Sequence[Tensor], right: Sequence[Tensor], like: Sequence[Tensor] | None = None) -> Tensor:
-    """``sum(a * b)`` of each pair, all shards together; shape (len(left),), at least float32. ``like`` as above."""
-    products = [(a * b).sum(dtype=wide(a.dtype)) for a, b in zip(local(left), local(right), strict=True)]
+    """``sum(a * b)`` of each pair, all shards together; shape (len(left),), float64. ``like`` as above."""
+    products = [(a.double() * b).sum() for a, b in zip(local(left), local(right), strict=True)]
     return over_shards(left if like is None else like, torch.stack(products))
 
 
@@ -77,5 +79,8 @@ def _as_tensor(number: float | Tensor) -> dict[str, float]:
 
 @functools.cache
 def compiled(function: Callable) -> Callable:
-    """``torch.compile`` of a function, once for all its users."""
+    """``torch.compile`` of a function, once for all its users.
+
+    It compiles again for every new set of shapes; after 8 of them in one process torch says so and goes on uncompiled.
+    """
     return torch.compile(function, dynamic=False)

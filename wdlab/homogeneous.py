@@ -64,7 +64,7 @@ def weights(model: nn.Module) -> list[nn.Parameter]:
     found: dict[int, nn.Parameter] = {}
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if isinstance(module, _WEIGHT_OWNERS):
+            if isinstance(module, _WEIGHT_OWNERS) and name in ("weight", "bias"):
                 if name == "weight":
                     found.setdefault(id(parameter), parameter)
             elif not isinstance(module, _NOT_DECAYED):

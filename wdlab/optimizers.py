@@ -45,8 +45,13 @@ class _DropIn(torch.optim.Optimizer):
     def _check_group(self, group: dict[str, Any]) -> None:
         check_number("weight_decay", group["weight_decay"], lowest=0.0)
 
+    def _complete(self, group: dict[str, Any]) -> None:
+        """Make a group that torch's own optimizer saved one of ours."""
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        for group in self.param_groups:
+            self._complete(group)
         self._step_supports_amp_scaling = False  # a GradScaler has to unscale first: V is made of the gradients
 
     @torch.no_grad()
@@ -122,7 +127,8 @@ class AdamS(_DropIn, torch.optim.Adam):
     factor is never negative, and 1 where V is 0. With ``weight_decay=0`` the steps are Adam's, bit by bit.
 
     ``state_dict`` has Adam's entries and, per parameter, ``mean_square`` (the mean of its second moment) and
-    ``updates``; that of a torch Adam or AdamW may be loaded instead. A GradScaler unscales the gradients itself.
+    ``updates``; that of a torch Adam or AdamW may be loaded instead, which brings its own ``weight_decay``. A
+    GradScaler unscales the gradients itself.
 
     Args:
         params: parameters, named parameters or groups, as in torch.
@@ -163,6 +169,9 @@ class AdamS(_DropIn, torch.optim.Adam):
             decoupled_weight_decay=True,
         )
         self._step_supports_amp_scaling = False
+
+    def _complete(self, group: dict[str, Any]) -> None:
+        group["decoupled_weight_decay"] = True
 
     def _update(self) -> None:
         scale = adam_scale(self, self.state)
@@ -270,7 +279,7 @@ class SGDS(_DropIn, torch.optim.SGD):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
-        check_momentum(group["momentum"])
+        check_momentum(group["momentum"], group["dampening"])
 
     def _update(self) -> None:
         decay = self._under(DecoupledDecay, over_time=GradientScale())
@@ -285,7 +294,8 @@ class PAdam(_DropIn, torch.optim.Adam):
     ``w = u / (1 + p lr weight_decay |w0|^(p-2))``. The learning rate multiplies the decay. As released, tensors with at
     least 2 dimensions are decayed, and no others. p = 2 is decoupled decay (with the factor ``1 / (1 + 2 lr
     weight_decay)``), p <= 1 makes exact zeros. With ``weight_decay=0`` the steps are Adam's, bit by bit;
-    ``state_dict`` is Adam's, that of a torch Adam or AdamW may be loaded.
+    ``state_dict`` is Adam's with a ``p`` for each group; that of a torch Adam or AdamW may be loaded, which brings its
+    own ``weight_decay``.
 
     Args:
         params: parameters, named parameters or groups (with a ``weight_decay`` and a ``p`` of their own), as in torch.
@@ -322,16 +332,17 @@ class PAdam(_DropIn, torch.optim.Adam):
         super().__init__(params, lr, betas, eps, weight_decay, foreach=foreach, maximize=maximize, fused=fused)
         self.defaults["p"] = p
         self.defaults["compiled"] = compiled
-        for group in self.param_groups:
-            group["compiled"] = compiled
         self._step_supports_amp_scaling = False
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
         check_number("p", group.setdefault("p", self.defaults.get("p", getattr(self, "_p", None))), above=0.0)
 
+    def _complete(self, group: dict[str, Any]) -> None:
+        group.setdefault("p", self.defaults["p"])
+
     def _update(self) -> None:
-        if self.param_groups and self.param_groups[0]["compiled"]:
+        if self.defaults["compiled"]:
             for group in self.param_groups:
                 self._compiled_update(group)
             return
@@ -344,6 +355,8 @@ class PAdam(_DropIn, torch.optim.Adam):
         return super()._decayed(group) | {"params": params, "p": group["p"]}
 
     def _compiled_update(self, group: dict[str, Any]) -> None:
+        if group["amsgrad"]:
+            raise RuntimeError("compiled=True: PAdam has no compiled step for a group with amsgrad")
         params: list[Tensor] = []
         gradients: list[Tensor] = []
         means: list[Tensor] = []

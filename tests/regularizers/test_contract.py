@@ -14,7 +14,7 @@ from torch import nn
 from tests.problem import close, problem, same, steps, through_a_file
 from wdlab import runs, train
 from wdlab.homogeneous import weights
-from wdlab.regularizers import L1, L2, Regularizer
+from wdlab.regularizers import L1, L2, DecoupledDecay, Regularizer
 
 
 def over(name: str, **arguments) -> dict:
@@ -445,3 +445,93 @@ def test_the_base_class_refuses_nothing_and_repeated_parameters():
         Regularizer([])
     with pytest.raises(ValueError, match="more than once"):
         Regularizer([parameter, parameter])
+
+
+class CallsItsBase(torch.optim.Adam):
+    """As users write it; torch runs the hooks of both classes."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+def test_a_step_that_calls_its_base_class_is_one_step():
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # from now on torch's own step has hooks
+    parameter = torch.ones(2, requires_grad=True)
+    optimizer = CallsItsBase([parameter], lr=0.1)
+    method = DecoupledDecay([parameter], strength=1.0)
+    method.attach(optimizer)
+    for step in range(1, 4):
+        parameter.grad = torch.zeros(2)
+        if step == 2:  # a step that fails in between must not confuse the next one
+            parameter.grad = torch.zeros(2, dtype=torch.float32).to_sparse()
+            with pytest.raises(RuntimeError, match="sparse"):
+                optimizer.step()
+            parameter.grad = torch.zeros(2)
+        optimizer.step()
+        assert parameter.tolist() == pytest.approx([0.9**step] * 2) and method.updates == step
+
+
+def test_an_optimizer_that_evaluates_its_closure_several_times_is_refused():
+    parameter = torch.ones(2, requires_grad=True)
+    optimizer = torch.optim.LBFGS([parameter], lr=0.1)
+    L2([parameter], strength=1.0).attach(optimizer)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = parameter.square().sum()
+        loss.backward()
+        return loss
+
+    with pytest.raises(RuntimeError, match="LBFGS evaluates its closure several times in a step"):
+        optimizer.step(closure)
+
+
+@pytest.mark.parametrize("make", [lambda p, **k: torch.optim.SGD(p, lr=0.1, **k), torch.optim.Adam])
+@pytest.mark.parametrize("decay", [0.3])
+def test_an_optimizer_that_maximizes_still_decays(make, decay):
+    ours, theirs = (torch.linspace(-1, 1, 6).requires_grad_() for _ in range(2))
+    optimizer = make([ours], maximize=True)
+    L2([ours], decay).attach(optimizer)
+    reference = make([theirs], maximize=True, weight_decay=decay)
+    for _ in range(4):
+        for p, o in ((ours, optimizer), (theirs, reference)):
+            p.grad = torch.full((6,), 0.01)
+            o.step()
+    assert torch.allclose(ours, theirs, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [case for case in NOT_COMPILED if case not in NEED_ADAM])
+def test_a_learning_rate_of_zero_changes_nothing(name):
+    """Also one that is a tensor, and as a warm-up or a cosine has it."""
+    for lr in (0.0, torch.tensor([0.0])):
+        model, inputs, labels = problem()
+        before = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+        regularizer(name, model, strength=0.1).attach(optimizer)
+        steps(model, optimizer, inputs, labels, 3)
+        assert same(model, before)
+
+
+def test_params_are_taken_as_torch_takes_them():
+    model, *_ = problem()
+    assert len(L2(model.named_parameters(), 0.1).params) == len(list(model.parameters()))
+    assert len(L2({"params": model.parameters()}, 0.1).params) == len(list(model.parameters()))
+    assert len(L2(model.layers[1].weight, 0.1).params) == 1
+    with pytest.raises(ValueError, match="params: got an empty list"):
+        L2([{"params": []}], 0.1)
+
+
+@pytest.mark.parametrize("name", ["l2", "pnorm", "pathprox", "scheduled"])
+def test_torch_compile_of_a_step_with_a_method_attached(name):
+    model, inputs, labels = problem(dtype=torch.float64)
+    twin = copy.deepcopy(model)
+    ours, theirs = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, twin))
+    regularizer(name, model, strength=0.01).attach(ours)
+    regularizer(name, twin, strength=0.01).attach(theirs)
+    compiled = torch.compile(ours.step, backend="eager")
+    for _ in range(3):
+        ours.zero_grad()
+        nn.functional.cross_entropy(model(inputs), labels).backward()
+        compiled()
+    steps(twin, theirs, inputs, labels, 3)
+    assert close(model, twin, rtol=0, atol=1e-6)

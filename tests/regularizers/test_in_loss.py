@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from wdlab.models import MLP
-from wdlab.regularizers import L1, L2, Early, Lp
+from wdlab.regularizers import L1, L2, Delayed, Early, Lp
 
 
 @pytest.mark.parametrize(
@@ -96,21 +96,6 @@ def test_the_route_decoupled_is_adamw_bit_by_bit():
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
 
 
-def test_a_route_goes_on_when_the_strength_is_switched_off(float64):
-    """The penalty's moment dies away as Adam's own does; in the end there is no trace of it in the steps."""
-    torch.manual_seed(0)
-    start, gradients = torch.randn(4), [torch.randn(4) for _ in range(8)]
-    w = start.clone().requires_grad_()
-    optimizer = torch.optim.Adam([w], lr=0.05, betas=(0.9, 0.99))
-    L2([w], 0.3, route="separate", over_time=Early(steps=3)).attach(optimizer)
-    for g in gradients:
-        w.grad = g.clone()
-        optimizer.step()
-    made = iter(range(len(gradients)))
-    by_hand = adam_by_hand("first", start, gradients, lambda w: 0.3 * w * (next(made) < 3), 0.05)
-    assert torch.allclose(w, by_hand, rtol=1e-9)
-
-
 def test_the_routes_through_adams_buffers_need_adam():
     w = torch.ones(2, requires_grad=True)
     with pytest.raises(ValueError, match="route='separate': needs Adam or AdamW, got SGD"):
@@ -126,3 +111,19 @@ def test_lp_stays_finite_at_zero_for_p_below_1():
     w.grad = torch.zeros(3)
     optimizer.step()
     assert w.grad.tolist() == pytest.approx([0.0, 1e-3 * 0.5 * 1e-6**-0.5, -1e-3 * 0.5 * (0.5 + 1e-6) ** -0.5])
+
+
+@pytest.mark.parametrize("route", ["both", "first", "second", "separate", "decoupled"])
+@pytest.mark.parametrize("over_time", [Early(steps=3), Delayed(steps=3)], ids=["early", "delayed"])
+def test_a_route_holds_while_the_strength_comes_and_goes(route, over_time, float64):
+    torch.manual_seed(0)
+    start, gradients = torch.randn(4), [torch.randn(4) for _ in range(8)]
+    w = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([w], lr=0.05, betas=(0.9, 0.99))
+    L2([w], 0.3, route=route, over_time=over_time).attach(optimizer)
+    for g in gradients:
+        w.grad = g.clone()
+        optimizer.step()
+    made = iter(range(len(gradients)))
+    by_hand = adam_by_hand(route, start, gradients, lambda w: 0.3 * w * over_time.factor(next(made), {}), 0.05)
+    assert torch.allclose(w, by_hand, rtol=1e-9)

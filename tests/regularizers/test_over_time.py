@@ -251,3 +251,44 @@ def test_a_zero_gradient_has_no_scale_and_nothing_is_decayed():
     zero_gradients(optimizer)
     optimizer.step()
     assert w.tolist() == [1.0] * 3
+
+
+def test_what_looks_at_the_gradients_cannot_serve_two_methods():
+    a, b = (torch.ones(2, requires_grad=True) for _ in range(2))
+    optimizer = torch.optim.SGD([a, b], lr=0.1)
+    gate, clock = CoherenceGate(), Early(steps=3)
+    L2([a], 0.1, over_time=(gate, clock)).attach(optimizer)
+    with pytest.raises(ValueError, match="this CoherenceGate belongs to another method already"):
+        L2([b], 0.1, over_time=gate).attach(optimizer)
+    L2([b], 0.1, over_time=clock).attach(optimizer)
+
+
+def test_a_scale_that_was_away_takes_up_adams_moments_again(float64):
+    w = torch.ones(4, requires_grad=True)
+    optimizer = torch.optim.Adam([w], betas=(0.9, 0.9))
+    method = DecoupledDecay([w], 0.1, over_time=GradientScale())
+    handle = method.attach(optimizer)
+
+    def go(size: float, count: int) -> None:
+        for _ in range(count):
+            w.grad = torch.full((4,), size)
+            optimizer.step()
+
+    go(1.0, 5)
+    handle.remove()
+    go(1e-3, 300)
+    method.attach(optimizer)
+    go(1e-3, 1)
+    assert method.strength_in_force == pytest.approx(0.1 / 1e-3, rel=1e-6)
+
+
+def test_dying_gradients_stay_coherent_in_any_precision():
+    for dtype, size in ((torch.float16, 1e-4), (torch.float32, 1e-30)):
+        w = torch.ones(3, dtype=dtype, requires_grad=True)
+        gate = CoherenceGate(threshold=0.5)
+        optimizer = torch.optim.SGD([w], lr=0.1)
+        L2([w], 0.1, over_time=gate).attach(optimizer)
+        for _ in range(2):
+            w.grad = torch.full((3,), size, dtype=dtype)
+            optimizer.step()
+        assert gate.statistic.item() == pytest.approx(1.0, abs=1e-3)

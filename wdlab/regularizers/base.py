@@ -6,7 +6,10 @@ method's own file; the class only says when it happens. How the strength changes
 (``over_time.py``) that every method takes.
 """
 
+import itertools
+import sys
 from collections.abc import Callable, Iterable, Sequence
+from types import FrameType
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -44,6 +47,7 @@ class _Wiring:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.methods: list[Regularizer] = []
+        self._outermost: FrameType | None = None  # torch's function that runs the hooks around the step under way
         optimizer.register_step_pre_hook(self._before)
         optimizer.register_step_post_hook(self._after)
 
@@ -55,6 +59,9 @@ class _Wiring:
         return optimizer._wdlab_wiring
 
     def _before(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> tuple | None:
+        if _is_running(self._outermost):
+            return None  # a subclass's step called that of its base, whose hooks torch runs as well
+        self._outermost = _caller()
         if self.methods and getattr(optimizer, "grad_scale", None) is not None:
             raise RuntimeError(
                 "the gradients are still scaled: call scaler.unscale_(optimizer) before scaler.step(optimizer)"
@@ -64,8 +71,14 @@ class _Wiring:
             if not _is_skipped(optimizer):
                 go_before_the_step(self.methods)
             return None
+        calls = itertools.count()
 
         def closure_then_moments() -> Any:
+            if self.methods and next(calls):
+                raise RuntimeError(
+                    f"{type(optimizer).__name__} evaluates its closure several times in a step, which the methods "
+                    "attached to it cannot follow: add the penalty to the loss instead"
+                )
             loss = closure()
             go_before_the_step(self.methods)
             return loss
@@ -73,8 +86,23 @@ class _Wiring:
         return args[:1], {**kwargs, "closure": closure_then_moments}
 
     def _after(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        if not _is_skipped(optimizer):
-            go_behind_the_step(self.methods)
+        if self._outermost is None or _caller() is self._outermost:
+            self._outermost = None
+            if not _is_skipped(optimizer):
+                go_behind_the_step(self.methods)
+
+
+def _caller() -> FrameType | None:
+    """Who called the function that asks; None under torch.compile, which sees through a step as a whole."""
+    return None if torch.compiler.is_compiling() else sys._getframe(2)
+
+
+def _is_running(frame: FrameType | None) -> bool:
+    """Whether a function is being executed that called, however indirectly, the one that asks."""
+    caller = sys._getframe(1) if frame is not None else None
+    while caller is not None and caller is not frame:
+        caller = caller.f_back
+    return caller is not None
 
 
 def _is_skipped(optimizer: torch.optim.Optimizer) -> bool:
@@ -110,6 +138,7 @@ class Part(NamedTuple):
     params: list[Tensor]
     strength: float | Tensor
     lr: float | Tensor
+    maximize: bool  # what the optimizer does
     group: dict[str, Any]
 
 
@@ -117,7 +146,8 @@ class Regularizer:
     """No regularization, and the base of every method.
 
     Args:
-        params: tensors to decay, or dicts ``{"params": [...], "strength": ...}`` as for torch optimizers.
+        params: tensors or named tensors to decay, or dicts ``{"params": [...], "strength": ...}``, as for torch
+            optimizers.
         strength: s in ``L(train) + s * R(w)``, for groups that do not give their own. 0 switches the method off: the
             optimizer's steps are then bit-identical to those without it.
         over_time: what the strength is multiplied by from step to step: an ``OverTime`` (``Early``, ``Delayed``,
@@ -139,7 +169,7 @@ class Regularizer:
         self.updates = 0  # steps made under this method: the clock of its strength
         self._optimizer: torch.optim.Optimizer | None = None
         self.groups: list[dict[str, Any]] = []
-        entries = [params] if isinstance(params, Tensor) else list(params)
+        entries = [params] if isinstance(params, Tensor | dict) else list(params)
         if not entries:
             raise ValueError("params: got an empty list")
         for entry in entries if isinstance(entries[0], dict) else [{"params": entries}]:
@@ -163,6 +193,9 @@ class Regularizer:
                 the optimizer does not hold; for a bad strength.
         """
         tensors = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+        tensors = [p[1] if isinstance(p, tuple) else p for p in tensors]  # named parameters
+        if not tensors:
+            raise ValueError("params: got an empty list")
         strength = check_strength(group.get("strength", self.default_strength))
         if any(p.is_complex() for p in tensors):
             raise ValueError(f"params: {type(self).__name__} does not decay complex parameters")
@@ -233,7 +266,9 @@ class Regularizer:
                 optimizer_group = home[id(params[0])]
                 strength = self._in_force(group, optimizer_group, self.updates)
                 if isinstance(strength, Tensor) or strength != 0:
-                    found.append(Part(params, strength, optimizer_group["lr"], group))
+                    lr = optimizer_group["lr"]
+                    lr = lr.squeeze() if isinstance(lr, Tensor) else lr
+                    found.append(Part(params, strength, lr, optimizer_group.get("maximize", False), group))
         return found
 
     def _in_force(self, group: dict[str, Any], optimizer_group: dict[str, Any], step: int) -> float | Tensor:
@@ -274,6 +309,9 @@ class Regularizer:
         for schedule in self.over_time:
             schedule.check_optimizer(optimizer)
         wiring = _Wiring.of(optimizer)
+        for schedule in self.over_time:
+            if schedule.looks and any(schedule is other for method in wiring.methods for other in method.over_time):
+                raise ValueError(f"over_time: this {type(schedule).__name__} belongs to another method already")
         self._optimizer = optimizer
         wiring.methods.append(self)
 

@@ -38,6 +38,8 @@ class GradientScale(OverTime):
         ValueError: at ``attach``, for an optimizer that is neither of Adam's nor of SGD's kind.
     """
 
+    looks = True
+
     def __init__(self) -> None:
         self._memory: dict[Tensor, dict[str, Any]] = {}
         self._order: list[Tensor] = []  # the optimizer's parameters, by which the state is saved
@@ -47,7 +49,7 @@ class GradientScale(OverTime):
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         for group in optimizer.param_groups:
             if is_sgd(group):
-                check_momentum(group["momentum"])
+                check_momentum(group["momentum"], group["dampening"])
             elif not is_adam(group):
                 raise ValueError(f"GradientScale: needs Adam, AdamW or SGD, got {type(optimizer).__name__}")
 
@@ -57,10 +59,17 @@ class GradientScale(OverTime):
         for p, state in zip(self._order, self._loaded, strict=False):
             self._memory[p] = state
         self._loaded = []
+        for p in [p for p in self._memory if self._is_of_another_time(p, optimizer)]:
+            del self._memory[p]
         scale = adam_scale(optimizer, self._memory)
         if scale is not None:
             self._inverse_root = scale.inverse_root
             self._memory |= scale.memories()
+
+    def _is_of_another_time(self, p: Tensor, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether Adam has taken steps without us, or was put back; on a device nobody looks."""
+        step = optimizer.state.get(p, {}).get("step", 0)
+        return not (isinstance(step, Tensor) and not step.is_cpu) and int(step) != self._memory[p].get("updates", 0)
 
     def factor(self, step: int, optimizer_group: dict[str, Any]) -> float | Tensor:
         if is_sgd(optimizer_group):
@@ -82,10 +91,12 @@ def sgd_factor(momentum: float, dampening: float) -> float:
     return (1 - dampening) / (1 - momentum)
 
 
-def check_momentum(momentum: float) -> None:
-    """Raise a ValueError unless it is below 1, where the factor of SGD is finite."""
+def check_momentum(momentum: float, dampening: float) -> None:
+    """Raise a ValueError unless the factor of SGD is finite and not negative."""
     if not momentum < 1:
         raise ValueError(f"momentum={momentum}: must be less than 1 for a scheduled decay")
+    if not dampening <= 1:
+        raise ValueError(f"dampening={dampening}: must be at most 1 for a scheduled decay")
 
 
 class Scale(NamedTuple):
@@ -114,7 +125,7 @@ def adam_scale(optimizer: torch.optim.Optimizer, memory: Memory) -> Scale | None
         if is_adam(group):
             beta, amsgrad = group["betas"][1], group["amsgrad"]
             for p in group["params"]:
-                if (g := p.grad) is None:
+                if (g := p.grad) is None or g.numel() == 0:
                     continue
                 before = memory.get(p)
                 if before is None or "updates" not in before:
@@ -166,8 +177,9 @@ def _vector(numbers: tuple[int, ...], dtype: torch.dtype, device: torch.device) 
 def _square_sum(g: Tensor) -> float:
     if g.is_contiguous() and g.dtype.itemsize >= 4:
         flat = g if g.dim() == 1 else g.view(-1)
-        return torch.dot(flat, flat).item()
-    return torch.linalg.vector_norm(g, dtype=wide(g.dtype)).item() ** 2
+        if math.isfinite(total := torch.dot(flat, flat).item()):
+            return total  # else it has left the range of the type, in which Adam's own moments may well stay
+    return torch.linalg.vector_norm(g, dtype=torch.float64).item() ** 2
 
 
 def _largest_square_sum(p: Tensor, optimizer: torch.optim.Optimizer, beta: float) -> Tensor:

@@ -16,7 +16,7 @@ ROUTES = ("both", "first", "second", "separate", "decoupled")
 
 
 class InLoss(Regularizer):
-    """A penalty whose gradient ``r = s dR/dw`` is added to that of the loss, ``g``.
+    """A penalty whose gradient ``r = s dR/dw`` is added to that of the loss, ``g``, in ``p.grad``.
 
     With Adam, ``route`` says which of its two moment buffers the penalty enters (P4, Bjorck et al. 2020, arXiv
     2012.13841):  [grade B for ``both`` and ``decoupled``, C for the rest: the exact recipe was not at hand]
@@ -44,7 +44,7 @@ class InLoss(Regularizer):
     ) -> None:
         self.penalty_function = penalty
         self.route = check_choice("route", route, ROUTES)
-        self._moments: dict[int, _Moment] = {}  # of the penalty gradient, by the parameter's place in ``params``
+        self._moments: dict[int, Tensor] = {}  # of the penalty gradient, by the parameter's place in ``params``
         super().__init__(params, strength, over_time)
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
@@ -57,7 +57,7 @@ class InLoss(Regularizer):
             for part in parts:
                 gradient = self.penalty_gradient(part.params)
                 if self.route in ("both", "second"):
-                    add_(local([p.grad for p in part.params]), gradient, part.strength)
+                    add_(local([p.grad for p in part.params]), gradient, ascent_sign(part) * part.strength)
                 if self.route != "both":
                     self._remember(part, gradient)
             self._forget(parts)
@@ -92,46 +92,38 @@ class InLoss(Regularizer):
         places = {id(p): i for i, p in enumerate(self.params)}
         beta = self._home[id(part.params[0])]["betas"][0]
         for p, r in zip(part.params, gradient, strict=True):
-            moment = self._moments.setdefault(places[id(p)], _Moment(torch.zeros_like(r)))
-            moment.buffer.lerp_(r * part.strength, 1 - beta)
-            moment.updates += 1
+            moment = self._moments.setdefault(places[id(p)], torch.zeros_like(r))
+            moment.lerp_(r * part.strength, 1 - beta)
 
     def _forget(self, parts: Sequence[Part]) -> None:
         """Where the strength is 0 in this step, the moment takes in a zero."""
-        in_force = {id(p) for part in parts for p in part.params}
+        in_force, home = {id(p) for part in parts for p in part.params}, self._home
         for i, moment in self._moments.items():
             p = self.params[i]
             if p.grad is not None and id(p) not in in_force:
-                moment.buffer.mul_(self._home[id(p)]["betas"][0])
-                moment.updates += 1
+                moment.mul_(home[id(p)]["betas"][0])
 
     def _correct(self) -> None:
         sign = 1 if self.route == "second" else -1
+        home = self._home
         for i, p in enumerate(self.params):
-            moment, group = self._moments.get(i), self._home[id(p)]
+            moment, group = self._moments.get(i), home[id(p)]
             if moment is None or p.grad is None:
                 continue
             state = self.optimizer.state[p]
             (squares,) = local([state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]])
-            root = (squares / (1 - group["betas"][1] ** state["step"].double())).sqrt_().add_(group["eps"])
-            mean = moment.buffer / (1 - group["betas"][0] ** moment.updates)
+            step = state["step"].double()  # Adam's own: the moment was zero while there was no penalty
+            root = (squares / (1 - group["betas"][1] ** step)).sqrt_().add_(group["eps"])
+            mean = moment / (1 - group["betas"][0] ** step)
             local([p])[0].add_(mean.div_(root).mul_(group["lr"]), alpha=sign)
 
     def state_dict(self) -> dict[str, Any]:
-        moments = {i: {"buffer": m.buffer, "updates": m.updates} for i, m in self._moments.items()}
+        moments = {i: moment.clone() for i, moment in self._moments.items()}
         return super().state_dict() | ({"moments": moments} if moments else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        saved = state.get("moments", {})
-        self._moments = {i: _Moment(m["buffer"].clone(), m["updates"]) for i, m in saved.items()}
-
-
-class _Moment:
-    """Adam's first moment of one parameter's penalty gradient, and how many updates it has seen."""
-
-    def __init__(self, buffer: Tensor, updates: int = 0) -> None:
-        self.buffer, self.updates = buffer, updates
+        self._moments = {i: moment.clone() for i, moment in state.get("moments", {}).items()}
 
 
 class L2(InLoss):
@@ -206,6 +198,11 @@ class Lp(InLoss):
         check_number("p", p, above=0.0)
         check_number("epsilon", epsilon, above=0.0)
         super().__init__(params, strength, Bridge(p, epsilon), route, over_time)
+
+
+def ascent_sign(part: Part) -> int:
+    """-1 where the optimizer maximizes and will turn the sign of the gradient, else 1."""
+    return -1 if part.maximize else 1
 
 
 def add_(tensors: Sequence[Tensor], addends: Sequence[Tensor], factor: float | Tensor) -> None:

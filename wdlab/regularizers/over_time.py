@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from wdlab import schedules
-from wdlab.foreach import dots, local, square_sums
+from wdlab.foreach import dots, local
 from wdlab.regularizers.checks import check_choice, check_number
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ class OverTime:
     """A constant strength, and the base of every way to change it: a factor for each step."""
 
     steps_per_epoch: int | None = None
+    looks = False  # whether it remembers what it sees of one method, and so cannot serve two
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Raise a ValueError if this cannot work with the optimizer, or lacks what it needs to."""
@@ -67,10 +68,15 @@ class _ByTheClock(OverTime):
         check_number("steps", steps, lowest=0.0) if epochs is None else check_number("epochs", epochs, lowest=0.0)
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        self.check_length()
+
+    def check_length(self) -> None:
+        """Raise a ValueError if the length in updates is not known."""
         if self.steps is None and self.steps_per_epoch is None:
             raise ValueError(f"epochs={self.epochs}: needs steps_per_epoch too, or give the length as steps")
 
     def factor(self, step: int, optimizer_group: dict[str, Any]) -> float:
+        self.check_length()
         return self.schedule(step, self.epochs * self.steps_per_epoch if self.steps is None else self.steps)
 
 
@@ -118,6 +124,8 @@ class CoherenceGate(OverTime):
     Raises:
         ValueError: for a bad argument.
     """
+
+    looks = True
 
     def __init__(self, coherence: str = "running_mean", threshold: float = 0.1, momentum: float = 0.9) -> None:
         self.coherence = check_choice("coherence", coherence, COHERENCE)
@@ -168,7 +176,9 @@ class CoherenceGate(OverTime):
 
 def _full_penalty_gradient(method: "Regularizer", params: Sequence[Tensor]) -> list[Tensor]:
     strengths = {id(p): group["strength"] for group in method.groups for p in group["params"]}
-    return torch._foreach_mul(local(method.penalty_gradient(params)), [strengths[id(p)] for p in params])
+    maximized = {id(p) for group in method.optimizer.param_groups if group.get("maximize") for p in group["params"]}
+    factors = [-strengths[id(p)] if id(p) in maximized else strengths[id(p)] for p in params]
+    return torch._foreach_mul(local(method.penalty_gradient(params)), factors)
 
 
 def cosine(left: Sequence[Tensor], right: Sequence[Tensor], like: Sequence[Tensor] | None = None) -> Tensor:
@@ -178,5 +188,5 @@ def cosine(left: Sequence[Tensor], right: Sequence[Tensor], like: Sequence[Tenso
 
 
 def norm(tensors: Sequence[Tensor], like: Sequence[Tensor] | None = None) -> Tensor:
-    """L2 norm of a list of tensors as one long vector, a scalar tensor."""
-    return square_sums(tensors, like).sum().sqrt()
+    """L2 norm of a list of tensors as one long vector, a float64 scalar: gradients may be as small as they like."""
+    return dots(tensors, tensors, like).sum().sqrt()

@@ -23,7 +23,7 @@ from wdlab.homogeneous import (
 )
 from wdlab.regularizers.base import Regularizer
 from wdlab.regularizers.checks import check_strength
-from wdlab.regularizers.in_loss import add_
+from wdlab.regularizers.in_loss import add_, ascent_sign
 from wdlab.regularizers.over_time import OverTime
 from wdlab.regularizers.penalties import HalfSquare
 
@@ -49,9 +49,9 @@ class PathProx(Regularizer):
     s``. Units whose path is worth less than ``t`` become exactly zero. Biases are scaled, never decayed.
 
     The learning rate multiplies the decay (it is part of the threshold). At strength 0, also one that is 0 for a time
-    (``over_time``), the method is off altogether: its normalization alone would change the function. A pair without
-    gradients in a step (frozen, or not used) is left alone in it, and nothing is balanced then. Sharded weights are
-    refused: a unit's norm takes all of its row.
+    (``over_time``), and at learning rate 0 the method is off altogether: its normalization alone would change the
+    function. A pair without gradients in a step (frozen, or not used) is left alone in it, and nothing is balanced
+    then. Sharded weights are refused: a unit's norm takes all of its row.
 
     Args:
         pairs: disjoint ``(first, second)`` modules with ``weight`` (out, in, ...) and optional ``bias``; row i of
@@ -127,15 +127,16 @@ class PathProx(Regularizer):
         for part in self.parts():
             others = [p for p in part.params if id(p) not in self._paired]
             if others:
-                add_([p.grad for p in others], [p.detach() for p in others], part.strength)
+                add_([p.grad for p in others], [p.detach() for p in others], ascent_sign(part) * part.strength)
 
     def after_step(self) -> None:
-        thresholds = {id(p): part.lr * part.strength for part in self.parts() for p in part.params}
-        live = [pair for pair in self.pairs if all(id(layer.weight) in thresholds for layer in pair)]
+        rates = {id(p): part.lr * part.strength for part in self.parts() for p in part.params}
+        rates = {key: t for key, t in rates.items() if isinstance(t, Tensor) or t > 0}
+        live = [pair for pair in self.pairs if all(id(layer.weight) in rates for layer in pair)]
         if live:
             tensors = [_tensors(pair) for pair in live]
             balance = self.balance and len(live) == len(self.pairs)
-            ts = [thresholds[id(second.weight)] for _, second in live]
+            ts = [rates[id(second.weight)] for _, second in live]
             if self.compiled:
                 ts = [t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64) for t in ts]
                 compile_once(prox_step_)(tensors, ts, balance, self.regularize_bias)

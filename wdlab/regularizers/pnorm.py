@@ -189,8 +189,11 @@ class PNormProx(_Bridged):
     def after_step(self) -> None:
         for part in self.parts():
             threshold, weights = part.lr * part.strength, local(part.params)
-            proxes = (soft_threshold if part.group["p"] == 1 else prox_of_three_halves)(weights, threshold)
-            torch._foreach_copy_(weights, proxes)
+            if isinstance(threshold, Tensor) or threshold > 0:
+                proxes = (soft_threshold if part.group["p"] == 1 else prox_of_three_halves)(weights, threshold)
+                if isinstance(threshold, Tensor):
+                    proxes = [torch.where(threshold > 0, new, w) for new, w in zip(proxes, weights, strict=True)]
+                torch._foreach_copy_(weights, proxes)
 
 
 def soft_threshold(weights: Sequence[Tensor], threshold: float | Tensor) -> list[Tensor]:
@@ -209,7 +212,7 @@ def prox_of_three_halves(weights: Sequence[Tensor], threshold: float | Tensor) -
     below = add_number(sizes, half * half)
     torch._foreach_sqrt_(below)
     add_number_(below, half)
-    torch._foreach_clamp_min_(below, min(torch.finfo(w.dtype).tiny for w in weights))  # 0 / 0 for w = t = 0
+    torch._foreach_clamp_min_(below, [torch.finfo(w.dtype).tiny for w in weights])  # 0 / 0 for w = t = 0
     roots = torch._foreach_div(sizes, below)
     torch._foreach_mul_(roots, roots)
     torch._foreach_minimum_(roots, sizes)  # by rounding it could be more
