@@ -8,7 +8,7 @@ LAUNCHER ?= auto
 LOGGER ?= offline
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint
+.PHONY: help setup bench test lint
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-zA-Z%-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ reproduce-%: $(READY)  ## a figure: make reproduce-fig3 SCALE=quick
 
 fetch-%: $(READY)  ## download a data set into ./data: make fetch-mnist
 	@$(BIN)/python scripts/fetch_data.py $*
+
+bench: $(READY)  ## what things cost, beside torch's own: tables in results/benchmarks
+	@$(BIN)/python scripts/benchmark.py
 
 test: $(READY)  ## the whole test suite; no network, GPU or account needed
 	@$(BIN)/python -m pytest

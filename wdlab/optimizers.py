@@ -20,7 +20,7 @@ from wdlab.regularizers.base import go_before_the_step, go_behind_the_step
 from wdlab.regularizers.checks import check_number
 from wdlab.regularizers.gradient_scale import adam_scale, check_momentum
 from wdlab.regularizers.in_loss import shrink_
-from wdlab.regularizers.pnorm import LARGEST, fused_remaining_factor
+from wdlab.regularizers.pnorm import LARGEST, remaining_factor
 
 ONE = torch.tensor(1.0, device="cpu")  # added to many scalar tensors on the CPU, it takes a third of the time of 1
 
@@ -365,23 +365,27 @@ class PAdam(_DropIn, torch.optim.Adam):
         self._init_group(group, params, gradients, means, squares, [], steps)
         if not params:
             return
-        torch._foreach_add_(steps, 1)
-        lr, strength, p = float(group["lr"]), group["weight_decay"], group["p"]
-        beta1, beta2 = group["betas"]
-        by_step: dict[float, list[int]] = {}
-        for i, step in enumerate(steps):
-            by_step.setdefault(step.item(), []).append(i)
-        for step, places in by_step.items():
-            numbers = (
-                *(1 - beta1, beta2, 1 - beta2, lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step), group["eps"]),
-                *(min(p * lr * strength, LARGEST), -1.0 if group["maximize"] else 1.0),
-            )
-            dtype = torch.float64 if params[places[0]].dtype == torch.float64 else torch.float32
-            compile_once(padam_step_)(
-                *(local([tensors[i] for i in places]) for tensors in (params, gradients, means, squares)),
-                torch.tensor(numbers, dtype=dtype),
-                p if strength != 0 else None,
-            )
+        torch._foreach_add_(steps, ONE, alpha=1.0)
+        lists = [params, gradients, means, squares]
+        if any(map(is_sharded, params)):
+            lists = [local(tensors) for tensors in lists]
+        counts = [step.item() for step in steps]
+        if min(counts) == max(counts):
+            self._compiled_step(group, counts[0], lists)
+        else:  # a step of its own for each bias correction
+            for count in set(counts):
+                places = [i for i, other in enumerate(counts) if other == count]
+                self._compiled_step(group, count, [[tensors[i] for i in places] for tensors in lists])
+
+    def _compiled_step(self, group: dict[str, Any], step: float, lists: list[list[Tensor]]) -> None:
+        lr, p, (beta1, beta2) = float(group["lr"]), group["p"], group["betas"]
+        c = min(p * lr * group["weight_decay"], LARGEST)
+        decays = c > 1 / LARGEST
+        bias1, bias2 = 1 - beta1**step, 1 - beta2**step
+        numbers = 1 - beta1, beta2, 1 - beta2, lr / bias1, 1 / math.sqrt(bias2), group["eps"], c
+        dtype = torch.float64 if lists[0][0].dtype == torch.float64 else torch.float32
+        step_ = compile_once(padam_step_)
+        step_(*lists, torch.tensor(numbers, dtype=dtype), p if decays else None, group["maximize"])
 
 
 def _with(method: Regularizer | None, step: Callable[[], Any]) -> None:
@@ -399,19 +403,20 @@ def padam_step_(
     squares: list[Tensor],
     numbers: Tensor,
     p: float | None,
+    maximize: bool,
 ) -> None:
     """Adam's step and p-norm decay in place, elementwise, for a compiler to make one loop per tensor of.
 
     Args:
         params, gradients, means, squares: weights, gradients, first and second moments.
-        numbers: ``1 - beta1, beta2, 1 - beta2, lr / bias correction, 1 / root of the other, eps, p lr s, sign``, shape
-            (8,).
+        numbers: ``1 - beta1, beta2, 1 - beta2, lr / bias correction, 1 / root of the other, eps, p lr s``, shape (7,).
         p: None for no decay.
+        maximize: turn the sign of the gradients.
     """
-    one_minus_beta1, beta2, one_minus_beta2, step_size, root_scale, eps, c, sign = numbers.unbind()
+    one_minus_beta1, beta2, one_minus_beta2, step_size, root_scale, eps, c = numbers.unbind()
     for w, g, mean, square in zip(params, gradients, means, squares, strict=True):
-        g = g * sign
+        g = -g if maximize else g
         mean.copy_(mean + (g - mean) * one_minus_beta1)
         square.copy_(square * beta2 + g * g * one_minus_beta2)
         u = w - step_size * mean / (square.sqrt() * root_scale + eps)
-        w.copy_(u * fused_remaining_factor(w, c, p) if p is not None and w.dim() >= 2 else u)
+        w.copy_(u * remaining_factor(w, c, p) if p is not None and w.dim() >= 2 else u)

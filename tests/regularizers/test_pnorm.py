@@ -8,7 +8,7 @@ import torch
 from tests.problem import zero_gradients
 from wdlab.regularizers import DecoupledDecay, PNormDecay, PNormProx
 from wdlab.regularizers.penalties import Absolute, Bridge, HalfSquare
-from wdlab.regularizers.pnorm import compiled_remaining_factors, remaining_factors
+from wdlab.regularizers.pnorm import compiled_remaining_factors, power, remaining_factor, remaining_factors
 
 WEIGHTS = [0.0, 1e-20, -1e-6, 1e-3, -0.1, 1.0, -20.0]
 POWERS = (0.3, 0.5, 0.8, 1, 1.2, 1.5, 1.9, 2.5, 3)
@@ -152,3 +152,27 @@ def test_groups_have_a_p_of_their_own(float64):
     optimizer.step()
     assert a.tolist() == pytest.approx([0.5 / (1 + 0.1 * 0.2 / 0.5)] * 2)
     assert b.tolist() == pytest.approx([0.5 / (1 + 2 * 0.1 * 0.4)] * 2)
+
+
+@pytest.mark.parametrize("q", [0.01, 0.2, 0.7, 1.2, 1.99, 3.0])
+def test_the_power_for_compiled_loops_is_as_accurate_as_exp_and_log(q):
+    x = torch.cat([torch.logspace(-37, 38, 200_001), torch.linspace(0.5, 2, 100_001)])
+    exact = x.double() ** q
+    inside = (exact > 1e-37) & (exact < 1e38)
+    error = (power(x, q)[inside] / exact[inside] - 1).abs().max()
+    library = (torch.exp(q * x.log())[inside] / exact[inside] - 1).abs().max()
+    assert error <= 1.1 * library.item() + 3e-7
+    assert power(torch.zeros(3), q).tolist() == [0.0] * 3
+
+
+@pytest.mark.parametrize("p", [*POWERS, 2])
+@pytest.mark.parametrize("c", [1e-36, 1e-8, 0.1, 1e36])
+def test_the_factor_for_compiled_loops_has_no_nan_in_float32(p, c):
+    w = torch.tensor([0.0, 1e-45, 1e-38, 1e-20, 1e-4, 1.0, 1e10, 1e30, 3.4e38])
+    found = remaining_factor(w, torch.tensor(c), p)
+    exact = remaining_factors([w.double()], c, p)
+    exact = exact[0] if isinstance(exact, list) else torch.full_like(w, exact)
+    assert ((found >= 0) & (found <= 1)).all()
+    usual = (w == 0) | ((w >= 1e-30) & (w <= 1e30))
+    if 1e-8 <= c <= 1:
+        assert torch.allclose(found.double()[usual], exact.double()[usual], rtol=1e-4, atol=1e-6)

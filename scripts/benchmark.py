@@ -1,0 +1,48 @@
+"""Measure what things cost, beside what they are to be compared with. Called by ``make bench``.
+
+python scripts/benchmark.py optimizers
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from benchmarks import optimizers, timing
+
+SECTIONS = {"optimizers": optimizers.table}
+
+
+def main() -> None:
+    """The command line: measure the sections that are named, all of them by default."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sections", nargs="*", metavar="section", help=", ".join(SECTIONS))
+    parser.add_argument("--repeats", type=int, default=50, help="how often every case is measured, at least 2")
+    parser.add_argument("--milliseconds", type=float, default=8.0, help="how long one measurement lasts")
+    parser.add_argument("--width", type=int, default=400, help="of the network whose parameters are stepped")
+    parser.add_argument("--no-compiled", action="store_true", help="leave out what takes a compiler")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="where the tables go")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.sections if name not in SECTIONS]
+    if unknown:
+        parser.error(f"section {unknown[0]}: must be one of {', '.join(SECTIONS)}")
+    if arguments.repeats < 2:
+        parser.error(f"--repeats {arguments.repeats}: must be at least 2")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: no CUDA device is visible here")
+    device = torch.device("cuda" if arguments.device != "cpu" and torch.cuda.is_available() else "cpu")
+    options = timing.Options(
+        device, arguments.repeats, arguments.milliseconds, arguments.width, not arguments.no_compiled
+    )
+    for name in arguments.sections or SECTIONS:
+        page = timing.write(SECTIONS[name](options), name, options, arguments.out)
+        print(page.read_text(), end="")
+        print(f"table    {page}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
