@@ -1,6 +1,7 @@
 """Arithmetic over lists of tensors, sharded ones (DTensor) too. Used by the regularizers and optimizers."""
 
 import functools
+import types
 from collections.abc import Callable, Sequence
 
 import torch
@@ -78,11 +79,23 @@ def _as_tensor(number: float | Tensor) -> dict[str, float]:
 
 
 @functools.cache
-def compiled(function: Callable) -> Callable:
+def compiled(function: Callable, unguarded: tuple[str, ...] = ()) -> Callable:
     """``torch.compile`` of a function, once for all its users.
 
     It compiles again for every new set of shapes; after 8 of them in one process torch says so and goes on uncompiled.
+
+    Args:
+        function: of lists of tensors, numbers and flags.
+        unguarded: arguments, lists of tensors, that the caller has found to have shapes, types and strides of another
+            one. That they still have those of the compilation is not looked up in every call; it would take a tenth
+            of a small network's step.
     """
-    # on the CPU: fused multiply-adds, and no loop over several tensors at once
-    options = {"cpp.enable_floating_point_contract_flag": "fast", "cpp.max_horizontal_fusion_size": 1}
+    options: dict = {  # on the CPU: fused multiply-adds, and no loop over several tensors at once
+        "cpp.enable_floating_point_contract_flag": "fast",
+        "cpp.max_horizontal_fusion_size": 1,
+    }
+    if unguarded:
+        names = tuple(f"L['{name}']" for name in unguarded)
+        options["guard_filter_fn"] = lambda guards: [not guard.name.startswith(names) for guard in guards]
+        function = types.FunctionType(function.__code__.replace(), function.__globals__)  # compilations of its own
     return torch.compile(function, dynamic=False, options=options)

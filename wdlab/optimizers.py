@@ -102,9 +102,11 @@ class _DropIn(torch.optim.Optimizer):
         groups = [group for group in groups if group["params"]]
         if not groups:
             return None
-        regularizer = method(groups, strength=0.0, **options)
-        regularizer._optimizer = self
-        return regularizer
+        if not hasattr(self, "_method"):
+            self._method = method(groups, strength=0.0, **options)
+            self._method._optimizer = self
+        self._method.groups = groups
+        return self._method
 
     def _decayed(self, group: dict[str, Any]) -> dict[str, Any]:
         return {"params": group["params"], "strength": group["weight_decay"]}
@@ -384,7 +386,9 @@ class PAdam(_DropIn, torch.optim.Adam):
         bias1, bias2 = 1 - beta1**step, 1 - beta2**step
         numbers = 1 - beta1, beta2, 1 - beta2, lr / bias1, 1 / math.sqrt(bias2), group["eps"], c
         dtype = torch.float64 if lists[0][0].dtype == torch.float64 else torch.float32
-        step_ = compile_once(padam_step_)
+        strides = [[t.stride() for t in tensors] for tensors in lists]
+        alike = strides[0] == strides[1] == strides[2] == strides[3]
+        step_ = compile_once(padam_step_, ("gradients", "means", "squares") if alike else ())
         step_(*lists, torch.tensor(numbers, dtype=dtype), p if decays else None, group["maximize"])
 
 

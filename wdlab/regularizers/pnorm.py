@@ -79,6 +79,7 @@ class PNormDecay(_Bridged):
     ) -> None:
         self.late, self.compiled = late, compiled
         self._factors: list[tuple[list[Tensor], list[Tensor] | Tensor | float]] = []
+        self._scratch: dict[int, Tensor] = {}  # where a CPU weight's factors are written: a new place takes longer
         super().__init__(params, strength, p, over_time)
 
     def before_step(self) -> None:
@@ -94,38 +95,59 @@ class PNormDecay(_Bridged):
 
     def _remaining(self, part: Part) -> list[Tensor] | Tensor | float:
         p, c = part.group["p"], part.group["p"] * part.lr * part.strength
-        return (compiled_remaining_factors if self.compiled else remaining_factors)(local(part.params), c, p)
+        weights = local(part.params)
+        if self.compiled:
+            return compiled_remaining_factors(weights, c, p)
+        return remaining_factors(weights, c, p, self._places(part.params, weights))
+
+    def _places(self, params: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor] | None:
+        if not all(w.is_cpu for w in weights):
+            return None
+        for p, w in zip(params, weights, strict=True):
+            place = self._scratch.get(id(p))
+            if place is None or place.shape != w.shape or place.dtype != wide(w.dtype):
+                self._scratch[id(p)] = torch.empty_like(w, dtype=wide(w.dtype))
+        return [self._scratch[id(p)] for p in params]
 
 
-def remaining_factors(weights: Sequence[Tensor], c: float | Tensor, p: float) -> list[Tensor] | Tensor | float:
+def remaining_factors(
+    weights: Sequence[Tensor], c: float | Tensor, p: float, places: Sequence[Tensor] | None = None
+) -> list[Tensor] | Tensor | float:
     """``1 / (1 + c |w|^(p-2))``, in [0, 1], without an overflow on the way. 1 where ``c`` is 0.
 
     Args:
         weights: any shapes.
         c: ``p * lr * s`` >= 0, a number or a scalar tensor.
         p: > 0.
+        places: tensors to write to, in the shapes of the weights, at least float32; new ones if not given.
 
     Returns:
         Tensors in the shapes of the weights, at least float32; for p = 2 one factor for all of them.
     """
     if p == 2 or (not isinstance(c, Tensor) and c < 1 / LARGEST):
         return 1 / (1 + c)
-    sizes = torch._foreach_abs(weights)
-    if any(w.dtype.itemsize < 4 for w in weights):
-        sizes = [x.to(wide(x.dtype)) for x in sizes]
-    if p in (0.5, 1, 1.5):  # X / (X + c) with X = |w|^(2-p)
+    if places is None:
+        sizes = [x.to(wide(x.dtype)) for x in torch._foreach_abs(weights)]
+    else:
+        sizes = [
+            torch.abs(w if w.dtype == x.dtype else w.to(x.dtype), out=x) for w, x in zip(weights, places, strict=True)
+        ]
+    if p in (0.5, 1, 1.5):
+        if p == 1:
+            torch._foreach_reciprocal_(sizes)
+        else:
+            torch._foreach_rsqrt_(sizes)
         if p == 0.5:
-            torch._foreach_clamp_max_(sizes, min(torch.finfo(x.dtype).max for x in sizes) ** 0.6)
-            torch._foreach_mul_(sizes, torch._foreach_sqrt(sizes))
-        elif p == 1.5:
-            torch._foreach_sqrt_(sizes)
-        torch._foreach_div_(sizes, add_number(sizes, c if isinstance(c, Tensor) else min(c, LARGEST)))
+            torch._foreach_pow_(sizes, 3)
+        torch._foreach_mul_(sizes, c if isinstance(c, Tensor) else min(c, LARGEST))
+        torch._foreach_add_(sizes, 1)
+        torch._foreach_reciprocal_(sizes)
     else:  # the same as 1 / (1 + exp(log c - (2-p) log |w|))
         torch._foreach_log_(sizes)
         torch._foreach_mul_(sizes, 2 - p)
         add_number_(sizes, -_log(c))
         torch._foreach_sigmoid_(sizes)
-    return [torch.where(c > 1 / LARGEST, x, 1) for x in sizes] if isinstance(c, Tensor) else list(sizes)
+    return [torch.where(c > 1 / LARGEST, x, 1) for x in sizes] if isinstance(c, Tensor) else sizes
 
 
 def _log(c: float | Tensor) -> float | Tensor:
