@@ -30,7 +30,7 @@ fetch-%: $(READY)  ## download a data set into ./data: make fetch-mnist
 	@$(BIN)/python scripts/fetch_data.py $*
 
 bench: $(READY)  ## what things cost, beside torch's own: tables in results/benchmarks
-	@$(BIN)/python scripts/benchmark.py
+	@MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824 $(BIN)/python scripts/benchmark.py
 
 test: $(READY)  ## the whole test suite; no network, GPU or account needed
 	@$(BIN)/python -m pytest

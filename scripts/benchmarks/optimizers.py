@@ -29,9 +29,9 @@ STATED = [
     ("released PathProx, balance and prox", "4.9-7.7", EARLIER),
 ]
 ALLOCATOR = (
-    "On the CPU, cases that make large temporaries (foreach, amsgrad, the eager p-norm decays, the AdamS of "
-    "pytorch_optimizer) may differ by a factor of two and more from one process to the next, as the C library comes to "
-    "give memory back to the system in every step or not. The range within one process does not show it."
+    "On the CPU, `make bench` tells the C library to keep freed memory. By default, cases that make large temporaries "
+    "(foreach, amsgrad, the AdamS of pytorch_optimizer) take two to three times as long in some processes, in which it "
+    "gives memory back to the system in every step; `PAdam` and `PNormDecay` write to places they keep."
 )
 
 Make = Callable[[list[Tensor]], torch.optim.Optimizer]
