@@ -93,20 +93,21 @@ class _DropIn(torch.optim.Optimizer):
             for group, value in zip(self.param_groups, users, strict=True):
                 group["weight_decay"] = value
 
-    def _no_base_weight_decay(self) -> contextlib.AbstractContextManager[None]:
-        return self._base_weight_decay([0.0] * len(self.param_groups))
-
-    def _under(self, method: type[Regularizer], **options: Any) -> Regularizer | None:
-        """A method on the groups as they are now; None if it has nothing to decay."""
+    @torch.compiler.disable  # for those who compile the whole step: the method's own attributes change in it
+    def _step_under(self, make: Callable[[list], Regularizer], base: type[torch.optim.Optimizer]) -> None:
+        """The base optimizer's step without weight decay, with the moments of a method around it."""
         groups = [self._decayed(group) for group in self.param_groups]
         groups = [group for group in groups if group["params"]]
-        if not groups:
-            return None
-        if not hasattr(self, "_method"):
-            self._method = method(groups, strength=0.0, **options)
+        if groups and not hasattr(self, "_method"):
+            self._method = make(groups)
             self._method._optimizer = self
-        self._method.groups = groups
-        return self._method
+        methods = [self._method] if groups else []
+        for method in methods:
+            method.groups = groups  # as they are now
+        with self._base_weight_decay([0.0] * len(self.param_groups)):
+            go_before_the_step(methods)
+            _plain_step(base)(self)
+            go_behind_the_step(methods)
 
     def _decayed(self, group: dict[str, Any]) -> dict[str, Any]:
         return {"params": group["params"], "strength": group["weight_decay"]}
@@ -284,9 +285,7 @@ class SGDS(_DropIn, torch.optim.SGD):
         check_momentum(group["momentum"], group["dampening"])
 
     def _update(self) -> None:
-        decay = self._under(DecoupledDecay, over_time=GradientScale())
-        with self._no_base_weight_decay():
-            _with(decay, lambda: _plain_step(torch.optim.SGD)(self))
+        self._step_under(lambda groups: DecoupledDecay(groups, 0.0, GradientScale()), torch.optim.SGD)
 
 
 class PAdam(_DropIn, torch.optim.Adam):
@@ -347,10 +346,8 @@ class PAdam(_DropIn, torch.optim.Adam):
         if self.defaults["compiled"]:
             for group in self.param_groups:
                 self._compiled_update(group)
-            return
-        decay = self._under(PNormDecay)
-        with self._no_base_weight_decay():
-            _with(decay, lambda: _plain_step(torch.optim.Adam)(self))
+        else:
+            self._step_under(lambda groups: PNormDecay(groups, 0.0), torch.optim.Adam)
 
     def _decayed(self, group: dict[str, Any]) -> dict[str, Any]:
         params = [p for p in group["params"] if p.dim() >= 2]
@@ -390,14 +387,6 @@ class PAdam(_DropIn, torch.optim.Adam):
         alike = strides[0] == strides[1] == strides[2] == strides[3]
         step_ = compile_once(padam_step_, ("gradients", "means", "squares") if alike else ())
         step_(*lists, torch.tensor(numbers, dtype=dtype), p if decays else None, group["maximize"])
-
-
-def _with(method: Regularizer | None, step: Callable[[], Any]) -> None:
-    """The base optimizer's step with the method's moments around it."""
-    methods = [] if method is None else [method]
-    go_before_the_step(methods)
-    step()
-    go_behind_the_step(methods)
 
 
 def padam_step_(
