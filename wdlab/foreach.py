@@ -19,7 +19,7 @@ def _shard(tensor: Tensor) -> Tensor:
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether the tensor is a DTensor, of which each process may hold a part."""
-    return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
+    return type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "placements")
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
