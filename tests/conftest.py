@@ -1,12 +1,16 @@
 """Shared by all tests: small configs, a run in a temporary folder, a subprocess that behaves like a user's shell."""
 
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from wdlab import runs
 
@@ -23,6 +27,28 @@ def compose(tmp_path):
         return runs.compose([*TINY, "runtime=cpu", f"paths.runs={tmp_path / runs_in}", *overrides])
 
     return _compose
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    """A data folder in the hub's layout with 60 random images of CIFAR-10's shape, and a small text."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "cifar10").mkdir()
+    random = np.random.default_rng(0)
+    for part in ("train", "test"):
+        images = [png(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(60)]
+        table = pd.DataFrame({"img": images, "label": np.arange(60) % 10})
+        table.to_parquet(folder / "cifar10" / f"{part}.parquet")
+    letters = random.choice(list("abcdefgh"), 2000)
+    (folder / "tinyshakespeare.txt").write_text("".join(letters))
+    return folder
+
+
+def png(pixels: np.ndarray) -> dict:
+    """An image as the hub's tables hold it."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    return {"bytes": file.getvalue(), "path": None}
 
 
 @pytest.fixture
@@ -49,6 +75,14 @@ def shared_data() -> Path:
     if not (folder / "mnist" / "train.parquet").is_file():
         pytest.skip(f"no mnist/train.parquet under {folder}; set WDLAB_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def shared_cifar10(shared_data) -> Path:
+    """Where real CIFAR-10 is, beside real MNIST."""
+    if not (shared_data / "cifar10" / "train.parquet").is_file():
+        pytest.skip(f"no cifar10/train.parquet under {shared_data}; set WDLAB_DATA")
+    return shared_data
 
 
 @pytest.fixture

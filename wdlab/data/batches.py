@@ -1,0 +1,57 @@
+"""The order of the examples: which ones make up the batch of a step."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wdlab.data.augment import to_device
+from wdlab.data.description import check_batch_size
+from wdlab.data.splits import Split
+
+
+class Batches:
+    """Training batches: epoch e visits a permutation drawn from (seed, e), in blocks of ``batch_size``.
+
+    The last, incomplete block of an epoch is dropped, so every step sees ``batch_size`` examples. How the examples of
+    epoch e are varied is drawn from (seed, e) too.
+
+    Args:
+        split: the examples.
+        batch_size: of all processes together.
+        seed: of order and variations.
+        rank, ranks: this process and how many there are; each gets its share of every batch.
+
+    Raises:
+        ConfigError: if a batch does not fit into the split, or cannot be shared equally.
+    """
+
+    def __init__(self, split: Split, batch_size: int, seed: int, rank: int = 0, ranks: int = 1) -> None:
+        check_batch_size(batch_size, len(split), ranks)
+        self.split, self.batch_size, self.seed = split, batch_size, seed
+        self.steps_per_epoch = len(split) // batch_size
+        self._share = batch_size // ranks
+        self._first = rank * self._share
+        self._epoch = -1
+        self._order: Tensor
+        self._drawn: Any
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of update ``step + 1``, for any ``step`` >= 0 in any order."""
+        epoch, block = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._start(epoch)
+        start = block * self.batch_size + self._first
+        here = slice(start, start + self._share)
+        if self._drawn is None:
+            return self.split.examples(self._order[here])
+        return self.split.varied(self._order[here], self._drawn.part(here))
+
+    def _start(self, epoch: int) -> None:
+        device = self.split.labels.device
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.split))
+        drawn = self.split.draw(np.random.default_rng((self.seed, epoch, 1)))
+        self._order = to_device(torch.from_numpy(order), device)
+        self._drawn = None if drawn is None else drawn.to(device)
+        self._epoch = epoch

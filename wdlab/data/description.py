@@ -1,0 +1,99 @@
+"""What a ``configs/dataset`` file may hold, checked before anything is read."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from wdlab.data.augment import PADDINGS
+from wdlab.errors import ConfigError
+
+
+def is_text(config: Mapping[str, Any]) -> bool:
+    """Whether the data set is text: its examples have one length, the context, instead of an image's three."""
+    return len(config["shape"]) == 1
+
+
+def check_description(config: Mapping[str, Any]) -> None:
+    """Raise a ConfigError for a ``configs/dataset`` value of the wrong kind, or a key that nothing reads."""
+    values = {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in config.items()}
+    shape = values["shape"]
+    if not (isinstance(shape, list) and len(shape) in (1, 3) and all(_whole(size, 1) for size in shape)):
+        raise ConfigError(f"dataset.shape={shape}: must be channels, height and width, or the context of a text")
+    allowed = {"name": (True, ""), "source": (True, ""), "shape": (True, "")}
+    allowed |= _of_every_data_set(values)
+    allowed |= _of_text(values) if is_text(values) else _of_images(values)
+    for key, value in values.items():
+        if key not in allowed:
+            raise ConfigError(f"dataset.{key}: unknown key; allowed: {', '.join(allowed)}")
+        good, wanted = allowed[key]
+        if not good:
+            raise ConfigError(f"dataset.{key}={value}: must be {wanted}")
+    if not is_text(values) and values.get("augment") is not None:
+        _check_augment(values["augment"], min(shape[1:]))
+    if values.get("per_class") is not None and values.get("train_size") is not None:
+        raise ConfigError(f"dataset.train_size={values['train_size']}: must be null where per_class is given")
+
+
+def check_batch_size(batch_size: int, examples: int, ranks: int = 1) -> None:
+    """Raise a ConfigError unless one batch fits into the training set and can be shared by the processes."""
+    if not 1 <= batch_size <= examples:
+        raise ConfigError(f"train.batch_size={batch_size}: must be between 1 and {examples}, the training examples")
+    if batch_size % ranks:
+        raise ConfigError(f"train.batch_size={batch_size}: must be a multiple of {ranks}, the processes of torchrun")
+
+
+def _of_every_data_set(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
+    size = values.get("train_size")
+    return {
+        "classes": (_whole(values["classes"], 2), "a whole number >= 2"),
+        "val_size": (_whole(values["val_size"], 1), "a whole number >= 1"),
+        "train_size": (size is None or _whole(size, 1), "null or a whole number >= 1"),
+        "split_seed": (_whole(values["split_seed"], 0), "a whole number >= 0"),
+    }
+
+
+def _of_images(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
+    channels, per_class, noise = values["shape"][0], values["per_class"], values.get("label_noise")
+    good_std = _numbers(values["std"], channels) and all(v > 0 for v in values["std"])
+    augment = values.get("augment")
+    return {
+        "mean": (_numbers(values["mean"], channels), "a list with a number per channel"),
+        "std": (good_std, "a list with a number > 0 per channel"),
+        "per_class": (per_class is None or _whole(per_class, 1), "null or a whole number >= 1"),
+        "label_noise": (noise is None or (_number(noise) and 0 <= noise <= 1), "null or a share between 0 and 1"),
+        "augment": (augment is None or isinstance(augment, dict), "null or a mapping: crop, padding, flip, rotation"),
+    }
+
+
+def _of_text(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
+    shift = values.get("shift")
+    return {"shift": (shift is None or isinstance(shift, bool), "null, true or false")}
+
+
+def _check_augment(augment: Mapping[str, Any], pixels: int) -> None:
+    crop, flip, padding, rotation = (augment.get(key) for key in ("crop", "flip", "padding", "rotation"))
+    allowed = {
+        "crop": (crop is None or (_whole(crop, 0) and crop < pixels), f"null or a whole number below {pixels}"),
+        "padding": (padding is None or padding in PADDINGS, " or ".join(PADDINGS)),
+        "flip": (flip is None or isinstance(flip, bool), "true or false"),
+        "rotation": (rotation is None or (_number(rotation) and 0 <= rotation <= 180), "null or degrees up to 180"),
+    }
+    for key, value in augment.items():
+        if key not in allowed:
+            raise ConfigError(f"dataset.augment.{key}: unknown key; allowed: {', '.join(allowed)}")
+        good, wanted = allowed[key]
+        if not good:
+            raise ConfigError(f"dataset.augment.{key}={value}: must be {wanted}")
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _numbers(values: Any, count: int) -> bool:
+    return isinstance(values, list) and len(values) == count and all(_number(v) for v in values)

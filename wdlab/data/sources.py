@@ -1,0 +1,147 @@
+"""Reads data sets from files, whole, onto the CPU.
+
+Images, in this order: ``<root>/<name>/{train,test}.parquet`` in the Hugging Face hub's layout, torchvision's own files
+under ``<root>``, torchvision's download. ``digits`` (8x8 images) comes inside scikit-learn and needs none of them.
+Text: ``<root>/<name>.txt``.
+"""
+
+import contextlib
+import functools
+import io
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wdlab.errors import DataError
+
+TORCHVISION = {
+    "mnist": "MNIST",
+    "fashion_mnist": "FashionMNIST",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "svhn": "SVHN",
+}
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label", "fine_label")
+DOWNLOAD_TIMEOUT_S = 20
+
+
+@functools.lru_cache(maxsize=2)
+def images(name: str, root: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """uint8 pixels (n, c, h, w) and int64 labels (n,) of the training and the test set. Cached for sweeps.
+
+    Raises:
+        DataError: if they cannot be had or read.
+    """
+    if name == "digits":
+        return _read_digits()
+    folder = Path(root) / name
+    if (folder / "train.parquet").is_file() and (folder / "test.parquet").is_file():
+        return *_read_parquet(folder / "train.parquet"), *_read_parquet(folder / "test.parquet")
+    if name not in TORCHVISION:
+        raise DataError(f"dataset={name}: no {name}/train.parquet and {name}/test.parquet under {root}")
+    train, test = _torchvision(name, root)
+    return *_from_torchvision(train), *_from_torchvision(test)
+
+
+def _read_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """scikit-learn's 1,797 digits, pixels 0..16 stretched to 0..255; every fifth one is the test set."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels = torch.from_numpy((digits.images * (255 / 16)).round().astype(np.uint8)).unsqueeze(1)
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    test = torch.arange(len(labels)) % 5 == 4
+    return pixels[~test], labels[~test], pixels[test], labels[test]
+
+
+def _read_parquet(path: Path) -> tuple[Tensor, Tensor]:
+    import pyarrow.parquet
+    from PIL import Image
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+        image_column = next(c for c in IMAGE_COLUMNS if c in table.column_names)
+        label_column = next(c for c in LABEL_COLUMNS if c in table.column_names)
+        encoded = table[image_column].combine_chunks().field("bytes").to_pylist()
+        images = np.stack([np.asarray(Image.open(io.BytesIO(b))) for b in encoded])
+    except Exception as error:
+        raise DataError(
+            f"{path}: not a readable table of images with columns {' or '.join(IMAGE_COLUMNS)} holding bytes, and "
+            f"{' or '.join(LABEL_COLUMNS)} ({type(error).__name__})"
+        ) from error
+    return _channels_first(images), torch.from_numpy(table[label_column].to_numpy().astype(np.int64))
+
+
+def _from_torchvision(dataset: Any) -> tuple[Tensor, Tensor]:
+    labels = torch.as_tensor(dataset.targets if hasattr(dataset, "targets") else dataset.labels, dtype=torch.int64)
+    pixels = np.asarray(dataset.data)
+    return torch.from_numpy(pixels) if pixels.shape[1] == 3 else _channels_first(pixels), labels  # SVHN is that way
+
+
+def _channels_first(images: np.ndarray) -> Tensor:
+    pixels = torch.from_numpy(images.copy())
+    return pixels.unsqueeze(1) if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+
+
+def _torchvision(name: str, root: str) -> tuple[Any, Any]:
+    """torchvision's training and test set under ``root``, downloaded if they are not there."""
+    import torchvision
+
+    make = getattr(torchvision.datasets, TORCHVISION[name])
+
+    def both(**options: Any) -> tuple[Any, Any]:
+        if name == "svhn":
+            return make(root, split="train", **options), make(root, split="test", **options)
+        return make(root, train=True, **options), make(root, train=False, **options)
+
+    try:
+        return both()
+    except RuntimeError:
+        pass  # not there yet
+    folders = [Path(root) / TORCHVISION[name] / "raw", Path(root) / TORCHVISION[name], Path(root)]
+    made = [folder for folder in folders if not folder.exists()]
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
+    try:
+        return both(download=True)
+    except Exception as error:
+        _remove_if_empty(made)
+        raise DataError(
+            f"dataset={name}: not found under {root} and the download failed ({type(error).__name__}); put "
+            f"{name}/train.parquet and {name}/test.parquet (Hugging Face hub layout) or torchvision's files there, or "
+            "set WDLAB_DATA to the folder that has them"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def _remove_if_empty(folders: list[Path]) -> None:
+    """Undo what a failed download made."""
+    for folder in folders:
+        with contextlib.suppress(OSError):  # not there, or not empty
+            folder.rmdir()
+
+
+@functools.lru_cache(maxsize=2)
+def text(name: str, root: str) -> tuple[Tensor, int]:
+    """A text as int64 tokens (characters,), numbered in the order of their code points, and how many kinds there are.
+
+    Raises:
+        DataError: if ``<root>/<name>.txt`` is not there or is no text.
+    """
+    path = Path(root) / f"{name}.txt"
+    try:
+        characters = np.array(list(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise DataError(
+            f"dataset={name}: not found; put the text at {path}, or set WDLAB_DATA to the folder that has it"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a readable UTF-8 text ({type(error).__name__})") from error
+    vocabulary, tokens = np.unique(characters, return_inverse=True)
+    return torch.from_numpy(tokens.astype(np.int64)), len(vocabulary)
