@@ -1,5 +1,8 @@
 """Networks, built from ``configs/model`` with ``input_shape`` and ``classes`` taken from the data set."""
 
+from wdlab.models.gpt import GPT
 from wdlab.models.mlp import MLP, FactorizedMLP
+from wdlab.models.resnet import ResNet
+from wdlab.models.vgg import VGG
 
-__all__ = ["MLP", "FactorizedMLP"]
+__all__ = ["GPT", "MLP", "VGG", "FactorizedMLP", "ResNet"]

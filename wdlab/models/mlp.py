@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from wdlab.models.checks import check_image, check_whole
+
 
 class MLP(nn.Module):
     """``depth`` linear layers of ``width`` units with a ReLU after each but the last; torch's default init.
@@ -45,9 +47,9 @@ class FactorizedMLP(nn.Module):
 
 def linear_stack(input_shape, classes, width, depth, relu_after) -> nn.Sequential:
     """Flatten, then linear layers 1..depth, with a ReLU after layer k where ``relu_after(k)``."""
-    for name, value, least in (("width", width, 1), ("depth", depth, 2)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name}={value!r}: must be a whole number >= {least}")
+    check_image(input_shape)
+    check_whole("width", width, 1)
+    check_whole("depth", depth, 2)
     sizes = [math.prod(input_shape), *[width] * (depth - 1), classes]
     stack: list[nn.Module] = [nn.Flatten()]
     for k in range(1, depth + 1):

@@ -1,0 +1,80 @@
+"""Residual networks for small images, made of torchvision's basic blocks."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from wdlab.models.checks import check_image, check_whole
+
+FOUR_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+
+
+class ResNet(nn.Module):
+    """A ResNet with the CIFAR stem: a 3x3 convolution of stride 1, and no pooling before the stages.
+
+    Depth 18 and 34 have four stages, as torchvision's networks of that name, whose parameters and names these are (P2
+    and P5 train ResNet-18 in this form). Depth 6 n + 2 has three stages of n blocks, as in the CIFAR section of He et
+    al. 2016, with a 1x1 convolution in the shortcut where the shape changes. A stage has twice the channels and half
+    the pixels of the one before. Convolutions are initialized by Kaiming's fan-out rule, as in torchvision.
+
+    Args:
+        input_shape: of one image, (channels, height, width).
+        classes: number of logits.
+        width: channels of the first stage (64 in ResNet-18, 16 in ResNet-8 and ResNet-20 as published).
+        depth: 18, 34, or 6 n + 2: 8, 14, 20, 26, ...
+
+    Maps (batch, *input_shape) to (batch, classes).
+
+    Raises:
+        ValueError: for any other depth, a bad width, an input that is no image.
+    """
+
+    def __init__(self, input_shape: Sequence[int], classes: int, width: int, depth: int) -> None:
+        super().__init__()
+        check_image(input_shape)
+        check_whole("width", width, 1)
+        stages = blocks_per_stage(depth)
+        self.conv1 = nn.Conv2d(input_shape[0], width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        channels, layers = width, []
+        for k, blocks in enumerate(stages):
+            layers.append(_stage(channels, width * 2**k, blocks, stride=1 if k == 0 else 2))
+            channels = width * 2**k
+        self.layer1, self.layer2, self.layer3 = layers[:3]
+        self.layer4 = layers[3] if len(layers) == 4 else nn.Identity()
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.relu(self.bn1(self.conv1(images)))
+        hidden = self.layer4(self.layer3(self.layer2(self.layer1(hidden))))
+        return self.fc(self.avgpool(hidden).flatten(1))
+
+
+def blocks_per_stage(depth: int) -> tuple[int, ...]:
+    """How many basic blocks each stage has.
+
+    Raises:
+        ValueError: for a depth that is neither 18, 34 nor 6 n + 2.
+    """
+    check_whole("depth", depth, 8)
+    if depth in FOUR_STAGES:
+        return FOUR_STAGES[depth]
+    if (depth - 2) % 6:
+        raise ValueError(f"depth={depth}: must be 18 or 34 (four stages), or 6 n + 2 (three): 8, 14, 20, 26, ...")
+    return ((depth - 2) // 6,) * 3
+
+
+def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
+    from torchvision.models.resnet import BasicBlock  # slow to import, and MLPs do without
+
+    shortcut = None
+    if stride != 1 or inputs != outputs:
+        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+    return nn.Sequential(
+        BasicBlock(inputs, outputs, stride, shortcut), *(BasicBlock(outputs, outputs) for _ in range(blocks - 1))
+    )
