@@ -94,7 +94,33 @@ def test_a_finished_run_is_not_trained_again(compose, monkeypatch):
     ],
 )
 def test_an_interrupted_run_ends_as_if_it_had_not_been(compose, monkeypatch, choice):
-    options = [*choice.split(), "lr_schedule=cosine", "runtime.checkpoint_seconds=0"]
+    check_resume(compose, monkeypatch, choice.split())
+
+
+TINY_CIFAR10 = "dataset=cifar10 dataset.val_size=10"
+TINY_TEXT = "dataset=tinyshakespeare dataset.classes=8 dataset.shape=[16] dataset.val_size=100"
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        f"{TINY_CIFAR10} model=resnet8",
+        f"{TINY_CIFAR10} model=resnet18 optimizer.momentum=0.9 dataset.augment.padding=reflect",
+        f"{TINY_CIFAR10} model=vgg11 regularizer=pathprox train.clip_norm=1.0",
+        f"{TINY_CIFAR10} model=vgg13_bn optimizer=adams dataset.augment.rotation=10",
+        f"{TINY_CIFAR10} model=mlp dataset.augment=null dataset.label_noise=0.2 dataset.train_size=45",
+        f"{TINY_CIFAR10} model=resnet8 dataset.augment.crop=null regularizer=l2",
+        f"{TINY_TEXT} model=gpt model.dropout=0.1 optimizer=adamw",
+        f"{TINY_TEXT} model=gpt model.activation=relu dataset.shift=null optimizer=padam",
+    ],
+)
+def test_every_kind_of_network_and_data_resumes_exactly(compose, monkeypatch, tiny_data, choice):
+    sizes = ["model.width=8", "train.batch_size=12", f"paths.data={tiny_data}"]
+    check_resume(compose, monkeypatch, [*choice.split(), *sizes])
+
+
+def check_resume(compose, monkeypatch, choice: list[str]) -> None:
+    options = [*choice, "lr_schedule=cosine", "runtime.checkpoint_seconds=0"]
     whole, parts = compose(*options, runs_in="whole"), compose(*options, runs_in="parts")
     train.run(whole)
     sessions = iter([3, 8, 11])  # steps to make before being told to stop
@@ -232,6 +258,50 @@ def test_a_half_written_line_is_cut_off(compose):
         file.write(b'{"step": 30, "tra')
     assert train.run(config) == "done"
     assert directory.metrics.read_bytes() == records
+
+
+def test_clipping_bounds_the_gradient_of_the_loss_alone(compose):
+    clipped = ["train.clip_norm=1e-3", "optimizer.lr=1.0", "train.log_every=1"]
+    config = compose(*clipped)
+    train.run(config)
+    steps = rows(config)[1:]
+    assert all(row["gradient/loss_norm"] > 0.1 for row in steps)  # as it was before
+    moved = compose(*clipped, "train.steps=1", "train.eval_every=1")
+    model = train.build(moved)[0]
+    before = [p.detach().clone() for p in model.parameters()]
+    train.run(moved)
+    after = checkpoint.load(runs.RunDirectory.of(moved))["model"].values()
+    change = torch.stack([(a - b).norm() for a, b in zip(after, before, strict=True)]).norm()
+    assert change.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_another_precision_or_layout_is_told_on_resume(compose, caplog):
+    config = compose("train.steps=10", "runtime.checkpoint_seconds=0")
+    train.run(config)
+    runs.RunDirectory.of(config).write_status("running")
+    config.runtime.compile = False
+    config.runtime.threads = 1 if torch.get_num_threads() > 1 else 2
+    threads = torch.get_num_threads()
+    with caplog.at_level("WARNING", logger="wdlab"):
+        train.run(config)
+    torch.set_num_threads(threads)
+    assert "resumed on another machine or setting; equal up to rounding only" in caplog.text
+    sessions = json.loads((runs.RunDirectory.of(config).path / "provenance.json").read_text())["sessions"]
+    keys = {"device", "threads", "precision", "matmul", "channels_last", "compile", "processes"}
+    assert len(sessions) == 2 and all(keys <= session.keys() for session in sessions)
+    assert sessions[0]["threads"] != sessions[1]["threads"]
+
+
+def test_networks_with_convolutions_lie_channels_last_unless_told_otherwise(compose, tiny_data):
+    base = [*TINY_CIFAR10.split(), "model=resnet8", f"paths.data={tiny_data}", "train.batch_size=12"]
+    outcomes = {}
+    for choice in ("auto", "never"):
+        config = compose(*base, f"runtime.channels_last={choice}", runs_in=choice)
+        train.run(config)
+        session = runs.RunDirectory.of(config).read("provenance.json")["sessions"][0]
+        assert session["channels_last"] == (choice == "auto")
+        outcomes[choice] = rows(config)[-1]["train/loss"]
+    assert outcomes["auto"] == pytest.approx(outcomes["never"], rel=1e-3)  # another rounding, and no more than that
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -1,11 +1,11 @@
-"""The machine a run computes on: device, threads, precision, and the faster float32 matrix product where it is safe.
+"""The machine a run computes on: device, threads, precision, memory layout, and what is faster where it is safe.
 
 Called by ``train``, with the values of ``configs/runtime``.
 """
 
 import contextlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,24 +13,39 @@ from typing import Any
 import torch
 from torch import nn
 
+from wdlab import parallel
 from wdlab.errors import ConfigError
 
-KEYS = ("device", "precision", "threads", "onednn", "checkpoint_seconds")
+KEYS = ("device", "precision", "threads", "onednn", "channels_last", "compile", "checkpoint_seconds")
 DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "tf32", "bf16")
 ONEDNN = ("auto", "never")
+CHANNELS_LAST = ("auto", "never")
 WIDE = 256  # oneDNN's product beats MKL's from about this many columns on; below it is slower
 FP32_ERROR = 1e-6  # largest relative error of a product that still counts as float32
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how to compute; ``name`` and ``matmul`` go into the provenance."""
+    """Where and how to compute.
+
+    Args:
+        device: of everything.
+        precision: fp32, tf32 (matrix products and convolutions with 10 bits of mantissa) or bf16 (autocast).
+        name: of the processor or GPU.
+        matmul: the float32 matrix product in use.
+        channels_last: whether images and convolutions lie in memory with their channels together.
+        compiled: whether the network goes through ``torch.compile``.
+        group: the processes that share the run, one unless torchrun started several.
+    """
 
     device: torch.device
     precision: str
     name: str
     matmul: str
+    channels_last: bool = False
+    compiled: bool = False
+    group: parallel.Group = parallel.ALONE
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The context of a forward pass."""
@@ -38,14 +53,41 @@ class Machine:
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
+    def place(self, model: nn.Module) -> nn.Module:
+        """Move a network here, in the layout chosen. In place, as torch does it."""
+        return model.to(self.device, memory_format=torch.channels_last if self.channels_last else None)
+
+    def training_form(self, model: nn.Module) -> Callable[..., torch.Tensor]:
+        """What a training step calls instead of ``model``: compiled, its gradients averaged over the processes."""
+        forward = self.group.average_gradients(model, self.device)
+        return torch.compile(forward) if self.compiled else forward
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What decides the rounding of a run's numbers."""
+        return {
+            "device": self.name,
+            "threads": torch.get_num_threads(),
+            "precision": self.precision,
+            "matmul": self.matmul,
+            "channels_last": self.channels_last,
+            "compile": self.compiled,
+            "processes": self.group.size,
+        }
+
 
 def check(config: Mapping[str, Any]) -> None:
     """Raise a ConfigError for a runtime value that is not allowed, or a device that is not there."""
-    for key, allowed in (("device", DEVICES), ("precision", PRECISIONS), ("onednn", ONEDNN)):
+    choices = {"device": DEVICES, "precision": PRECISIONS, "onednn": ONEDNN, "channels_last": CHANNELS_LAST}
+    for key, allowed in choices.items():
         if config[key] not in allowed:
             raise ConfigError(f"runtime.{key}={config[key]}: must be one of {', '.join(allowed)}")
     if config["device"] == "cuda" and not torch.cuda.is_available():
         raise ConfigError("runtime.device=cuda: no CUDA device is visible here; use runtime=auto or runtime=cpu")
+    if config["precision"] == "tf32" and not _uses_cuda(config):
+        raise ConfigError("runtime.precision=tf32: only on a CUDA device; use fp32 or bf16")
+    if not isinstance(config["compile"], bool):
+        raise ConfigError(f"runtime.compile={config['compile']}: must be true or false")
     threads = config["threads"]
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise ConfigError(f"runtime.threads={threads}: must be null or a whole number >= 1")
@@ -57,18 +99,29 @@ def check(config: Mapping[str, Any]) -> None:
 def set_up(config: Mapping[str, Any], model: nn.Module) -> Machine:
     """Apply ``configs/runtime`` to this process and choose the device for ``model``."""
     check(config)
-    wanted = config["device"]
-    use_cuda = torch.cuda.is_available() if wanted == "auto" else wanted == "cuda"
-    device = torch.device("cuda" if use_cuda else "cpu")
+    device = chosen(config)
+    group = parallel.join(device)
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False  # fp32 means float32, also in convolutions
-    matmul = "torch default"
+    precision = config["precision"]
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"  # fp32 means float32, also in convolutions
+    matmul = "TF32" if precision == "tf32" else "torch default"
     if config["onednn"] == "auto" and device.type == "cpu" and _widest(model) >= WIDE and _onednn_is_float32():
         torch.set_float32_matmul_precision("medium")
         matmul = "oneDNN float32"
-    return Machine(device, config["precision"], device_name(device), matmul)
+    convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    channels_last = config["channels_last"] == "auto" and convolves
+    return Machine(device, precision, device_name(device), matmul, channels_last, config["compile"], group)
+
+
+def chosen(config: Mapping[str, Any]) -> torch.device:
+    """The device of ``configs/runtime``; of several GPUs the one that is this process's."""
+    return torch.device("cuda", parallel.group().local_rank) if _uses_cuda(config) else torch.device("cpu")
+
+
+def _uses_cuda(config: Mapping[str, Any]) -> bool:
+    return torch.cuda.is_available() if config["device"] == "auto" else config["device"] == "cuda"
 
 
 def device_name(device: torch.device) -> str:

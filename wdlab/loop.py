@@ -3,23 +3,27 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wdlab import checkpoint
 from wdlab.data import Batches, Data
 from wdlab.device import Machine
 from wdlab.errors import ConfigError
-from wdlab.metrics import Metrics
+from wdlab.metrics import Metrics, cross_entropy
 from wdlab.progress import Progress
 from wdlab.recorder import Recorder
 from wdlab.regularizers import Regularizer
 from wdlab.runs import RunDirectory
 
 MOST = 10**12
-KEYS = ("steps", "batch_size", "log_every", "eval_every")
+FULLER = ("eval_every", "sharpness_every")  # how often a log line has more than what is cheap
+SHARPNESS_EXAMPLES = 1000
+WHOLE = ("steps", "batch_size", "log_every", "eval_every")
+WHOLE_OR_NULL = ("sharpness_every", "sharpness_examples")
+KEYS = (*WHOLE, "clip_norm", *WHOLE_OR_NULL)
 
 
 @dataclass
@@ -36,18 +40,61 @@ class Experiment:
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Raise a ConfigError for a ``train`` value that is not a whole number from 1 to ``MOST``."""
-    for key in KEYS:
+    """Raise a ConfigError for a ``train`` value that is no whole number from 1 to ``MOST``, or no norm."""
+    for key in (*WHOLE, *WHOLE_OR_NULL):
         value = config[key]
+        if value is None and key in WHOLE_OR_NULL:
+            continue
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST:
-            raise ConfigError(f"train.{key}={value}: must be a whole number between 1 and {MOST}")
+            null = "null or " if key in WHOLE_OR_NULL else ""
+            raise ConfigError(f"train.{key}={value}: must be {null}a whole number between 1 and {MOST}")
+    norm = config["clip_norm"]
+    if norm is not None and (isinstance(norm, bool) or not isinstance(norm, int | float) or not norm > 0):
+        raise ConfigError(f"train.clip_norm={norm}: must be null or a number > 0")
+
+
+class Step:
+    """What every update consists of, up to the optimizer's part: the loss of a batch and its gradient.
+
+    Nothing in it waits for the device.
+
+    Args:
+        forward: the network in its training form.
+        optimizer: that of all the network's parameters.
+        machine: for the precision.
+        clip_norm: largest norm of the gradient of the loss, None for any.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[Tensor], Tensor],
+        optimizer: torch.optim.Optimizer,
+        machine: Machine,
+        clip_norm: float | None = None,
+    ) -> None:
+        self._forward, self._optimizer = forward, optimizer
+        self._machine, self._clip_norm = machine, clip_norm
+
+    def backward(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Puts the gradient of the mean cross-entropy (nats) into ``p.grad``; returns the loss, detached."""
+        with self._machine.autocast():
+            loss = cross_entropy(self._forward(inputs), labels)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        return loss.detach()
+
+    def clip(self) -> None:
+        """Scale the gradient down to ``clip_norm`` if it is longer."""
+        if self._clip_norm is not None:
+            parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self._clip_norm)
 
 
 def fit(
     experiment: Experiment,
     config: Mapping[str, Any],
     run: RunDirectory,
-    recorder: Recorder,
+    recorder: Recorder | None,
     start: dict[str, Any] | None,
     checkpoint_seconds: float,
     stop_requested: Callable[[], bool] = lambda: False,
@@ -55,75 +102,144 @@ def fit(
     """Train to ``config["steps"]`` updates, from the checkpoint ``start`` if there is one.
 
     A log line belongs to the state after ``step`` updates; there is one at step 0, every ``log_every`` updates (with
-    the whole splits evaluated every ``eval_every``), and at the last step with everything.
+    the whole splits evaluated every ``eval_every``, and the sharpness every ``sharpness_every``), and at the last step
+    with everything that is measured at all. Of several processes the leader alone measures, records and saves, and the
+    others have no ``recorder``.
 
     Returns:
         ``done``, ``diverged`` (the loss was not finite somewhere since the last log point) or ``interrupted``
         (``stop_requested`` said so; a checkpoint was written).
     """
     model, optimizer, regularizer = experiment.model, experiment.optimizer, experiment.regularizer
-    device, steps = experiment.machine.device, config["steps"]
-    batches = Batches(experiment.data.train, config["batch_size"], experiment.seed)
-    metrics = Metrics(model, experiment.data, regularizer)
+    machine, steps = experiment.machine, config["steps"]
+    group = machine.group
+    batches = Batches(experiment.data.train, config["batch_size"], experiment.seed, group.rank, group.size)
     base_lrs = [group["lr"] for group in optimizer.param_groups]
     regularizer.set_steps_per_epoch(batches.steps_per_epoch)
-    first = 0
     if start is not None:
-        first = start["step"]
         model.load_state_dict(start["model"])
         optimizer.load_state_dict(start["optimizer"])
         regularizer.load_state_dict(start["regularizer"])
-        torch.set_rng_state(start["rng"])
+    _set_random_state(start, machine, experiment.seed)
+    update = Step(machine.training_form(model), optimizer, machine, config["clip_norm"])
+    keeper = _Keeper(experiment, config, run, recorder, batches.steps_per_epoch) if recorder else _NoKeeper()
 
     def set_lr(step: int) -> None:
         factor = experiment.lr_factor(step, steps, batches.steps_per_epoch)
         for group, lr in zip(optimizer.param_groups, base_lrs, strict=True):
             group["lr"] = lr * factor
 
-    def record(step: int) -> None:
-        everything = step % config["eval_every"] == 0 or step == steps
-        clock = {"step": step, "epoch": step / batches.steps_per_epoch}
-        setting = {"lr": optimizer.param_groups[0]["lr"], "strength": regularizer.strength_in_force}
-        recorder.log(clock | setting | metrics.measure(everything))
-
-    def save(step: int) -> None:
-        state = {"step": step, "records_bytes": recorder.sync(), "rng": torch.get_rng_state(), "finite": bool(finite)}
-        parts = {"model": model, "optimizer": optimizer, "regularizer": regularizer}
-        checkpoint.save(run, state | {name: part.state_dict() for name, part in parts.items()})
-
-    finite = torch.tensor(start is None or start["finite"], device=device)
+    first = 0 if start is None else start["step"]
+    finite = torch.tensor(start is None or start["finite"], device=machine.device)
     saved_at = time.monotonic()
     model.train()
     set_lr(first)
     if start is None:
-        record(0)
-    elif not finite and recorder.last["step"] == first:
+        keeper.record(0)
+    elif not finite and keeper.last_step == first:
         return "diverged"  # and was stopped before it could say so
     with regularizer.attach(optimizer), Progress(run.name, steps, first) as progress:
         for step in range(first, steps):
             done = step + 1
-            due = done % config["log_every"] == 0 or done % config["eval_every"] == 0 or done == steps
+            logged = any(_due(config, every, done) for every in ("log_every", *FULLER))
             set_lr(step)
-            inputs, labels = batches(step)
-            with experiment.machine.autocast():
-                loss = nn.functional.cross_entropy(model(inputs), labels)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if due:
-                metrics.before_step()
+            loss = update.backward(*batches(step))
+            if logged:
+                keeper.before_step()
+            update.clip()
             optimizer.step()
-            finite &= torch.isfinite(loss.detach())
-            if due:
-                metrics.after_step()
-                record(done)
-                progress.update(done, recorder.last)
+            finite &= torch.isfinite(loss)
+            if logged:
+                finite = group.all_say(finite)
+                keeper.after_step()
+                keeper.record(done)
+                progress.update(done, keeper.last)
                 if not finite:
-                    save(done)
+                    keeper.save(done, finite)
                     return "diverged"
             stopping = stop_requested()
             if done == steps or stopping or time.monotonic() - saved_at >= checkpoint_seconds:
-                save(done)
+                keeper.save(done, finite)
                 saved_at = time.monotonic()
             if stopping and done < steps:
                 return "interrupted"
     return "done"
+
+
+def _due(config: Mapping[str, Any], every: str, step: int) -> bool:
+    return config[every] is not None and (step % config[every] == 0 or step == config["steps"])
+
+
+class _Keeper:
+    """Measures, records and saves a run."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        config: Mapping[str, Any],
+        run: RunDirectory,
+        recorder: Recorder,
+        steps_per_epoch: int,
+    ) -> None:
+        self._experiment, self._config, self._run, self._recorder = experiment, config, run, recorder
+        self._steps_per_epoch = steps_per_epoch
+        self._metrics = Metrics(
+            experiment.model,
+            experiment.data,
+            experiment.regularizer,
+            experiment.machine.autocast,
+            config["sharpness_examples"] or SHARPNESS_EXAMPLES,
+        )
+        self.before_step, self.after_step = self._metrics.before_step, self._metrics.after_step
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The newest log line."""
+        return self._recorder.last
+
+    @property
+    def last_step(self) -> int:
+        return self.last["step"]
+
+    def record(self, step: int) -> None:
+        """Log the state after ``step`` updates, with what is due."""
+        clock = {"step": step, "epoch": step / self._steps_per_epoch}
+        lr = self._experiment.optimizer.param_groups[0]["lr"]
+        setting = {"lr": lr, "strength": self._experiment.regularizer.strength_in_force}
+        fuller = (_due(self._config, every, step) for every in FULLER)
+        self._recorder.log(clock | setting | self._metrics.measure(*fuller))
+
+    def save(self, step: int, finite: Tensor) -> None:
+        """Write a checkpoint of the state after ``step`` updates."""
+        device = self._experiment.machine.device
+        state = {"step": step, "records_bytes": self._recorder.sync(), "finite": bool(finite)}
+        state |= {"rng": torch.get_rng_state()}
+        if device.type == "cuda":
+            state |= {"rng_cuda": torch.cuda.get_rng_state(device)}
+        parts = ("model", "optimizer", "regularizer")
+        checkpoint.save(self._run, state | {name: getattr(self._experiment, name).state_dict() for name in parts})
+
+
+class _NoKeeper:
+    """For the processes that do not lead."""
+
+    last: ClassVar[dict[str, Any]] = {}
+    last_step = None
+
+    def before_step(self) -> None: ...
+
+    def after_step(self) -> None: ...
+
+    def record(self, step: int) -> None: ...
+
+    def save(self, step: int, finite: Tensor) -> None: ...
+
+
+def _set_random_state(start: dict[str, Any] | None, machine: Machine, seed: int) -> None:
+    """Of dropout. A process that does not lead draws other masks than the leader."""
+    if not machine.group.leads:
+        torch.manual_seed(hash((seed, machine.group.rank, start["step"] if start else 0)) % 2**63)
+    elif start is not None:
+        torch.set_rng_state(start["rng"])
+        if machine.device.type == "cuda" and "rng_cuda" in start:
+            torch.cuda.set_rng_state(start["rng_cuda"], machine.device)

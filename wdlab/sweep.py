@@ -18,7 +18,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from wdlab import runs
+from wdlab import parallel, runs
 from wdlab.errors import ConfigError, RunFailed, explain
 from wdlab.progress import SweepProgress
 
@@ -46,6 +46,8 @@ class Sweep(Sweeper):
         """
         from wdlab.train import check
 
+        if parallel.group().size > 1:
+            raise ConfigError("-m: torchrun shares one run between processes; start a sweep without it")
         todo, running, directories = [], [], []
         for overrides in self._job_overrides(arguments):
             config: DictConfig = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)

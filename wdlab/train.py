@@ -26,7 +26,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from wdlab import checkpoint, data, device, loop, recorder, runs, sweep
+from wdlab import checkpoint, data, device, loop, parallel, recorder, runs, sweep
 from wdlab.errors import ConfigError, RunFailed, WdlabError, explain
 from wdlab.progress import clock
 
@@ -142,6 +142,9 @@ def run(config: DictConfig) -> str:
     if directory.finished:
         log.info("%s: finished before, nothing to do", directory.name)
         return _outcome(directory)
+    device.check(config["runtime"])
+    if not parallel.join(device.chosen(config["runtime"])).leads:
+        return _follow(config, directory)
     check(config)
     try:
         directory.create()
@@ -150,11 +153,13 @@ def run(config: DictConfig) -> str:
     try:
         with directory.lock():
             if directory.finished:  # by another process, since we looked
+                parallel.agree(go=False)
                 return _outcome(directory)
             directory.write_config(config)
             with _exit_requests() as exit_requested:
                 return _train(config, directory, exit_requested)
     except runs.filelock.Timeout:
+        parallel.agree(go=False)
         log.info("%s: another process has this run; left alone", directory.name)
         return "locked"
 
@@ -164,23 +169,16 @@ def _train(config: DictConfig, directory: runs.RunDirectory, exit_requested: thr
     settings = runs.scientific_config(config)
     mirror = records = None
     try:
-        model, optimizer, regularizer, lr_factor = build(config)
-        machine = device.set_up(config["runtime"], model)
-        model.to(machine.device)
         start = checkpoint.load(directory)
-        loaded = data.load(config["dataset"], config["paths"]["data"], machine.device)
+        parallel.agree(go=True)
+        experiment = _experiment(config)
         mirror = recorder.make_mirror(config["logger"], directory.path, directory.name, settings)
         records = recorder.Recorder(directory.metrics, start["records_bytes"] if start else 0, mirror)
-        experiment = loop.Experiment(model, loaded, optimizer, regularizer, lr_factor, machine, config["seed"])
-        same_machine = directory.write_provenance(
-            loaded.checksum,
-            device=machine.name,
-            threads=torch.get_num_threads(),
-            precision=machine.precision,
-            matmul=machine.matmul,
-        )
+        same_machine = directory.write_provenance(experiment.data.checksum, **experiment.machine.provenance)
         if start and not same_machine:
-            log.warning("%s: resumed on another device or thread count; equal up to rounding only", directory.name)
+            log.warning(
+                "%s: resumed on another machine or setting; equal up to rounding only", directory.name
+            )
         directory.write_status("running", step=start["step"] if start else 0)
         log.info("%s: %s", directory.name, f"going on at step {start['step']}" if start else "started")
         outcome = loop.fit(
@@ -213,6 +211,23 @@ def _train(config: DictConfig, directory: runs.RunDirectory, exit_requested: thr
         raise KeyboardInterrupt
     log.info("%s: %s after %s%s", directory.name, outcome, clock(seconds), _result(records.last))
     return _outcome(directory)
+
+
+def _experiment(config: DictConfig) -> loop.Experiment:
+    """Everything a config trains with, on the machine that it trains on."""
+    model, optimizer, regularizer, lr_factor = build(config)
+    machine = device.set_up(config["runtime"], model)
+    machine.place(model)
+    loaded = data.load(config["dataset"], config["paths"]["data"], machine.device)
+    return loop.Experiment(model, loaded, optimizer, regularizer, lr_factor, machine, config["seed"])
+
+
+def _follow(config: DictConfig, directory: runs.RunDirectory) -> str:
+    """The part of a process that does not lead: the same steps on its share of the batches, nothing written."""
+    if not parallel.agree():
+        return directory.status
+    start = checkpoint.load(directory)
+    return loop.fit(_experiment(config), config["train"], directory, None, start, float("inf"))
 
 
 def _result(row: dict[str, Any]) -> str:
@@ -254,6 +269,8 @@ def _hydra_main(config: DictConfig) -> str | Exception:
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     if in_sweep and sys.stderr.isatty():
         log.setLevel(logging.WARNING)  # the sweep's own bar tells
+    if not parallel.group().leads:
+        log.setLevel(logging.ERROR)
     try:
         outcome = run(config)
         if not in_sweep:
@@ -287,6 +304,8 @@ def main() -> None:
             raise
         print(f"error: {line}", file=sys.stderr)
         sys.exit(1 if isinstance(error, RunFailed) else 2)
+    finally:
+        parallel.leave()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Gathers the metrics that are due at a log point, with one transfer from the device."""
 
+import contextlib
 from collections.abc import Mapping
 
 import torch
@@ -18,7 +19,15 @@ class Metrics:
     steps that are logged, so other steps cost nothing.
     """
 
-    def __init__(self, model: nn.Module, data: Data, regularizer: Regularizer) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Data,
+        regularizer: Regularizer,
+        autocast: objective.Autocast = contextlib.nullcontext,
+        sharpness_examples: int = 1000,
+    ) -> None:
+        self.autocast = autocast
         self.model, self.data, self.regularizer = model, data, regularizer
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.weights = weights(model)
@@ -36,7 +45,7 @@ class Metrics:
         self._step_values["update/relative"] = gradients.relative_update(self._before, self.weights)
         self._before = []
 
-    def measure(self, whole_splits: bool) -> dict[str, float]:
+    def measure(self, whole_splits: bool, sharpness: bool = False) -> dict[str, float]:
         """The metrics of the model as it is, those of the last step included; with ``whole_splits`` the evaluations."""
         paths = unit_paths(self.pairs)
         values = dict(self._step_values)
@@ -49,7 +58,7 @@ class Metrics:
             values["sparsity/active_units"] = sparsity.active_units(paths)
         if whole_splits:
             for name in ("train", "val", "test"):
-                loss, accuracy = objective.evaluate(self.model, getattr(self.data, name))
+                loss, accuracy = objective.evaluate(self.model, getattr(self.data, name), self.autocast)
                 values |= {f"{name}/loss": loss, f"{name}/accuracy": accuracy}
             values |= objective.objectives(
                 values["train/loss"],
