@@ -45,7 +45,8 @@ def check(config: DictConfig) -> None:
     device.check(config["runtime"])
     recorder.check(config["logger"])
     build(config)
-    data.check(config["dataset"], config["paths"]["data"], config["train"]["batch_size"])
+    ranks = parallel.group().size
+    data.check(config["dataset"], config["paths"]["data"], config["train"]["batch_size"], ranks)
 
 
 def _check_keys(config: DictConfig) -> None:

@@ -180,8 +180,10 @@ def load(config: Mapping[str, Any], root: str | Path, device: torch.device) -> D
     return _load_text(config, root, device) if is_text(config) else _load_images(config, root, device)
 
 
-def check(config: Mapping[str, Any], root: str | Path, batch_size: int) -> None:
-    """Make sure a data set can be had, downloading it if need be, and that a training batch can be drawn from it.
+def check(config: Mapping[str, Any], root: str | Path, batch_size: int, ranks: int = 1) -> None:
+    """Make sure a data set can be had, downloading it if need be, and that training batches can be drawn from it.
+
+    They must be no larger than the training set, and be shared equally by ``ranks`` processes.
 
     Raises:
         DataError: if the files are missing and cannot be downloaded, in one line that says what to put where.
@@ -192,7 +194,7 @@ def check(config: Mapping[str, Any], root: str | Path, batch_size: int) -> None:
         examples = len(load(config, root, torch.device("cpu")).train)
     else:
         examples = len(_split_rows(_images_as_described(config, root)[1], config)[0])
-    check_batch_size(batch_size, examples)
+    check_batch_size(batch_size, examples, ranks)
 
 
 def _checksum(*tensors: Tensor) -> str:

@@ -1,0 +1,61 @@
+"""One run on two processes, as torchrun starts it: the same steps as one process, recorded once."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.conftest import PROJECT
+from wdlab import checkpoint, parallel, runs
+
+RUN = (
+    *("dataset=digits", "model=mlp", "model.width=16", "optimizer.momentum=0.9", "regularizer=pathprox"),
+    *("train.steps=30", "train.batch_size=48", "train.log_every=10", "train.eval_every=30", "train.clip_norm=1.0"),
+    *("logger=disabled", "runtime=cpu", "runtime.threads=1"),
+)
+
+
+def torchrun(*arguments: str, cwd, processes: int = 2) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command += ["-m", "wdlab.train", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_two_processes_make_the_same_steps_as_one(tmp_path):
+    one, two = ((*RUN, f"paths.runs={tmp_path / name}") for name in ("one", "two"))
+    alone = [sys.executable, "-m", "wdlab.train", *one]
+    subprocess.run(alone, cwd=PROJECT, check=True, capture_output=True, timeout=300)
+    ended = torchrun(*two, cwd=PROJECT)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count(": started") == 1 and ended.stdout.count("records: ") == 1
+    name = runs.identity(runs.compose(RUN))
+    alone, shared = (runs.RunDirectory(tmp_path / part, name) for part in ("one", "two"))
+    assert shared.status == "done" and shared.read("provenance.json")["sessions"][0]["processes"] == 2
+    logs = [[json.loads(line) for line in d.metrics.read_text().splitlines()] for d in (alone, shared)]
+    assert len(logs[0]) == len(logs[1]) == 4
+    for row, other in zip(*logs, strict=True):
+        assert row == pytest.approx(other, rel=1e-4, abs=1e-6)
+    weights = [checkpoint.load(d)["model"] for d in (alone, shared)]
+    assert all(torch.allclose(weights[0][key], weights[1][key], rtol=1e-4, atol=1e-6) for key in weights[0])
+    again = torchrun(*two, cwd=PROJECT)
+    assert again.returncode == 0 and "finished before, nothing to do" in again.stdout
+
+
+def test_what_cannot_be_shared_is_told(tmp_path):
+    ended = torchrun(*RUN, "train.batch_size=47", f"paths.runs={tmp_path}", cwd=PROJECT)
+    assert ended.returncode != 0
+    assert "error: train.batch_size=47: must be a multiple of 2, the processes of torchrun" in ended.stderr
+    assert not list(tmp_path.iterdir())
+    ended = torchrun("-m", *RUN, "seed=0,1", f"paths.runs={tmp_path}", cwd=PROJECT)
+    assert ended.returncode != 0 and "error: -m: torchrun shares one run between processes" in ended.stderr
+
+
+def test_without_torchrun_there_is_one_process(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert parallel.join(torch.device("cpu")) is parallel.ALONE and parallel.agree(go=True)
+    assert parallel.ALONE.all_say(torch.tensor(False)).item() is False
+    model = torch.nn.Linear(2, 2)
+    assert parallel.ALONE.average_gradients(model, torch.device("cpu")) is model
