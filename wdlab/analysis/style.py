@@ -2,11 +2,15 @@
 
 import matplotlib as mpl
 
-# Okabe and Ito's palette; the second item is the line style.
+# Okabe and Ito's: blue, vermilion, green, purple, black, sky blue.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9")
+LINES = ("-", "--", "-.", ":")
+
+# Of each method its colour, line style and name.
 METHODS = {
-    "none": ("#000000", ":", "no regularization"),
-    "l2": ("#0072B2", "--", "weight decay (SGD)"),
-    "pathprox": ("#D55E00", "-", "PathProx"),
+    "none": (PALETTE[4], ":", "no regularization"),
+    "l2": (PALETTE[0], "--", "weight decay (SGD)"),
+    "pathprox": (PALETTE[1], "-", "PathProx"),
 }
 
 RC = {

@@ -1,0 +1,46 @@
+"""Runs as curves: what is drawn, what is written, what is refused."""
+
+import sys
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from wdlab import runs, train
+from wdlab.analysis import curves, load
+from wdlab.errors import ConfigError
+
+
+@pytest.fixture
+def trained(compose, tmp_path):
+    for strength in (1e-4, 1e-3):
+        train.run(compose("regularizer=l2", f"regularizer.strength={strength}"))
+    return sorted((tmp_path / "runs").iterdir())
+
+
+def test_every_run_is_a_line_named_by_what_sets_it_apart(trained):
+    table = load(trained[0].parent)
+    figure = curves.draw(table, ["train/loss+test/loss", "norm/weight_l2"], note="a note")
+    losses, norms = figure.axes
+    assert [line.get_label() for line in norms.lines] == [
+        f"strength {s}" for s in table["regularizer.strength"].unique()
+    ]
+    assert len(losses.lines) == 4 and losses.get_ylabel() == "train/loss, test/loss (nats)"
+    assert losses.get_xlabel() == "epoch" and list(norms.lines[0].get_ydata()) == list(table["norm/weight_l2"][:3])
+    plt.close(figure)
+
+
+def test_the_command_writes_picture_and_table_with_where_they_come_from(trained, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "made" / "example"
+    monkeypatch.setattr(sys, "argv", ["curves", *map(str, trained), "--out", str(out), "--metrics", "test/accuracy"])
+    curves.main()
+    assert out.with_suffix(".png").stat().st_size > 5000
+    assert set(pd.read_csv(out.with_suffix(".csv"))["run"]) == {folder.name for folder in trained}
+    assert "example.png" in capsys.readouterr().out
+    session = runs.RunDirectory(trained[0].parent, trained[0].name).read("provenance.json")["sessions"][0]
+    assert session["device"] in curves.provenance(trained) and "fp32" in curves.provenance(trained)
+
+
+def test_a_metric_that_was_not_recorded_is_told(trained):
+    with pytest.raises(ConfigError, match=r"--metrics test/acuracy: not recorded; there are .*test/accuracy"):
+        curves.draw(load(trained[0].parent), ["test/acuracy"])

@@ -1,0 +1,117 @@
+"""Any runs as curves over epochs: a picture and its table. For runs that belong to no figure.
+
+    python -m wdlab.analysis.curves results/runs/<run> [results/runs/<run> ...] --metrics test/accuracy train/loss \\
+        --out results/examples/resnet18_cifar10
+"""
+
+import argparse
+import itertools
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from wdlab import runs
+from wdlab.analysis import style
+from wdlab.analysis.load import load
+from wdlab.errors import ConfigError, WdlabError, explain
+
+UNITS = {"loss": "nats", "accuracy": "share of examples", "active_units": "share of units"}
+CHARACTERS_PER_INCH = 17  # of a note under the picture
+
+
+def draw(table: pd.DataFrame, metrics: Sequence[str], note: str = "") -> Figure:
+    """One panel per metric over epochs, one line per run, named by the settings in which the runs differ.
+
+    Args:
+        table: of ``wdlab.analysis.load``.
+        metrics: columns of the table; of several joined by a plus sign (``train/loss+test/loss``) each is a line.
+        note: printed below.
+
+    Raises:
+        ConfigError: if a metric is not in the table.
+    """
+    with style.context():
+        size = (3.2 * len(metrics) + 0.4, 3.0)
+        figure, axes = plt.subplots(1, len(metrics), figsize=size, squeeze=False, layout="constrained")
+        for panel, joined in zip(axes[0], metrics, strict=True):
+            _panel(panel, table, joined.split("+"))
+        if note:
+            width = int(CHARACTERS_PER_INCH * figure.get_figwidth())
+            figure.supxlabel(textwrap.fill(note, width), fontsize=7, color="0.3")
+    return figure
+
+
+def _panel(axes: Axes, table: pd.DataFrame, metrics: Sequence[str]) -> None:
+    runs_in_order, colors = _labels(table), itertools.cycle(style.PALETTE)
+    for (run, label), color in zip(runs_in_order.items(), colors, strict=False):
+        for metric, line in zip(metrics, itertools.cycle(style.LINES), strict=False):
+            if metric not in table:
+                known = ", ".join(column for column in table if "/" in column)
+                raise ConfigError(f"--metrics {metric}: not recorded; there are {known}")
+            points = table[table["run"] == run].dropna(subset=[metric])
+            names = [label, metric if len(metrics) > 1 else ""]
+            label_here = ", ".join(name for name in names if name)
+            axes.plot(points["epoch"], points[metric], line, color=color, label=label_here, marker=".")
+    unit = UNITS.get(metrics[0].rpartition("/")[2])
+    axes.set_ylabel(", ".join(metrics) + (f" ({unit})" if unit else ""))
+    axes.set_xlabel("epoch")
+    if any(axes.get_legend_handles_labels()[1]):
+        axes.legend()
+
+
+def _labels(table: pd.DataFrame) -> dict[str, str]:
+    """What sets each run apart: the values of the settings that differ."""
+    settings = [c for c in table.columns[: list(table).index("step")] if c != "run"]
+    first = table.groupby("run", sort=False)[settings].first()
+    differing = [c for c in settings if first[c].map(repr).nunique() > 1]
+    return {
+        str(run): ", ".join(f"{column.rpartition('.')[2]} {row[column]}" for column in differing)
+        for run, row in first.iterrows()
+    }
+
+
+def provenance(folders: Sequence[Path]) -> str:
+    """Where the runs were computed, for the note: device, threads, precision, commit."""
+    found = set()
+    for folder in folders:
+        for session in runs.RunDirectory(folder.parent, folder.name).read("provenance.json").get("sessions", []):
+            commit = session["code"].get("commit", "unknown")[:10]
+            found.add(f"{session['device']}, {session['threads']} threads, {session['precision']}, commit {commit}")
+    return "; ".join(sorted(found))
+
+
+def main() -> None:
+    """The command line. Exit code 2 for bad input."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="their directories, all in one folder")
+    parser.add_argument("--metrics", nargs="+", default=["train/loss+test/loss", "test/accuracy"], metavar="METRIC")
+    parser.add_argument("--out", type=Path, required=True, help="<out>.png and <out>.csv are written")
+    parser.add_argument("--note", default="", help="printed below the picture, before where it was computed")
+    arguments = parser.parse_args()
+    folders = [Path(folder) for folder in arguments.runs]
+    try:
+        if len({folder.parent for folder in folders}) > 1:
+            raise ConfigError("runs: must lie in one folder")
+        table = load(folders[0].parent, [folder.name for folder in folders])
+        note = " ".join(part for part in (arguments.note, provenance(folders)) if part)
+        figure = draw(table, arguments.metrics, note)
+    except (WdlabError, OSError) as error:
+        print(f"error: {explain(error) or error}", file=sys.stderr)
+        sys.exit(2)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(arguments.out.with_suffix(".csv"), index=False)
+    with style.context():
+        figure.savefig(arguments.out.with_suffix(".png"), metadata={"Software": None})
+    mpl.pyplot.close(figure)
+    print(f"picture  {arguments.out.with_suffix('.png')}\ntable    {arguments.out.with_suffix('.csv')}")
+
+
+if __name__ == "__main__":
+    main()
