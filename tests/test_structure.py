@@ -24,7 +24,9 @@ ALLOWED = {
     "progress": {"runs"},
     "runs": set(),
     "data": set(),
-    "device": set(),
+    "device": {"parallel"},
+    "parallel": set(),
+    "pruning": {"homogeneous"},
     "recorder": set(),
     "checkpoint": {"runs"},
     "foreach": set(),
@@ -32,8 +34,9 @@ ALLOWED = {
     "optimizers": {"foreach", "regularizers"},
     "metrics": {"homogeneous", "regularizers", "data"},
     "loop": {"checkpoint", "data", "device", "metrics", "progress", "recorder", "regularizers", "runs"},
-    "sweep": {"progress", "runs", "train"},
-    "train": {"checkpoint", "data", "device", "loop", "progress", "recorder", "runs", "sweep"},
+    "sweep": {"parallel", "progress", "runs", "train"},
+    "train": {"checkpoint", "data", "device", "loop", "parallel", "progress", "recorder", "runs", "sweep"},
+    "evaluate": {"checkpoint", "data", "device", "metrics", "pruning", "runs", "train"},
     "analysis": {"runs"},
 }
 
@@ -90,9 +93,16 @@ GROUPS = ("dataset", "model", "optimizer", "regularizer", "regularizer/over_time
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((runs.CONFIGS / group).glob("*.yaml"))]
 
 
+BESIDE = {  # what a choice needs where it does not go with the default
+    "model=gpt": ["dataset=tinyshakespeare"],
+    "dataset=tinyshakespeare": ["model=gpt"],
+    **{f"model={p.stem}": ["dataset=mnist"] for p in (runs.CONFIGS / "model").glob("vgg*.yaml")},
+}
+
+
 @pytest.mark.parametrize(("group", "name"), CHOICES)
 def test_every_config_composes_and_builds(group, name):
-    config = runs.compose([f"{group}={name}"])
+    config = runs.compose([f"{group}={name}", *BESIDE.get(f"{group}={name}", ())])
     if group in runs.SCIENTIFIC_KEYS:
         assert config[group]["name"] == name
     train.build(config)

@@ -1,0 +1,297 @@
+"""Takes the units that a method has made zero out of a network, and measures what that saves.
+
+For anyone who wants to use the sparsity that structured weight decay (PathProx, P1) leaves behind.
+"""
+
+import contextlib
+import copy
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from wdlab.homogeneous import DROPOUT, IDENTITY, POOLING, RELU, Kind, Link, TracedModel
+
+_ACTIVATION = Kind(  # acts on every number by itself, besides ReLU and its like
+    (
+        *(nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
+        *(nn.Tanh, nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign),
+    ),
+    (
+        *(torch.tanh, torch.tanh_, torch.sigmoid, torch.sigmoid_, nn.functional.logsigmoid),
+        *(nn.functional.relu6, nn.functional.hardtanh, nn.functional.hardswish, nn.functional.hardsigmoid),
+        *(nn.functional.elu, nn.functional.selu, nn.functional.celu, nn.functional.gelu, nn.functional.silu),
+        *(nn.functional.mish, nn.functional.softplus, nn.functional.softsign),
+    ),
+    ("tanh", "tanh_", "sigmoid", "sigmoid_"),
+)
+_BATCH_NORM = Kind((nn.BatchNorm1d, nn.BatchNorm2d))
+_PER_CHANNEL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.PReLU)  # what has a number per channel
+_SIZES = {  # what a module says of its rows and of its columns
+    nn.Linear: ("out_features", "in_features"),
+    nn.Conv2d: ("out_channels", "in_channels"),
+    nn.BatchNorm1d: ("num_features",),
+    nn.BatchNorm2d: ("num_features",),
+    nn.PReLU: ("num_parameters",),
+}
+_WARM_UP = 3  # forwards before the first that is timed
+
+
+def prune_dead_units(model: nn.Module) -> nn.Module:
+    """A smaller copy of the model with the same function in evaluation mode, without the units that do nothing.
+
+    A unit is a neuron or channel between two layers (Linear or Conv2d, groups 1) that are joined by operations on each
+    channel by itself: batch norm, activations, dropout, pooling, flattening. It is taken out
+
+    * if its output weights ``v`` (its columns in the second layer) are all exactly zero; or
+    * if its input weights ``w`` (its row in the first layer) are all exactly zero, so that it puts out a constant c:
+      ``v c`` goes into the second layer's bias, which is made where there is none. Not where zero padding makes c
+      differ along the borders of the second layer's input.
+
+    This is repeated, since it can leave more units without input or output; of every layer at least one unit stays.
+    Left alone is whatever has a second reader (residual joins), shared and parametrized layers, grouped convolutions,
+    what a forward hook acts on, and flattening by sizes written as numbers.
+
+    Args:
+        model: of batches, which come first in every tensor, (batch, units) or (batch, channels, height, width) where
+            batch norm or a PReLU of several parameters is involved. All that its forward computes must be finite.
+
+    Returns:
+        A deep copy, in the modes (training or evaluation), types and memory formats of the model.
+
+    Raises:
+        ValueError: if ``torch.fx`` cannot trace the model's forward.
+    """
+    pruned = copy.deepcopy(model)
+    with _in_evaluation(pruned), torch.no_grad():
+        traced = TracedModel(pruned, instead="prune the submodules that can be traced one by one")
+        links = [_PrunableLink(traced, link) for link in _prunable_links(traced)]
+        while any([link.remove_dead_units() for link in links]):  # a list: every link has its turn in every round
+            pass
+    return pruned
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a model costs: number of parameters, bytes of parameters and buffers, milliseconds per forward."""
+
+    parameters: int
+    bytes: int
+    latency_ms: float
+
+
+def footprint(model: nn.Module, inputs: Tensor, repeats: int = 20) -> Footprint:
+    """Size of a model, and the median time of ``repeats`` forwards on ``inputs`` in evaluation mode, after a warm-up.
+
+    Args:
+        model: on the device of ``inputs``; left in the mode it is in. A shared parameter counts once.
+        inputs: what the model maps, e.g. (batch, channels, height, width).
+        repeats: number of forwards that are timed.
+
+    Raises:
+        ValueError: if ``repeats`` is below 1.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats={repeats}: must be a whole number >= 1")
+    with _in_evaluation(model), torch.inference_mode():
+        seconds = [_seconds_of_forward(model, inputs) for _ in range(_WARM_UP + repeats)][_WARM_UP:]
+    parameters = list(model.parameters())
+    return Footprint(
+        parameters=sum(p.numel() for p in parameters),
+        bytes=sum(t.numel() * t.element_size() for t in (*parameters, *model.buffers())),
+        latency_ms=1000 * statistics.median(seconds),
+    )
+
+
+def _seconds_of_forward(model: nn.Module, inputs: Tensor) -> float:
+    start = time.perf_counter()
+    model(inputs)
+    if inputs.is_cuda:
+        torch.cuda.synchronize(inputs.device)  # a forward only queues its work there
+    return time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def _in_evaluation(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode, and afterwards each back in its own: parts of a model may be frozen."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        for module in modes:
+            module.training = False
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _prunable_links(traced: TracedModel) -> list[Link]:
+    """The links whose units can be taken out without touching anything else."""
+    links = [traced.link(node, lambda between: _acts_on_channels(traced, between)) for node in traced.graph.nodes]
+    return [link for link in links if link is not None and _is_prunable(traced, link)]
+
+
+def _acts_on_channels(traced: TracedModel, node: fx.Node) -> bool:
+    """Whether a node acts on every channel by itself, all its other arguments being known numbers."""
+    if traced.flattens(node):
+        return True
+    kinds = (RELU, _ACTIVATION, _BATCH_NORM, IDENTITY, DROPOUT, POOLING)
+    return len(node.all_input_nodes) == 1 and any(traced.is_a(kind, node) for kind in kinds)
+
+
+def _is_prunable(traced: TracedModel, link: Link) -> bool:
+    """Whether the layers meet, nothing hooks in, and all that has a number per channel has it to itself."""
+    modules = [traced.module(node) for node in (link.first, *link.between, link.second)]
+    if any(module._forward_hooks or module._forward_pre_hooks for module in modules if module is not None):
+        return False
+    count = traced.columns_per_unit(link)
+    if count == 0:
+        return False
+    first = traced.layer(link.first)
+    units, flat = first.weight.shape[0], isinstance(first, nn.Linear)
+    for node in link.between:
+        flat = flat or traced.flattens(node)
+        if not _can_shrink(traced, traced.module(node), units * count if flat else units, flat):
+            return False
+    return True
+
+
+def _can_shrink(traced: TracedModel, module: nn.Module | None, width: int, flat: bool) -> bool:
+    """Whether a module between two layers can lose some of its ``width`` channels, or has nothing to lose."""
+    if not isinstance(module, _PER_CHANNEL) or (isinstance(module, nn.PReLU) and module.num_parameters == 1):
+        return True
+    fits = isinstance(module, nn.PReLU | (nn.BatchNorm1d if flat else nn.BatchNorm2d)) and _channels(module) == width
+    plain = type(module) in _SIZES and traced.owns_its_weights(module)  # a parametrization makes another type
+    return fits and plain
+
+
+class _PrunableLink:
+    """Two layers and what lies between them, ready to lose units."""
+
+    def __init__(self, traced: TracedModel, link: Link) -> None:
+        self.traced, self.between = traced, link.between
+        self.first, self.second = traced.layer(link.first), traced.layer(link.second)
+        self.columns_per_unit = traced.columns_per_unit(link)
+
+    def remove_dead_units(self) -> bool:
+        """Take the dead units out, all but one if all are dead; whether any was taken out."""
+        constants = self._constants()
+        unread = _all_zero(self.second.weight.transpose(0, 1))
+        dead = (unread | self._can_be_folded(constants)).unflatten(0, (-1, self.columns_per_unit)).all(dim=1)
+        if dead.all():
+            dead[0] = False
+        if not dead.any():
+            return False
+        self._fold(torch.where(self._columns_of(dead) & ~unread, constants, 0))
+        self._keep(~dead)
+        return True
+
+    def _columns_of(self, units: Tensor) -> Tensor:
+        """A value per unit, shape (units,), repeated for each column of the second layer that reads the unit."""
+        return units.repeat_interleave(self.columns_per_unit)
+
+    def _constants(self) -> Tensor:
+        """The constant that reaches each column of the second layer, shape (columns,); nan where none does."""
+        weight, bias = self.first.weight, self.first.bias
+        puts_out = weight.new_zeros(weight.shape[0]) if bias is None else bias
+        # One position stands for all of a map.
+        constants = torch.where(_all_zero(weight), puts_out, torch.nan).reshape(1, -1, *[1] * (weight.dim() - 2))
+        for node in self.between:
+            if self.traced.flattens(node) and constants.dim() > 2:
+                constants = self._columns_of(constants.flatten()).unsqueeze(0)
+            else:
+                constants = torch.where(constants.isnan(), constants, self._through(node, constants.clone()))
+        return constants.flatten()
+
+    def _through(self, node: fx.Node, constants: Tensor) -> Tensor:
+        """What a node makes of constants, shape kept; nan where it does not put out a constant."""
+        traced, module = self.traced, self.traced.module(node)
+        if traced.is_a(POOLING, node):
+            return _pooled(_as_module(node) if module is None else module, constants)
+        if traced.is_a(DROPOUT, node):  # as a function it may be active in evaluation mode too
+            active = module is None and node.kwargs.get("training", True)
+            return torch.where(constants == 0, constants, torch.nan) if active else constants
+        if traced.is_a(_BATCH_NORM, node) and module.running_mean is None:  # uses the batch's statistics
+            return torch.full_like(constants, torch.nan)
+        if traced.flattens(node):
+            return constants
+        if module is not None:
+            return module(constants)
+        function = getattr(Tensor, node.target) if node.op == "call_method" else node.target
+        return function(constants, *node.args[1:], **node.kwargs)
+
+    def _can_be_folded(self, constants: Tensor) -> Tensor:
+        """Whether each column's constant can become part of the second layer's bias."""
+        second = self.second
+        if isinstance(second, nn.Linear) or second.padding_mode != "zeros" or second.padding in ("valid", (0, 0)):
+            return constants.isfinite()
+        return constants == 0
+
+    def _fold(self, constants: Tensor) -> None:
+        """Add what the second layer makes of constants, one per column, to its bias."""
+        second, columns = self.second, constants != 0
+        weight = second.weight[:, columns].to("cpu", torch.float64)
+        shift = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
+        shift = shift @ constants[columns].to("cpu", torch.float64)
+        if not shift.any():
+            return
+        if second.bias is None:
+            zeros = second.weight.new_zeros(second.weight.shape[0])
+            second.bias = nn.Parameter(zeros, requires_grad=second.weight.requires_grad)
+        second.bias.copy_(second.bias.to("cpu", torch.float64) + shift)
+
+    def _keep(self, units: Tensor) -> None:
+        """Take out all units but those that a mask of shape (units,) keeps."""
+        columns = self._columns_of(units)
+        _select(self.first, 0, units)
+        for module in map(self.traced.module, self.between):
+            if isinstance(module, _PER_CHANNEL) and _channels(module) > 1:
+                _select(module, 0, units if _channels(module) == len(units) else columns)
+        _select(self.second, 1, columns)
+
+
+def _all_zero(weight: Tensor) -> Tensor:
+    """Whether each row is exactly zero; looked at number by number, as the norm of tiny ones may be zero too."""
+    return (weight == 0).flatten(1).all(dim=1)
+
+
+def _as_module(node: fx.Node) -> nn.Module | None:
+    """A pooling function as the module of the same arguments; None for adaptive pooling, of which nothing is asked."""
+    if node.target is nn.functional.max_pool2d:
+        return nn.MaxPool2d(*node.args[1:], **node.kwargs)
+    return nn.AvgPool2d(*node.args[1:], **node.kwargs) if node.target is nn.functional.avg_pool2d else None
+
+
+def _pooled(pooling: nn.Module | None, constants: Tensor) -> Tensor:
+    """Constants after pooling: nan where padding makes the borders differ, or may do so."""
+    padded = getattr(pooling, "padding", 0) not in (0, (0, 0), [0, 0])
+    if isinstance(pooling, nn.MaxPool2d):  # a window with holes can see nothing but padding
+        return torch.full_like(constants, torch.nan) if padded and pooling.dilation not in (1, (1, 1)) else constants
+    if isinstance(pooling, nn.AvgPool2d) and (padded or pooling.divisor_override is not None):
+        return torch.where(constants == 0, constants, torch.nan)
+    return constants
+
+
+def _channels(module: nn.BatchNorm1d | nn.BatchNorm2d | nn.PReLU) -> int:
+    return module.num_parameters if isinstance(module, nn.PReLU) else module.num_features
+
+
+def _select(module: nn.Module, dim: int, kept: Tensor) -> None:
+    """Keep a part of the rows (dim 0) or columns (dim 1) of all that the module has of them."""
+    index = kept.nonzero().flatten()
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        old = getattr(module, name, None)
+        if old is None or old.dim() <= dim:
+            continue
+        new = old.detach().index_select(dim, index).contiguous(memory_format=_memory_format(old))
+        setattr(module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+    setattr(module, _SIZES[type(module)][dim], len(index))
+
+
+def _memory_format(tensor: Tensor) -> torch.memory_format:
+    if tensor.is_contiguous() or tensor.dim() != 4:
+        return torch.contiguous_format
+    channels_last = tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format
