@@ -105,4 +105,4 @@ def _turned(rows: Tensor, columns: Tensor, angle: Tensor, height: int, width: in
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
     """A CPU tensor on ``device``; to a GPU through pinned memory, so that the host does not wait for it."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)

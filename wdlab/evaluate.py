@@ -1,0 +1,122 @@
+"""A finished or interrupted run, measured from its checkpoint without training.
+
+    python -m wdlab.evaluate results/runs/<run>                          # every metric of its last state
+    python -m wdlab.evaluate results/runs/<run> --prune --save small.pt  # the network without its dead units
+
+Options of ``configs/runtime`` and the data's place can be set as for training: ``runtime.device=cpu paths.data=DIR``.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+
+from wdlab import checkpoint, data, device, metrics, pruning, runs, train
+from wdlab.errors import ConfigError, WdlabError, explain
+
+SETTABLE = ("runtime.", "paths.data=")
+
+
+def evaluate(folder: Path, overrides: list[str], sharpness: bool = False, prune: bool = False) -> dict[str, Any]:
+    """Every metric of a run's last checkpoint, as its log lines have them; with ``prune`` those of the pruned network.
+
+    Returns:
+        ``step``, the ``metrics`` and the network itself as ``model``; with ``prune`` also ``pruned`` with the same
+        three, and the footprints of both as ``footprint`` (parameters, bytes, latency of a batch in ms).
+
+    Raises:
+        ConfigError: if the folder is no run, or an override sets anything else than where and how to compute.
+        CheckpointError: if its checkpoint is missing or damaged.
+    """
+    config = _config(folder, overrides)
+    state = checkpoint.load(runs.RunDirectory(folder.parent, folder.name))
+    if state is None:
+        raise ConfigError(f"{folder}: has no checkpoint to evaluate")
+    model, _, regularizer, _ = train.build(config)
+    model.load_state_dict(state["model"])
+    machine = device.set_up(config["runtime"], model)
+    machine.place(model)
+    splits = data.load(config["dataset"], config["paths"]["data"], machine.device)
+
+    def measured(network: nn.Module, method: Any) -> dict[str, float]:
+        examples = config["train"].get("sharpness_examples") or metrics.SHARPNESS_EXAMPLES
+        return metrics.Metrics(network, splits, method, machine.autocast, examples).measure(True, sharpness)
+
+    found: dict[str, Any] = {"step": state["step"], "model": model, "metrics": measured(model, regularizer)}
+    if prune:
+        smaller = pruning.prune_dead_units(model)
+        batch, _ = splits.test.examples(slice(0, min(len(splits.test), config["train"]["batch_size"])))
+        found["footprint"] = pruning.footprint(model, batch)
+        method = train.make(OmegaConf.to_container(config["regularizer"], resolve=True), model=smaller)
+        found["pruned"] = {"model": smaller, "metrics": measured(smaller, method)}
+        found["pruned"]["footprint"] = pruning.footprint(smaller, batch)
+    return found
+
+
+def _config(folder: Path, overrides: list[str]) -> DictConfig:
+    for override in overrides:
+        if "=" not in override or not override.startswith(SETTABLE):
+            raise ConfigError(f"{override}: only {' and '.join(SETTABLE)} can be set, a run is what it was trained as")
+    try:
+        config = OmegaConf.load(folder / "config.yaml")
+    except OSError as error:
+        raise ConfigError(f"{folder}: is no run, it has no config.yaml") from error
+    defaults = runs.compose([])
+    config["runtime"] = OmegaConf.merge(defaults["runtime"], {"precision": config["runtime"]["precision"]})
+    config["paths"] = defaults["paths"]
+    OmegaConf.set_struct(config, True)
+    config.merge_with_dotlist(overrides)
+    device.check(config["runtime"])
+    return config
+
+
+def _shown(found: dict[str, Any], folder: Path) -> str:
+    """A table to read: one line per metric, with a column for the pruned network if there is one."""
+    columns = {"as trained": found, **({"pruned": found["pruned"]} if "pruned" in found else {})}
+    rows = {key: [column["metrics"].get(key) for column in columns.values()] for key in found["metrics"]}
+    if "footprint" in found:
+        sizes = [column["footprint"] for column in columns.values()]
+        for name, unit in (("parameters", ""), ("bytes", ""), ("latency_ms", "")):
+            rows[name + unit] = [getattr(size, name) for size in sizes]
+    lines = [f"{folder.name}, step {found['step']}", " " * 40 + "".join(f"{name:>14}" for name in columns)]
+    for key, values in rows.items():
+        lines.append(f"{key:40}" + "".join(f"{'' if v is None else format(v, '.6g'):>14}" for v in values))
+    return "\n".join(lines)
+
+
+def _plain(found: dict[str, Any]) -> dict[str, Any]:
+    """Without the networks, for JSON."""
+    plain = {key: value for key, value in found.items() if key != "model"}
+    if "footprint" in plain:
+        plain["footprint"] = vars(plain["footprint"])
+    return {key: _plain(value) if key == "pruned" else value for key, value in plain.items()}
+
+
+def main() -> None:
+    """The command line. Exit code 2 for bad input."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="its directory")
+    parser.add_argument("overrides", nargs="*", help="runtime.device=cpu, paths.data=DIR, ...")
+    parser.add_argument("--sharpness", action="store_true", help="measure the Hessian and Lipschitz bounds too")
+    parser.add_argument("--prune", action="store_true", help="without dead units too: accuracy, size and latency")
+    parser.add_argument("--save", type=Path, help="write the (pruned) network, for torch.load(..., weights_only=False)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args()
+    try:
+        found = evaluate(arguments.run, arguments.overrides, arguments.sharpness, arguments.prune)
+        if arguments.save:
+            torch.save(found.get("pruned", found)["model"].cpu(), arguments.save)
+    except (WdlabError, OmegaConfBaseException, OSError) as error:
+        print(f"error: {explain(error) or error}", file=sys.stderr)
+        sys.exit(2)
+    print(json.dumps(_plain(found), indent=2) if arguments.json else _shown(found, arguments.run))
+
+
+if __name__ == "__main__":
+    main()
