@@ -10,11 +10,15 @@ import torch
 from wdlab import checkpoint, loop, runs, train
 from wdlab.errors import CheckpointError, RunFailed
 
+STEP_METRICS = {
+    *("gradient/loss_norm", "gradient/penalty_norm", "gradient/coherence", "update/relative"),
+    *("scale_invariant/gradient_times_weight", "scale_invariant/effective_lr", "scale_invariant/angular_update"),
+}
 METRICS = {
     *("train/loss", "train/accuracy", "val/loss", "val/accuracy", "test/loss", "test/accuracy"),
     *("objective/weight_decay", "objective/path_norm", "objective/total"),
     *("norm/weight_l2", "norm/weight_l1", "norm/path", "sparsity/weights", "sparsity/active_units"),
-    *("gradient/loss_norm", "update/relative"),
+    *STEP_METRICS,
 }
 
 
@@ -31,7 +35,7 @@ def test_a_run_leaves_its_files_and_every_metric(compose):
     log = rows(config)
     assert [row["step"] for row in log] == [0, 10, 20]
     assert log[-1].keys() == METRICS | {"step", "epoch", "lr", "strength"}
-    assert METRICS - log[0].keys() == {"gradient/loss_norm", "update/relative"}
+    assert METRICS - log[0].keys() == STEP_METRICS
     assert log[-1]["epoch"] == pytest.approx(20 / 18) and log[-1]["strength"] == 1e-4 and log[-1]["lr"] == 0.1
     assert json.loads((directory.path / "summary.json").read_text())["train/loss"] == log[-1]["train/loss"]
 

@@ -12,7 +12,7 @@ from wdlab import checkpoint
 from wdlab.data import Batches, Data
 from wdlab.device import Machine
 from wdlab.errors import ConfigError
-from wdlab.metrics import Metrics, cross_entropy
+from wdlab.metrics import SHARPNESS_EXAMPLES, Metrics, cross_entropy
 from wdlab.progress import Progress
 from wdlab.recorder import Recorder
 from wdlab.regularizers import Regularizer
@@ -20,7 +20,6 @@ from wdlab.runs import RunDirectory
 
 MOST = 10**12
 FULLER = ("eval_every", "sharpness_every")  # how often a log line has more than what is cheap
-SHARPNESS_EXAMPLES = 1000
 WHOLE = ("steps", "batch_size", "log_every", "eval_every")
 WHOLE_OR_NULL = ("sharpness_every", "sharpness_examples")
 KEYS = (*WHOLE, "clip_norm", *WHOLE_OR_NULL)

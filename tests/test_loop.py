@@ -1,0 +1,94 @@
+"""The loop: what a step does, and that nothing in it waits for the device."""
+
+import pytest
+import torch
+
+from tests.test_train import TINY_CIFAR10, TINY_TEXT, rows
+from wdlab import device, loop, runs, train
+from wdlab.data import Batches, splits
+
+CHOICES = [
+    "dataset=digits model=mlp optimizer=adam regularizer=pathprox train.clip_norm=1.0",
+    f"{TINY_CIFAR10} model=resnet8 optimizer.momentum=0.9 regularizer=l2",
+    f"{TINY_CIFAR10} model=vgg11 dataset.augment.rotation=10 dataset.augment.padding=reflect regularizer=coherent",
+    f"{TINY_CIFAR10} model=vgg11_bn optimizer=adams runtime.precision=bf16",
+    f"{TINY_TEXT} model=gpt optimizer=padam regularizer=none",
+]
+
+
+def steps_of(config, machine: device.Machine):
+    """The parts of a run that a step is made of, on a machine's device, as ``fit`` puts them together."""
+    model, optimizer, regularizer, _ = train.build(config)
+    machine.place(model)
+    loaded = splits.load(config["dataset"], config["paths"]["data"], machine.device)
+    batches = Batches(loaded.train, config["train"]["batch_size"], 0)
+    regularizer.set_steps_per_epoch(batches.steps_per_epoch)
+    regularizer.attach(optimizer)
+    update = loop.Step(machine.training_form(model), optimizer, machine, config["train"]["clip_norm"])
+    model.train()
+
+    def step(k: int) -> torch.Tensor:
+        loss = update.backward(*batches(k))
+        update.clip()
+        optimizer.step()
+        return torch.isfinite(loss)
+
+    return step
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_no_step_reads_a_value_back(compose, tiny_data, choice):
+    config = compose(*choice.split(), "model.width=8", "train.batch_size=12", f"paths.data={tiny_data}")
+    precision = config["runtime"]["precision"]
+    meta = device.Machine(torch.device("meta"), "fp32", "meta", "none")  # where reading a value raises
+    step = steps_of(config, meta)
+    for k in range(7):  # over the end of an epoch
+        assert step(k).is_meta
+    assert precision in device.PRECISIONS
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("choice", CHOICES)
+def test_no_step_waits_for_the_gpu(compose, tiny_data, choice):
+    config = compose(*choice.split(), "runtime.device=cuda", "train.batch_size=12", f"paths.data={tiny_data}")
+    machine = device.set_up(config["runtime"], train.build(config)[0])
+    step = steps_of(config, machine)
+    step(0)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for k in range(1, 7):
+            step(k)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_networks_train_on_the_gpu_in_every_precision(compose, tiny_data, precision):
+    choice = [*TINY_CIFAR10.split(), "model=resnet8", "train.batch_size=12", f"paths.data={tiny_data}"]
+    config = compose(*choice, "runtime.device=cuda", f"runtime.precision={precision}")
+    assert train.run(config) == "done"
+    assert rows(config)[-1]["train/loss"] < 3
+
+
+def test_compiled_training_agrees_with_eager(compose):
+    eager, compiled = compose(runs_in="eager"), compose("runtime.compile=true", runs_in="compiled")
+    assert runs.identity(eager) == runs.identity(compiled)
+    train.run(eager)
+    train.run(compiled)
+    assert runs.RunDirectory.of(compiled).read("provenance.json")["sessions"][0]["compile"] is True
+    for one, other in zip(rows(eager), rows(compiled), strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
+
+
+def test_sharpness_has_a_cadence_of_its_own(compose):
+    config = compose("train.sharpness_every=20", "train.sharpness_examples=50", "regularizer=l2")
+    train.run(config)
+    assert [(row["step"], "sharpness/trace" in row) for row in rows(config)] == [(0, True), (10, False), (20, True)]
+    keys = {"sharpness/top_eigenvalue", "sharpness/trace", "scale_invariant/sharpness", "scale_invariant/trace"}
+    assert keys | {"lipschitz/lower", "lipschitz/upper"} <= rows(config)[-1].keys()
+    plain = compose("regularizer=l2", runs_in="plain")
+    train.run(plain)
+    for one, other in zip(rows(config), rows(plain), strict=True):  # to look at it changes nothing
+        assert {key: one[key] for key in other} == other
