@@ -50,9 +50,6 @@ def reproduce(figure: str, scale: str, launcher: str, logger: str, results: Path
         raise ConfigError(f"LAUNCHER={launcher}: must be one of {', '.join(LAUNCHERS)}")
     declared = figures.declaration(figure, scale)
     jobs = figures.jobs(declared, results / "runs")
-    for panel in declared["at"]["panels"]:
-        if "pending" in panel:
-            print(f"panel {panel['panel']} ({panel['title']}): {panel['pending']}")
     missing = [job for job in jobs if not job.directory.finished]
     print(f"{figure} at {scale} scale: {len(jobs)} runs, {len(missing)} to do", flush=True)
     if missing:

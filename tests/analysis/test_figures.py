@@ -75,15 +75,15 @@ def test_bad_input_is_one_clear_line(arguments, message, monkeypatch, capsys, tm
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_pending_panel_is_declared_but_has_no_runs():
+def test_fig3_has_all_three_of_its_panels_at_paper_scale():
     declared = figures.declaration("fig3", "paper")
-    assert [p["panel"] for p in declared["at"]["panels"]] == ["mlp", "factorized", "vgg19"]
-    assert {job.panel for job in figures.jobs(declared, "anywhere")} == {"mlp", "factorized"}
+    assert {job.panel for job in figures.jobs(declared, "anywhere")} == {"mlp", "factorized", "vgg19"}
 
 
 def test_the_mnist_panels_are_the_same_runs_at_cpu_and_paper_scale():
     cpu, paper = (
-        {j.directory.name for j in figures.jobs(figures.declaration("fig3", s), "x")} for s in ("cpu", "paper")
+        {j.directory.name for j in figures.jobs(figures.declaration("fig3", s), "x") if j.panel != "vgg19"}
+        for s in ("cpu", "paper")
     )
     assert cpu == paper and len(cpu) == 12
 

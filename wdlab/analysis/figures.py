@@ -58,20 +58,15 @@ def declaration(name: str, scale: str) -> dict[str, Any]:
 
 
 def jobs(declared: Mapping[str, Any], root: str | Path) -> list[Job]:
-    """Every run of the figure at its scale: panel x (shared + one of vary) x seed. Pending panels have none."""
+    """Every run of the figure at its scale: panel x (shared + one of vary) x seed."""
     found = []
-    for panel in ready_panels(declared):
+    for panel in declared["at"]["panels"]:
         for seed in seeds(declared, panel):
             for vary in panel["vary"]:
                 overrides = (*panel["shared"], *vary, f"seed={seed}")
                 directory = runs.RunDirectory(root, runs.identity(runs.compose(overrides)))
                 found.append(Job(panel["panel"], overrides, directory))
     return found
-
-
-def ready_panels(declared: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The panels that can be run: those not marked ``pending``."""
-    return [panel for panel in declared["at"]["panels"] if "pending" not in panel]
 
 
 def seeds(declared: Mapping[str, Any], panel: Mapping[str, Any]) -> list[int]:
@@ -119,8 +114,7 @@ def verdicts(declared: Mapping[str, Any], rows: pd.DataFrame, figure_jobs: list[
         "scale": declared["scale"],
         "scale_down": declared["at"]["scale_down"],
         "panels": {
-            panel["panel"]: {"title": panel["title"]}
-            | ({"pending": panel["pending"]} if "pending" in panel else {"seeds": seeds(declared, panel)})
+            panel["panel"]: {"title": panel["title"], "seeds": seeds(declared, panel)}
             for panel in declared["at"]["panels"]
         },
         "runs": dict(ended),
