@@ -7,38 +7,48 @@ import torch
 from torch import Tensor, nn
 
 from wdlab.data import Split
+from wdlab.metrics.modes import evaluation
 
-CHUNK = 5000  # examples per forward pass of an evaluation at most
-CHUNK_VALUES = 4_000_000  # numbers in their inputs at most; both bound its memory
+CHUNK = 5000  # examples per forward pass of an evaluation, at most
+CHUNK_VALUES = 4_000_000  # numbers in their inputs, at most; both bound the memory it takes
+VALUES_OF_TOKEN = 256  # a token counts as that many numbers, since an embedding makes a vector of it
+
 Autocast = Callable[[], contextlib.AbstractContextManager]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
-    """Cross-entropy in nats of logits (..., classes) for labels (...)."""
-    return nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction=reduction)
+    """Cross-entropy in nats of logits (b, classes) for labels (b,), or of (b, t, classes) for (b, t).
+
+    The mean is over all labels. It is the training loss too.
+    """
+    if labels.dim() > 1:
+        logits, labels = logits.flatten(0, -2), labels.flatten()
+    return nn.functional.cross_entropy(logits, labels, reduction=reduction)
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, split: Split, autocast: Autocast = contextlib.nullcontext) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy in nats and accuracy in [0, 1] over a whole split, in evaluation mode; 0-dim tensors."""
-    training = model.training
-    model.eval()
-    device = split.labels.device
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    predictions, done = 0, 0
-    values = split.examples(slice(0, 1))[0].numel()
-    size = min(CHUNK, max(1, CHUNK_VALUES // values))
-    while done < len(split):
-        inputs, labels = split.examples(slice(done, done + size))
-        with autocast():
-            logits = model(inputs)
-        loss += cross_entropy(logits.double(), labels, reduction="sum")
-        correct += (logits.argmax(dim=-1) == labels).sum()
-        predictions += labels.numel()
-        done += size
-    model.train(training)
-    return loss / predictions, correct.double() / predictions
+    """Mean cross-entropy in nats and accuracy in [0, 1] over all labels of a split, in evaluation mode; 0-dim tensors.
+
+    ``autocast`` gives the context of a forward pass.
+    """
+    size, count = _chunk(split), 0
+    losses, hits = [], []
+    with evaluation(model):
+        for start in range(0, len(split), size):
+            inputs, labels = split.examples(slice(start, start + size))
+            with autocast():
+                logits = model(inputs)
+            losses.append(cross_entropy(logits.double(), labels, reduction="sum"))
+            hits.append((logits.argmax(dim=-1) == labels).sum())
+            count += labels.numel()
+    return torch.stack(losses).sum() / count, torch.stack(hits).sum().double() / count
+
+
+def _chunk(split: Split) -> int:
+    inputs, _ = split.examples(slice(0, 1))
+    values = inputs.numel() * (1 if inputs.is_floating_point() else VALUES_OF_TOKEN)
+    return min(CHUNK, max(1, CHUNK_VALUES // values))
 
 
 def objectives(train_loss: Tensor, strength: float, weight_l2: Tensor, path: Tensor | None, penalty: Tensor) -> dict:

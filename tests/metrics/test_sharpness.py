@@ -1,0 +1,115 @@
+"""Eigenvalues and traces against dense matrices."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from wdlab.metrics import sharpness
+
+
+def symmetric(*eigenvalues, seed=0):
+    torch.manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(len(eigenvalues), len(eigenvalues), dtype=torch.float64))[0]
+    return basis @ torch.diag(torch.tensor(eigenvalues, dtype=torch.float64)) @ basis.T
+
+
+@pytest.mark.parametrize(
+    "eigenvalues",
+    [(3.0, 1.0, 2.0), (-10.0, 3.0, 1.0), (-5.0, 5.0, 0.1), (-1.0, -2.0, -3.0), (2.0, 2.0, 2.0), (0.0, 0.0), (4.0,)],
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_top_eigenvalue_is_the_most_positive_one(eigenvalues, dtype):
+    matrix = symmetric(*eigenvalues).to(dtype)
+    found = sharpness.top_eigenvalue(lambda v: matrix @ v, len(matrix), matrix, iterations=20)
+    assert found == pytest.approx(max(eigenvalues), rel=1e-4, abs=1e-12)
+
+
+def test_the_top_eigenvalue_of_a_larger_matrix_takes_few_products():
+    matrix, calls = symmetric(*torch.linspace(-1, 1, 300).tolist(), 2.0, -4.0), []
+
+    def product(vector):
+        calls.append(1)
+        return matrix @ vector
+
+    assert sharpness.top_eigenvalue(product, 302, matrix, iterations=5) < 2.0
+    assert len(calls) == 5
+    assert sharpness.top_eigenvalue(product, 302, matrix, iterations=100) == pytest.approx(2.0, rel=1e-6)
+    assert len(calls) < 40
+
+
+def test_what_is_not_finite_has_no_eigenvalue():
+    assert math.isnan(sharpness.top_eigenvalue(lambda v: v * math.nan, 3, torch.zeros(1), iterations=5))
+    assert math.isnan(sharpness.trace(lambda v: v * math.nan, 30, torch.zeros(1), probes=5))
+
+
+def test_the_trace_is_exact_for_small_matrices_and_close_for_large_ones():
+    matrix = symmetric(*range(-3, 9))
+    assert sharpness.trace(lambda v: matrix @ v, 12, matrix, probes=12) == pytest.approx(sum(range(-3, 9)))
+    matrix = symmetric(*torch.linspace(0, 2, 200).tolist())
+    assert sharpness.trace(lambda v: matrix @ v, 200, matrix, probes=20) == pytest.approx(200, rel=0.05)
+    diagonal = torch.arange(50.0)
+    assert sharpness.trace(lambda v: diagonal * v, 50, diagonal, probes=1) == pytest.approx(diagonal.sum().item())
+
+
+def network(normalized):
+    torch.manual_seed(0)
+    norm = [nn.BatchNorm1d(4)] if normalized else []
+    model = nn.Sequential(nn.Linear(3, 4), *norm, nn.Tanh(), nn.Dropout(0.5), nn.Linear(4, 3)).double()
+    with torch.no_grad():
+        model[-1].weight.mul_(2.0)
+    return model
+
+
+def dense_hessian(model, names, inputs, labels):
+    """By the named parameters; batch norm uses the batch, dropout is off."""
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.train()
+    named = dict(model.named_parameters())
+    shapes = [named[name].shape for name in names]
+
+    def loss(flat):
+        pieces = flat.split([shape.numel() for shape in shapes])
+        given = {name: piece.view(shape) for name, piece, shape in zip(names, pieces, shapes, strict=True)}
+        return nn.functional.cross_entropy(torch.func.functional_call(model, given, (inputs,)), labels)
+
+    flat = torch.cat([named[name].detach().reshape(-1) for name in names])
+    return torch.autograd.functional.hessian(loss, flat)
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_sharpness_is_that_of_the_dense_hessian(normalized, dtype, monkeypatch):
+    monkeypatch.setattr(sharpness, "PROBES", 100)  # more than parameters: exact
+    model, inputs, labels = network(normalized), torch.randn(10, 3).double(), torch.randint(3, (10,))
+    names = [name for name, _ in model.named_parameters()]
+    whole = dense_hessian(model, names, inputs, labels)
+    decayed = [name for name in names if name in ("0.weight", f"{len(model) - 1}.weight")]
+    part = dense_hessian(model, decayed, inputs, labels)
+    named = dict(model.named_parameters())
+    scale = torch.cat([named[name].norm().expand(named[name].numel()) for name in decayed]).detach()
+    scaled = scale[:, None] * part * scale
+    model = model.to(dtype).train()
+    weights = [named[name] for name in decayed]
+    found = sharpness.measure(model, inputs.to(dtype), labels, list(model.parameters()), weights)
+    expected = {
+        "sharpness/top_eigenvalue": torch.linalg.eigvalsh(whole)[-1].item(),
+        "sharpness/trace": whole.trace().item(),
+        "scale_invariant/sharpness": torch.linalg.eigvalsh(scaled)[-1].item(),
+        "scale_invariant/trace": scaled.trace().item(),
+    }
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_parameters_that_the_loss_does_not_read_have_no_curvature():
+    model, inputs, labels = network(False), torch.randn(10, 3).double(), torch.randint(3, (10,))
+    used = list(model.parameters())
+    model.unused = nn.Linear(2, 2).double()
+    model.forward = nn.Sequential(*list(model)[:-1]).forward
+    everything = sharpness.measure(model, inputs, labels, list(model.parameters()), [model[0].weight])
+    expected = sharpness.measure(model, inputs, labels, used, [model[0].weight])
+    key = "sharpness/top_eigenvalue"
+    assert everything[key] == pytest.approx(expected[key], rel=1e-4)
