@@ -8,19 +8,28 @@ import sys
 from pathlib import Path
 
 import torch
-from benchmarks import optimizers, timing
+from benchmarks import gpu, inputs, loop, optimizers, timing, training
 
-SECTIONS = {"optimizers": optimizers.table}
+SECTIONS = {
+    "optimizers": optimizers.table,
+    "inputs": inputs.table,
+    "training": training.table,
+    "loop": loop.table,
+    "gpu": gpu.table,
+}
 
 
 def main() -> None:
     """The command line: measure the sections that are named, all of them by default."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sections", nargs="*", metavar="section", help=", ".join(SECTIONS))
-    parser.add_argument("--repeats", type=int, default=50, help="how often every case is measured, at least 2")
+    parser.add_argument(
+        "--repeats", type=int, default=50, help="how often every case is measured, at least 2; slow ones less"
+    )
     parser.add_argument("--milliseconds", type=float, default=8.0, help="how long one measurement lasts")
     parser.add_argument("--width", type=int, default=400, help="of the network whose parameters are stepped")
     parser.add_argument("--no-compiled", action="store_true", help="leave out what takes a compiler")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see whether it runs; no numbers to keep")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="where the tables go")
     arguments = parser.parse_args()
@@ -33,10 +42,14 @@ def main() -> None:
         parser.error("--device cuda: no CUDA device is visible here")
     device = torch.device("cuda" if arguments.device != "cpu" and torch.cuda.is_available() else "cpu")
     options = timing.Options(
-        device, arguments.repeats, arguments.milliseconds, arguments.width, not arguments.no_compiled
+        device, arguments.repeats, arguments.milliseconds, arguments.width, not arguments.no_compiled, arguments.quick
     )
     for name in arguments.sections or SECTIONS:
-        page = timing.write(SECTIONS[name](options), name, options, arguments.out)
+        table = SECTIONS[name](options)
+        if table is None:
+            print(f"{name}: left out, it does not apply on this device ({device.type})", file=sys.stderr)
+            continue
+        page = timing.write(table, name, options, arguments.out)
         print(page.read_text(), end="")
         print(f"table    {page}", file=sys.stderr)
 

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import Case, Options, Table, measure
+from benchmarks.timing import Case, Options, Table, check_ordinary, measure
 from wdlab.homogeneous import homogeneous_pairs
 from wdlab.models import MLP
 from wdlab.optimizers import SGDS, AdamS, PAdam
@@ -16,7 +16,6 @@ from wdlab.regularizers import L2, DecoupledDecay, PathProx, PNormDecay, Regular
 LR = 1e-4  # small, so that weights stay in their usual range however often a step is repeated
 MOMENTUM = 0.9
 COPIES = 3  # of the base, torch's fused AdamW
-DENORMAL = 1e-4  # the share of numbers that may be; some p-norm decays pass through a few on the way to exact zeros
 SCHEDULED, PNORM = 5e-4, 1e-3  # strengths
 PROBLEM = (
     "one step on the parameters of a ReLU MLP, 784-{width}-{width}-{width}-{width}-{width}-10 with biases, float32, "
@@ -103,12 +102,7 @@ class _Bench:
         for what, optimizer in self._made:
             tensors = [p.detach() for group in optimizer.param_groups for p in group["params"]]
             tensors += [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
-            values = torch.cat([t.flatten().float().abs() for t in tensors])
-            if not values.isfinite().all():
-                raise RuntimeError(f"{what}: a weight or a state is not finite")
-            denormal = ((values > 0) & (values < torch.finfo(values.dtype).tiny)).double().mean().item()
-            if denormal > DENORMAL:
-                raise RuntimeError(f"{what}: {denormal:.2%} of the weights and states are denormal, which takes time")
+            check_ordinary(what, tensors)
 
 
 def _torch(bench: _Bench) -> list[Case]:

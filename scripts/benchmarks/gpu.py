@@ -1,0 +1,98 @@
+"""What an epoch of ResNet-18 costs on a GPU, and how much of it the GPU is busy. Left out where there is none."""
+
+import importlib.util
+import threading
+import time
+from collections.abc import Callable
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.setups import Setup
+from benchmarks.timing import SPEED_UP, Case, Options, Page, part
+from wdlab.data import Batches
+
+REPEATS = 5
+BATCH_SIZE = 128
+SAMPLES_EVERY = 0.05  # seconds
+FAST = ("runtime.precision=bf16",)
+RUNTIMES = {
+    "fp32, contiguous": ("runtime.channels_last=never",),
+    "bf16, channels_last": FAST,
+    "bf16, channels_last, torch.compile": (*FAST, "runtime.compile=true"),
+}
+
+
+def table(options: Options) -> Page | None:
+    """Measure; None where there is no CUDA device."""
+    if options.device.type != "cuda":
+        return None
+    epochs = {
+        what: _Epoch(options, *runtime)
+        for what, runtime in RUNTIMES.items()
+        if options.compiled or "compile" not in what
+    }
+    base, *cases = (Case(what, epoch) for what, epoch in epochs.items())
+    images = next(iter(epochs.values())).images
+    width = options.sized(64, 4)
+    problem = (
+        f"an epoch of {images} random images of 3 x 32 x 32 that lie on the GPU, crop and flip included; ResNet-18 of "
+        f"width {width}, batches of {BATCH_SIZE}, SGD"
+    )
+    made = part(
+        f"ResNet-18, width {width}", problem, base, cases, options.at_most(REPEATS), SPEED_UP, (images, "images")
+    )
+    made.remarks += [f"`{what}`: the GPU is busy {_busy(epoch, options)}." for what, epoch in epochs.items()]
+    return Page("An epoch on a GPU", [made])
+
+
+class _Epoch:
+    """Trains for an epoch whenever it is called."""
+
+    def __init__(self, options: Options, *runtime: str) -> None:
+        network = ("dataset=cifar10", "model=resnet18", f"model.width={options.sized(64, 4)}")
+        setup = Setup(options, *network, *runtime)
+        split = setup.images(options.sized(50_000, 4 * BATCH_SIZE), varied=True)
+        self._batches = Batches(split, BATCH_SIZE, seed=0)
+        self._step, self._done = setup.step(), 0
+        self.images = self._batches.steps_per_epoch * BATCH_SIZE
+
+    def __call__(self) -> None:
+        for _ in range(self._batches.steps_per_epoch):
+            self._step(*self._batches(self._done))
+            self._done += 1
+
+
+def _busy(epoch: Callable[[], None], options: Options) -> str:
+    """The share of an epoch in which the GPU works, and who says so."""
+    if importlib.util.find_spec("pynvml") is not None:
+        return f"{_sampled(epoch, options):.0%} of an epoch (torch.cuda.utilization)"
+    return f"{_profiled(epoch, options):.0%} of an epoch (time of its kernels in torch.profiler / wall time)"
+
+
+def _sampled(epoch: Callable[[], None], options: Options) -> float:
+    samples, over = [], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(SAMPLES_EVERY):
+            samples.append(torch.cuda.utilization(options.device))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    epoch()
+    options.synchronize()
+    over.set()
+    watcher.join()
+    return sum(samples) / max(len(samples), 1) / 100
+
+
+def _profiled(epoch: Callable[[], None], options: Options) -> float:
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        options.synchronize()
+        start = time.perf_counter()
+        epoch()
+        options.synchronize()
+        seconds = time.perf_counter() - start
+    kernels = [e for e in seen.key_averages() if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+    return sum(kernel.self_device_time_total for kernel in kernels) / 1e6 / seconds

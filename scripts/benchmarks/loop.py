@@ -1,0 +1,282 @@
+"""What the loop, its records and its metrics cost, and how fast a run is from end to end."""
+
+import gc
+import itertools
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from omegaconf import DictConfig
+from torchvision.transforms import RandomCrop, RandomHorizontalFlip
+
+from benchmarks import loaders
+from benchmarks.setups import Setup, bare_step, plain_step
+from benchmarks.timing import RATIO, SPEED_UP, Case, Options, Page, Part, part
+from wdlab import loop
+from wdlab.data import Batches, Data
+from wdlab.metrics import Metrics
+from wdlab.recorder import Mirror, Recorder
+from wdlab.runs import RunDirectory
+
+LOOP_TARGET = 1.03
+WARM = 10  # steps before the clock is looked at
+LOG_EVERY = 10
+POINTS = 10  # log points of one measurement
+NEVER = 10**9
+MOMENTS = ("before_step", "after_step", "measure(False)")
+L2_STRENGTH = 1e-4
+END_TO_END_REPEATS = 10
+SLOW_REPEATS = 5
+OUTSIDE = (
+    "Where a run is timed, the evaluation of the whole splits at its beginning and the checkpoint at its end are not "
+    'in it; what an evaluation takes stands under "Metrics now and then".'
+)
+
+
+def table(options: Options) -> Page:
+    """Measure; random images, records in a temporary folder."""
+    parts = [_overhead(options), _metrics(options), _seldom(options), *_end_to_end(options)]
+    return Page("The cost of the loop, its records and its metrics", parts, [OUTSIDE])
+
+
+class Fit:
+    """A run of ``loop.fit`` that is timed between two of its steps, and the bare loop of the same steps.
+
+    Args:
+        setup: what it trains with.
+        data: random splits.
+        steps: how many are timed.
+        folder: for its records.
+        options: of the command line.
+    """
+
+    def __init__(self, setup: Setup, data: Data, steps: int, folder: Path, options: Options) -> None:
+        self._setup, self._data, self._steps, self._options = setup, data, steps, options
+        self._settings = dict(setup.config["train"])
+        self._run = RunDirectory(folder, setup.config["model"]["name"])
+        self._run.create()
+        self._start = {name: value.clone() for name, value in setup.model.state_dict().items()}
+
+    def fit(self, log_every: int = LOG_EVERY) -> float:
+        """Seconds of a step of the loop, with its share of records and metrics."""
+        setup, clock = self._begin(), _Clock(self._steps, self._options)
+        experiment = loop.Experiment(
+            setup.model, self._data, setup.optimizer, setup.regularizer, setup.lr_factor, setup.machine, seed=0
+        )
+        recorder = Recorder(self._run.metrics, 0, Mirror())
+        settings = self._settings | {"log_every": log_every}
+        outcome = loop.fit(experiment, settings, self._run, recorder, None, float("inf"), clock)
+        recorder.close()
+        if outcome != "interrupted":  # which is how the clock ends it
+            raise RuntimeError(f"the run that was timed ended as {outcome}")
+        gc.collect()  # what it leaves behind, since nothing is collected while cases are timed
+        return clock.seconds
+
+    def bare(self) -> float:
+        """Seconds of a step of the bare loop: same network, optimizer, batches, precision."""
+        setup, clock = self._begin(), _Clock(self._steps, self._options)
+        batches = Batches(self._data.train, self._settings["batch_size"], seed=0)
+        step = plain_step(setup.model, setup.optimizer, lambda: None)
+        setup.model.train()
+        for k in itertools.count():
+            step(*batches(k))
+            if clock():
+                return clock.seconds
+
+    def _begin(self) -> Setup:
+        self._setup.switches()
+        self._setup.model.load_state_dict(self._start)
+        return self._setup
+
+
+class _Clock:
+    """Asked after every step; starts behind ``WARM`` steps and says when so many more are done."""
+
+    def __init__(self, steps: int, options: Options) -> None:
+        self._steps, self._options, self._asked, self._started = steps, options, 0, 0.0
+        self.seconds = float("nan")
+
+    def __call__(self) -> bool:
+        self._asked += 1
+        if self._asked == WARM:
+            self._options.synchronize()
+            self._started = time.perf_counter()
+        if self._asked < WARM + self._steps:
+            return False
+        self._options.synchronize()
+        self.seconds = (time.perf_counter() - self._started) / self._steps
+        return True
+
+
+def _settings(batch_size: int) -> tuple[str, ...]:
+    return (
+        f"train.batch_size={batch_size}",
+        f"train.steps={NEVER}",
+        f"train.eval_every={NEVER}",
+    )
+
+
+def _mlp(options: Options) -> tuple[str, ...]:
+    network = ("dataset=mnist", "model=mlp", "model.depth=6", f"model.width={options.width}")
+    return (*network, *_settings(options.sized(200, 20)))
+
+
+def _name(options: Options) -> str:
+    return f"ReLU MLP 784-{'-'.join([str(options.width)] * 5)}-10, batches of {options.sized(200, 20)}, SGD, fp32"
+
+
+# -- the loop
+
+
+def _overhead(options: Options) -> Part:
+    setup, steps = Setup(options, *_mlp(options)), options.sized(100, 20)
+    data = setup.data(options.sized(10_000, 100), 10)
+    with tempfile.TemporaryDirectory() as folder:
+        timed = Fit(setup, data, steps, Path(folder), options)
+        base = Case("bare loop", timed.bare, timed=True)
+        ours = [
+            Case(f"wdlab, logging every {LOG_EVERY} steps", timed.fit, LOOP_TARGET, timed=True),
+            Case("wdlab, not logging", partial(timed.fit, NEVER), timed=True),
+        ]
+        problem = (
+            f"a step in the middle of a run, of {steps} steps on end; {_name(options)}. Both with the same network, "
+            "optimizer, batches in memory and precision; wdlab with its recorder and the metrics of a log line"
+        )
+        return part("The loop", problem, base, ours, options, RATIO, (1, "steps"))
+
+
+# -- metrics
+
+
+class _LogPoint:
+    """Steps as the loop makes them where it logs, with an L2 penalty, so that its gradient is measured too."""
+
+    def __init__(self, options: Options, train: int, others: int) -> None:
+        self._setup = Setup(options, *_mlp(options), "regularizer=l2", f"regularizer.strength={L2_STRENGTH}")
+        self._options, data = options, self._setup.data(train, others)
+        self._setup.regularizer.attach(self._setup.optimizer)
+        machine = self._setup.machine
+        self.metrics = Metrics(
+            self._setup.model, data, self._setup.regularizer, machine.autocast, options.sized(1000, 20)
+        )
+        self._update = loop.Step(machine.training_form(self._setup.model), self._setup.optimizer, machine)
+        self._batches, self._steps = (
+            Batches(data.train, self._setup.config["train"]["batch_size"], 0),
+            itertools.count(),
+        )
+
+    def step(self) -> None:
+        """A step that is not logged."""
+        self._setup.switches()
+        self._update.backward(*self._batches(next(self._steps)))
+        self._setup.optimizer.step()
+
+    def seconds(self, *moments: str) -> float:
+        """Of some of what happens at a log point, the mean of several."""
+        self._setup.switches()
+        total = 0.0
+        for _ in range(POINTS):
+            self._update.backward(*self._batches(next(self._steps)))
+            spent = [self._timed(self.metrics.before_step)]
+            self._setup.optimizer.step()
+            spent += [self._timed(self.metrics.after_step), self._timed(partial(self.metrics.measure, False))]
+            total += sum(s for moment, s in zip(MOMENTS, spent, strict=True) if moment in moments)
+        return total / POINTS
+
+    def measure(self, whole_splits: bool, sharpness: bool) -> None:
+        """Of the network as it is."""
+        self._setup.switches()
+        self.metrics.measure(whole_splits, sharpness)
+
+    def _timed(self, run: Callable[[], object]) -> float:
+        self._options.synchronize()
+        start = time.perf_counter()
+        run()
+        self._options.synchronize()
+        return time.perf_counter() - start
+
+
+def _metrics(options: Options) -> Part:
+    point = _LogPoint(options, options.sized(10_000, 100), 10)
+    cases = [Case(moment, partial(point.seconds, moment), timed=True) for moment in MOMENTS]
+    note = f"with a log line every {LOG_EVERY} steps, this over {LOG_EVERY} is added to a step"
+    cases.append(Case("all three", partial(point.seconds, *MOMENTS), note=note, timed=True))
+    problem = f"what a log line takes, in a run with an L2 penalty; {_name(options)}"
+    return part("Metrics of every log line", problem, Case("training step", point.step), cases, options, RATIO)
+
+
+def _seldom(options: Options) -> Part:
+    train, others = options.sized((55_000, 7_500), (100, 20))
+    point = _LogPoint(options, train, others)
+    cases = [
+        Case("measure(True)", partial(point.measure, True, False), note=f"{train + 2 * others} images evaluated"),
+        Case(
+            "measure(False, True)",
+            partial(point.measure, False, True),
+            note=f"sharpness of {point.metrics.sharpness_examples} examples, Lipschitz bounds",
+        ),
+    ]
+    problem = f"what the fuller log lines take, train.eval_every and train.sharpness_every; {_name(options)}"
+    options = options.at_most(SLOW_REPEATS)
+    return part("Metrics now and then", problem, Case("training step", point.step), cases, options, RATIO)
+
+
+# -- from end to end
+
+
+def _end_to_end(options: Options) -> list[Part]:
+    """Steps per second of a run, beside a plain loop over torchvision's transforms and DataLoader."""
+    resnet = ("dataset=cifar10", "model=resnet8", f"model.width={options.sized(16, 2)}")
+    resnet = (*resnet, *_settings(options.sized(128, 20)))
+    name = (
+        f"ResNet-8 of width {options.sized(16, 2)}, batches of {options.sized(128, 20)} with crop and flip, SGD, fp32"
+    )
+    return [
+        _against_a_plain_loop("MLP on images as MNIST", _name(options), _mlp(options), 50, options),
+        _against_a_plain_loop("ResNet-8 on images as CIFAR-10", name, resnet, 20, options),
+    ]
+
+
+def _against_a_plain_loop(
+    title: str,
+    name: str,
+    network: tuple[str, ...],
+    steps: int,
+    options: Options,
+) -> Part:
+    steps, count = options.sized(steps, 10), options.sized(10_000, 400)
+    setup = Setup(options, *network)
+    plain = _Plain(options, network, setup.config, count, steps)
+    base = Case("PyTorch, torchvision + DataLoader, 2 workers", plain, timed=True)
+    with tempfile.TemporaryDirectory() as folder:
+        data = setup.data(count, 10)
+        timed = Fit(setup, data, steps, Path(folder), options)
+        ours = Case(f"wdlab, logging every {LOG_EVERY} steps", timed.fit, timed=True)
+        problem = f"a step in the middle of a run, its batch included, of {steps} steps on end; {name}"
+        options = options.at_most(END_TO_END_REPEATS)
+        return part(f"From end to end: {title}", problem, base, [ours], options, SPEED_UP, (1, "steps"))
+
+
+class _Plain:
+    """Seconds of a step of a plain loop, behind as many as the loop's clock leaves out."""
+
+    def __init__(self, options: Options, network: tuple[str, ...], config: DictConfig, count: int, steps: int) -> None:
+        dataset, batch_size = config["dataset"], config["train"]["batch_size"]
+        varied = (RandomCrop(32, padding=4), RandomHorizontalFlip()) if dataset["augment"] else ()
+        examples = loaders.random_images(tuple(dataset["shape"]), count)
+        mean, std = list(dataset["mean"]), list(dataset["std"])
+        loader = loaders.torchvision_loader(*examples, mean, std, batch_size, *varied)
+        self._stream = loaders.endless(loader, options.device)
+        self._step, model = bare_step(options, *network)
+        model.train()
+        self._steps, self._options = steps, options
+
+    def __call__(self) -> float:
+        clock = _Clock(self._steps, self._options)
+        self._step(*next(self._stream))
+        while not clock():
+            self._step(*next(self._stream))
+        time.sleep(loaders.AHEAD * clock.seconds)  # for the workers, see loaders.Steady
+        return clock.seconds

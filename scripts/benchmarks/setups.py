@@ -1,0 +1,103 @@
+"""What a run trains with, as a config says it, and torch's global switches: shared by the sections that train."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from benchmarks.loaders import random_images
+from benchmarks.timing import Options
+from wdlab import device, runs, train
+from wdlab.data import Data, Images
+from wdlab.data.augment import Augment
+from wdlab.device import Machine
+from wdlab.loop import Step
+from wdlab.regularizers import Regularizer
+
+SGD = ("optimizer=sgd", "optimizer.lr=0.1")
+
+
+class Switches(NamedTuple):
+    """torch's settings of float32 products. They are global, so every case puts its own in force."""
+
+    matmul: str
+    cudnn_tf32: bool
+
+    @classmethod
+    def now(cls) -> Self:
+        """Those in force."""
+        return cls(torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
+
+    def __call__(self) -> None:
+        """Put them in force."""
+        torch.set_float32_matmul_precision(self.matmul)
+        torch.backends.cudnn.allow_tf32 = self.cudnn_tf32
+
+
+AS_TORCH_HAS_THEM = Switches.now()
+
+
+class Setup:
+    """Everything that ``python -m wdlab.train <overrides>`` trains with, but for the data set.
+
+    Args:
+        options: of the command line.
+        overrides: of the config.
+    """
+
+    def __init__(self, options: Options, *overrides: str) -> None:
+        places = (f"runtime.device={options.device.type}", "logger=disabled", "regularizer=none")
+        self.config: DictConfig = runs.compose([*places, *SGD, *overrides])
+        self.model: nn.Module
+        self.regularizer: Regularizer
+        self.model, self.optimizer, self.regularizer, self.lr_factor = train.build(self.config)
+        AS_TORCH_HAS_THEM()
+        self.machine: Machine = device.set_up(self.config["runtime"], self.model)
+        self.switches = Switches.now()
+        self.machine.place(self.model)
+        AS_TORCH_HAS_THEM()
+
+    def step(self) -> Callable[[Tensor, Tensor], None]:
+        """The loop's training step."""
+        update = Step(self.machine.training_form(self.model), self.optimizer, self.machine)
+
+        def step(inputs: Tensor, labels: Tensor) -> None:
+            self.switches()
+            update.backward(inputs, labels)
+            self.optimizer.step()
+
+        return step
+
+    def images(self, count: int, varied: bool = False) -> Images:
+        """Random images of the data set's shape; ``varied`` as its training images are, if they are."""
+        dataset = self.config["dataset"]
+        pixels, labels = random_images(tuple(dataset["shape"]), count)
+        augment = Augment.of(dataset["augment"]) if varied else None
+        return Images(pixels, labels, list(dataset["mean"]), list(dataset["std"]), self.machine.device, augment)
+
+    def data(self, train: int, others: int) -> Data:
+        """Random splits with so many examples."""
+        return Data(self.images(train, varied=True), self.images(others), self.images(others), "random")
+
+
+def bare_step(options: Options, *overrides: str) -> tuple[Callable[[Tensor, Tensor], None], nn.Module]:
+    """The training step of a plain PyTorch loop, as torch is without any settings; and its network."""
+    model = train.build(runs.compose([*SGD, *overrides]))[0].to(options.device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return plain_step(model, optimizer, AS_TORCH_HAS_THEM), model
+
+
+def plain_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, switches: Callable[[], Any]
+) -> Callable[[Tensor, Tensor], None]:
+    """Forward, backward and the optimizer's step, nothing else."""
+
+    def step(inputs: Tensor, labels: Tensor) -> None:
+        switches()
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+
+    return step
