@@ -1,8 +1,10 @@
 """One run on two processes, as torchrun starts it: the same steps as one process, recorded once."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -17,9 +19,11 @@ RUN = (
 )
 
 
-def torchrun(*arguments: str, cwd, processes: int = 2) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command += ["-m", "wdlab.train", *arguments]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+def torchrun(*arguments: str, cwd) -> subprocess.CompletedProcess:
+    command = [*TORCHRUN, "-m", "wdlab.train", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -41,6 +45,18 @@ def test_two_processes_make_the_same_steps_as_one(tmp_path):
     assert all(torch.allclose(weights[0][key], weights[1][key], rtol=1e-4, atol=1e-6) for key in weights[0])
     again = torchrun(*two, cwd=PROJECT)
     assert again.returncode == 0 and "finished before, nothing to do" in again.stdout
+
+
+def test_a_polite_end_of_torchrun_leaves_a_checkpoint_to_go_on_from(tmp_path):
+    long = [*RUN, "train.steps=20000", "train.log_every=10000", "train.eval_every=20000", f"paths.runs={tmp_path}"]
+    process = subprocess.Popen([*TORCHRUN, "-m", "wdlab.train", *long], cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+    assert "started" in process.stdout.readline()
+    time.sleep(2)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=100)
+    directory = runs.RunDirectory(tmp_path, runs.identity(runs.compose(long)))
+    assert directory.status == "interrupted"
+    assert 0 < checkpoint.load(directory)["step"] < 20000
 
 
 def test_what_cannot_be_shared_is_told(tmp_path):

@@ -35,7 +35,7 @@ ALLOWED = {
     "metrics": {"homogeneous", "regularizers", "data"},
     "loop": {"checkpoint", "data", "device", "metrics", "progress", "recorder", "regularizers", "runs"},
     "sweep": {"parallel", "progress", "runs", "train"},
-    "train": {"checkpoint", "data", "device", "loop", "parallel", "progress", "recorder", "runs", "sweep"},
+    "train": {"checkpoint", "data", "device", "loop", "metrics", "parallel", "progress", "recorder", "runs", "sweep"},
     "evaluate": {"checkpoint", "data", "device", "metrics", "pruning", "runs", "train"},
     "analysis": {"runs"},
 }

@@ -185,6 +185,13 @@ def test_divergence_ends_the_run_with_its_records(compose):
         train.run(config)
 
 
+def test_a_blow_up_in_the_very_last_update_is_divergence_too(compose):
+    config = compose("optimizer.lr=1e30", "train.steps=1", "train.log_every=1", "train.eval_every=1")
+    with pytest.raises(RunFailed, match="diverged, the loss was not finite at step 1"):
+        train.run(config)
+    assert runs.RunDirectory.of(config).status == "diverged"
+
+
 @pytest.mark.parametrize("log_every", [1, 20])
 def test_a_run_killed_while_it_diverged_still_ends_as_diverged(compose, log_every):
     config = compose("optimizer.lr=1e30", f"train.log_every={log_every}", f"train.eval_every={log_every}")

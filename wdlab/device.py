@@ -21,6 +21,7 @@ DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "tf32", "bf16")
 ONEDNN = ("auto", "never")
 CHANNELS_LAST = ("auto", "never")
+MOST_THREADS = 1024
 WIDE = 256  # oneDNN's product beats MKL's from about this many columns on; below it is slower
 FP32_ERROR = 1e-6  # largest relative error of a product that still counts as float32
 
@@ -89,8 +90,8 @@ def check(config: Mapping[str, Any]) -> None:
     if not isinstance(config["compile"], bool):
         raise ConfigError(f"runtime.compile={config['compile']}: must be true or false")
     threads = config["threads"]
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise ConfigError(f"runtime.threads={threads}: must be null or a whole number >= 1")
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
+        raise ConfigError(f"runtime.threads={threads}: must be null or a whole number between 1 and {MOST_THREADS}")
     seconds = config["checkpoint_seconds"]
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
         raise ConfigError(f"runtime.checkpoint_seconds={seconds}: must be a number >= 0")

@@ -8,11 +8,13 @@ Options of ``configs/runtime`` and the data's place can be set as for training: 
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
@@ -93,6 +95,7 @@ def _shown(found: dict[str, Any], folder: Path) -> str:
 def _plain(found: dict[str, Any]) -> dict[str, Any]:
     """Without the networks, for JSON."""
     plain = {key: value for key, value in found.items() if key != "model"}
+    plain["metrics"] = {key: value if math.isfinite(value) else None for key, value in found["metrics"].items()}
     if "footprint" in plain:
         plain["footprint"] = vars(plain["footprint"])
     return {key: _plain(value) if key == "pruned" else value for key, value in plain.items()}
@@ -107,15 +110,17 @@ def main() -> None:
     parser.add_argument("--prune", action="store_true", help="without dead units too: accuracy, size and latency")
     parser.add_argument("--save", type=Path, help="write the (pruned) network, for torch.load(..., weights_only=False)")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     try:
-        found = evaluate(arguments.run, arguments.overrides, arguments.sharpness, arguments.prune)
+        if arguments.save and not arguments.save.resolve().parent.is_dir():
+            raise ConfigError(f"--save {arguments.save}: {arguments.save.resolve().parent} is no folder")
+        found = evaluate(arguments.run.resolve(), arguments.overrides, arguments.sharpness, arguments.prune)
         if arguments.save:
             torch.save(found.get("pruned", found)["model"].cpu(), arguments.save)
-    except (WdlabError, OmegaConfBaseException, OSError) as error:
-        print(f"error: {explain(error) or error}", file=sys.stderr)
+    except (WdlabError, OmegaConfBaseException, OSError, yaml.YAMLError) as error:
+        print(f"error: {explain(error) or str(error).splitlines()[0]}", file=sys.stderr)
         sys.exit(2)
-    print(json.dumps(_plain(found), indent=2) if arguments.json else _shown(found, arguments.run))
+    print(json.dumps(_plain(found), indent=2) if arguments.json else _shown(found, arguments.run.resolve()))
 
 
 if __name__ == "__main__":

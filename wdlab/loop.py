@@ -106,8 +106,8 @@ def fit(
     others have no ``recorder``.
 
     Returns:
-        ``done``, ``diverged`` (the loss was not finite somewhere since the last log point) or ``interrupted``
-        (``stop_requested`` said so; a checkpoint was written).
+        ``done``, ``diverged`` (the loss was not finite somewhere since the last log point, or is not there) or
+        ``interrupted`` (``stop_requested`` said so in one of the processes; a checkpoint was written).
     """
     model, optimizer, regularizer = experiment.model, experiment.optimizer, experiment.regularizer
     machine, steps = experiment.machine, config["steps"]
@@ -149,14 +149,14 @@ def fit(
             optimizer.step()
             finite &= torch.isfinite(loss)
             if logged:
-                finite = group.all_say(finite)
                 keeper.after_step()
                 keeper.record(done)
+                finite = group.all_say(finite & keeper.last_is_finite)
                 progress.update(done, keeper.last)
                 if not finite:
                     keeper.save(done, finite)
                     return "diverged"
-            stopping = stop_requested()
+            stopping = group.any_says(stop_requested())
             if done == steps or stopping or time.monotonic() - saved_at >= checkpoint_seconds:
                 keeper.save(done, finite)
                 saved_at = time.monotonic()
@@ -200,6 +200,11 @@ class _Keeper:
     def last_step(self) -> int:
         return self.last["step"]
 
+    @property
+    def last_is_finite(self) -> bool:
+        """Whether weights and training loss of the newest log line are, as far as it has them."""
+        return all(self.last.get(key, 0.0) is not None for key in ("norm/weight_l2", "train/loss"))
+
     def record(self, step: int) -> None:
         """Log the state after ``step`` updates, with what is due."""
         clock = {"step": step, "epoch": step / self._steps_per_epoch}
@@ -224,6 +229,7 @@ class _NoKeeper:
 
     last: ClassVar[dict[str, Any]] = {}
     last_step = None
+    last_is_finite = True
 
     def before_step(self) -> None: ...
 

@@ -40,8 +40,19 @@ class Group:
         distributed.all_reduce(votes, distributed.ReduceOp.MIN)
         return votes.bool()
 
+    def any_says(self, flag: bool) -> bool:
+        """Whether ``flag`` is true in some process. The device is not waited for."""
+        if self.size == 1:
+            return flag
+        votes = torch.tensor(int(flag))
+        distributed.all_reduce(votes, distributed.ReduceOp.MAX, group=_channel)
+        return bool(votes)
+
 
 ALONE = Group(rank=0, size=1, local_rank=0)
+
+
+_channel: distributed.ProcessGroup | None = None  # between the hosts, for what does not concern the devices
 
 
 def group() -> Group:
@@ -59,6 +70,8 @@ def join(device: torch.device) -> Group:
         if device.type == "cuda":
             torch.cuda.set_device(here.local_rank)
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        global _channel
+        _channel = distributed.new_group(backend="gloo")
     return here
 
 

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import socket
 import subprocess
 import time
@@ -50,11 +51,20 @@ def compose(overrides: Iterable[str]) -> DictConfig:
 
 
 def scientific_config(config: DictConfig) -> dict[str, Any]:
-    """The part of a resolved config that decides the numbers: what a run is, not where or how it is recorded."""
-    resolved = {key: OmegaConf.to_container(config[key], resolve=True) for key in SCIENTIFIC_KEYS if key != "seed"}
-    resolved["seed"] = config["seed"]
-    resolved["precision"] = config["runtime"]["precision"]
-    return resolved
+    """The part of a resolved config that decides the numbers: what a run is, not where or how it is recorded.
+
+    Raises:
+        ConfigError: if a part of it is not there, or has no name.
+    """
+    whole = OmegaConf.to_container(config, resolve=True)
+    for key in (*SCIENTIFIC_KEYS, "runtime"):
+        if key != "seed" and not isinstance(whole.get(key), dict):
+            raise ConfigError(f"{key}={whole.get(key)}: must be a group of keys")
+    for key in NAMED_KEYS:
+        name = whole[key].get("name")
+        if not (isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name)):
+            raise ConfigError(f"{key}.name={name}: must be a name: letters, digits, dots, dashes, underscores")
+    return {key: whole.get(key) for key in SCIENTIFIC_KEYS} | {"precision": whole["runtime"].get("precision")}
 
 
 def identity(config: DictConfig) -> str:

@@ -7,6 +7,7 @@ The same command again skips what is done, resumes what was interrupted and retr
 """
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -22,11 +23,11 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
+from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from wdlab import checkpoint, data, device, loop, parallel, recorder, runs, sweep
+from wdlab import checkpoint, data, device, loop, metrics, parallel, recorder, runs, sweep
 from wdlab.errors import ConfigError, RunFailed, WdlabError, explain
 from wdlab.progress import clock
 
@@ -39,13 +40,14 @@ def check(config: DictConfig) -> None:
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise ConfigError(f"seed={seed}: must be a whole number between 0 and {2**32 - 1}")
     _check_keys(config)
+    data.check_description(config["dataset"])
     _check_numbers(config, "optimizer")
     _check_numbers(config, "lr_schedule")
     loop.check(config["train"])
     device.check(config["runtime"])
     recorder.check(config["logger"])
-    build(config)
     ranks = parallel.group().size
+    _try_forward(build(config)[0], config, ranks)
     data.check(config["dataset"], config["paths"]["data"], config["train"]["batch_size"], ranks)
 
 
@@ -71,8 +73,27 @@ def _check_numbers(config: DictConfig, section: str) -> None:
         if key not in ("name", "_target_") and any(isinstance(v, str | dict) for v in values):
             raise ConfigError(f"{section}.{key}={value}: must be a number")
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if section == "lr_schedule" and is_number and not value >= 0:
+            raise ConfigError(f"{section}.{key}={value}: must be a number >= 0")
         if key == "lr" and not (is_number and 0 <= value < float("inf")):
             raise ConfigError(f"{section}.lr={value}: must be a finite number >= 0")
+
+
+def _try_forward(model: torch.nn.Module, config: DictConfig, ranks: int) -> None:
+    """Raise a ConfigError if the network cannot take a training batch; without computing anything."""
+    tokens = len(config["dataset"]["shape"]) == 1
+    sizes = {"batch_size": config["train"]["batch_size"] // ranks}
+    if config["train"]["sharpness_every"] is not None:
+        sizes["sharpness_examples"] = config["train"]["sharpness_examples"] or metrics.SHARPNESS_EXAMPLES
+    held = (*model.named_parameters(), *model.named_buffers())
+    shadow = {name: torch.empty_like(tensor, device="meta") for name, tensor in held}
+    for key, size in sizes.items():
+        kind = torch.int64 if tokens else torch.float32
+        batch = torch.empty(max(1, size), *config["dataset"]["shape"], dtype=kind, device="meta")
+        try:
+            torch.func.functional_call(model, shadow, (batch,))
+        except ValueError as error:  # batch norm with a single value per channel
+            raise ConfigError(f"train.{key}={config['train'][key]}: is too small, {error}") from error
 
 
 def build(config: DictConfig) -> tuple[Any, Any, Any, Any]:
@@ -103,7 +124,17 @@ def _instantiate(config: DictConfig, key: str, **arguments: Any) -> Any:
 
 
 def make(node: dict[str, Any], **arguments: Any) -> Any:
-    """What a config node describes by its ``_target_``; what is null in it is left to its default."""
+    """What a config node describes by its ``_target_``; what is null in it is left to its default.
+
+    Raises:
+        ValueError: if ``_target_`` is no name.
+    """
+    target = node.get("_target_")
+    if not isinstance(target, str):
+        raise ValueError(f"_target_={target}: must be the name of a class or a function")
+    if node.get("_partial_"):  # Hydra's own wrapper checks its policy in every call, 60 microseconds each
+        options = {key: value for key, value in _arguments(node).items() if key not in ("_target_", "_partial_")}
+        return functools.partial(get_method(target), **options, **arguments)
     return instantiate(_arguments(node), _convert_="all", **arguments)
 
 
@@ -118,10 +149,14 @@ def _as_config_error(key: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        cause = error.__cause__ if isinstance(error, hydra.errors.InstantiationException) else error
-        if not isinstance(cause, ValueError | TypeError):
+        from_hydra = isinstance(error, hydra.errors.InstantiationException)
+        cause = error.__cause__ if from_hydra and isinstance(error.__cause__, ValueError | TypeError) else error
+        if not from_hydra and not isinstance(cause, ValueError | TypeError):
             raise
         line = str(cause).strip().splitlines()[0]
+        lacking = re.search(r"missing \d+ required (?:positional|keyword-only) arguments?: '(\w+)'", line)
+        if lacking:
+            line = f"{lacking[1]}=None: must be given"
         inner = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)  # Hydra's word for a node within the node
         key = f"{key}.{inner[1]}" if inner else key
         joined = "." if line.split("=")[0].isidentifier() and "=" in line else ": "
@@ -177,9 +212,7 @@ def _train(config: DictConfig, directory: runs.RunDirectory, exit_requested: thr
         records = recorder.Recorder(directory.metrics, start["records_bytes"] if start else 0, mirror)
         same_machine = directory.write_provenance(experiment.data.checksum, **experiment.machine.provenance)
         if start and not same_machine:
-            log.warning(
-                "%s: resumed on another machine or setting; equal up to rounding only", directory.name
-            )
+            log.warning("%s: resumed on another machine or setting; equal up to rounding only", directory.name)
         directory.write_status("running", step=start["step"] if start else 0)
         log.info("%s: %s", directory.name, f"going on at step {start['step']}" if start else "started")
         outcome = loop.fit(
@@ -228,7 +261,12 @@ def _follow(config: DictConfig, directory: runs.RunDirectory) -> str:
     if not parallel.agree():
         return directory.status
     start = checkpoint.load(directory)
-    return loop.fit(_experiment(config), config["train"], directory, None, start, float("inf"))
+    with _exit_requests() as exit_requested:
+        experiment = _experiment(config)
+        outcome = loop.fit(experiment, config["train"], directory, None, start, float("inf"), exit_requested.is_set)
+    if outcome == "interrupted":
+        raise KeyboardInterrupt
+    return outcome
 
 
 def _result(row: dict[str, Any]) -> str:

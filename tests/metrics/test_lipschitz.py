@@ -183,3 +183,26 @@ def test_a_network_that_has_diverged_has_no_bounds():
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
     nn.init.constant_(model[0].weight, math.nan)
     assert all(math.isnan(bound) for bound in bounds(model, torch.ones(2, 2)))
+
+
+class Broadcasting(nn.Module):
+    def forward(self, x):
+        return (x + x.mean((2, 3), keepdim=True)).flatten(1)
+
+
+class ActiveDropout(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return nn.functional.dropout(self.layer(x), 0.5)
+
+
+def test_no_bound_is_told_where_none_is_known():
+    assert lipschitz.upper_bound(Broadcasting(), torch.randn(1, 2, 8, 8)) is None
+    assert lipschitz.upper_bound(ActiveDropout(), torch.randn(1, 3)) is None
+    hooked = nn.Sequential(nn.Linear(3, 3))
+    assert lipschitz.upper_bound(hooked, torch.randn(1, 3)) is not None
+    hooked[0].register_forward_hook(lambda module, inputs, output: 10 * output)
+    assert lipschitz.upper_bound(hooked, torch.randn(1, 3)) is None

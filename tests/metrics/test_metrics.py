@@ -120,7 +120,14 @@ STATE = {"norm/weight_l2", "norm/weight_l1", "norm/path", "sparsity/weights", "s
 SPLITS = {f"{split}/{metric}" for split in ("train", "val", "test") for metric in ("loss", "accuracy")}
 OBJECTIVES = {"objective/weight_decay", "objective/path_norm", "objective/total"}
 SHARPNESS = {
-    *("sharpness/top_eigenvalue", "sharpness/trace", "scale_invariant/sharpness", "scale_invariant/trace"),
+    *(
+        "sharpness/top_eigenvalue",
+        "sharpness/trace",
+        "sharpness/trace_error",
+        "scale_invariant/sharpness",
+        "scale_invariant/trace",
+        "scale_invariant/trace_error",
+    ),
     *("lipschitz/lower", "lipschitz/upper"),
 }
 

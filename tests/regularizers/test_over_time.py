@@ -292,3 +292,31 @@ def test_dying_gradients_stay_coherent_in_any_precision():
             w.grad = torch.full((3,), size, dtype=dtype)
             optimizer.step()
         assert gate.statistic.item() == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: L1(p, 0.1, over_time=CoherenceGate()),
+        lambda p: L2(p, 0.1, over_time=GradientScale()),
+        lambda p: L2(p, 0.1, route="separate"),
+    ],
+)
+def test_a_state_read_on_another_device_goes_to_that_of_the_parameters(make):
+    model, inputs, labels = problem()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    method = make(list(model.parameters()))
+    method.attach(optimizer)
+    steps(model, optimizer, inputs, labels, 2)
+    state = method.state_dict()
+    elsewhere = make([torch.nn.Parameter(torch.empty_like(p, device="meta")) for p in model.parameters()])
+    elsewhere.load_state_dict(state)
+
+    def tensors(value):
+        if isinstance(value, torch.Tensor):
+            return [value]
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+        return [t for part in parts for t in tensors(part)]
+
+    found = tensors(elsewhere.state_dict())
+    assert found and all(t.is_meta for t in found)

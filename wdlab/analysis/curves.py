@@ -106,11 +106,11 @@ def main() -> None:
         print(f"error: {explain(error) or error}", file=sys.stderr)
         sys.exit(2)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(arguments.out.with_suffix(".csv"), index=False)
+    table.to_csv(f"{arguments.out}.csv", index=False)
     with style.context():
-        figure.savefig(arguments.out.with_suffix(".png"), metadata={"Software": None})
+        figure.savefig(f"{arguments.out}.png", metadata={"Software": None})
     mpl.pyplot.close(figure)
-    print(f"picture  {arguments.out.with_suffix('.png')}\ntable    {arguments.out.with_suffix('.csv')}")
+    print(f"picture  {arguments.out}.png\ntable    {arguments.out}.csv")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ three splits of them, ``augment.py`` varies images, ``batches.py`` orders exampl
 """
 
 from wdlab.data.batches import Batches
-from wdlab.data.description import check_batch_size
+from wdlab.data.description import check_batch_size, check_description
 from wdlab.data.splits import Data, Images, Split, Text, check, load
 
-__all__ = ["Batches", "Data", "Images", "Split", "Text", "check", "check_batch_size", "load"]
+__all__ = ["Batches", "Data", "Images", "Split", "Text", "check", "check_batch_size", "check_description", "load"]

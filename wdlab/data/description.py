@@ -1,5 +1,7 @@
 """What a ``configs/dataset`` file may hold, checked before anything is read."""
 
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +9,10 @@ from omegaconf import OmegaConf
 
 from wdlab.data.augment import PADDINGS
 from wdlab.errors import ConfigError
+
+REQUIRED = ("name", "classes", "val_size", "split_seed")
+REQUIRED_OF_IMAGES = ("mean", "std", "per_class")
+NAME = "a name: letters, digits, dots, dashes, underscores"
 
 
 def is_text(config: Mapping[str, Any]) -> bool:
@@ -17,10 +23,14 @@ def is_text(config: Mapping[str, Any]) -> bool:
 def check_description(config: Mapping[str, Any]) -> None:
     """Raise a ConfigError for a ``configs/dataset`` value of the wrong kind, or a key that nothing reads."""
     values = {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in config.items()}
-    shape = values["shape"]
+    shape = values.get("shape")
     if not (isinstance(shape, list) and len(shape) in (1, 3) and all(_whole(size, 1) for size in shape)):
         raise ConfigError(f"dataset.shape={shape}: must be channels, height and width, or the context of a text")
-    allowed = {"name": (True, ""), "source": (True, ""), "shape": (True, "")}
+    missing = [key for key in (*REQUIRED, *(() if is_text(values) else REQUIRED_OF_IMAGES)) if key not in values]
+    if missing:
+        raise ConfigError(f"dataset.{missing[0]}: is missing")
+    allowed = {key: (values.get(key) is None or _is_name(values[key]), NAME) for key in ("name", "source")}
+    allowed |= {"shape": (True, "")}
     allowed |= _of_every_data_set(values)
     allowed |= _of_text(values) if is_text(values) else _of_images(values)
     for key, value in values.items():
@@ -75,7 +85,7 @@ def _check_augment(augment: Mapping[str, Any], pixels: int) -> None:
     crop, flip, padding, rotation = (augment.get(key) for key in ("crop", "flip", "padding", "rotation"))
     allowed = {
         "crop": (crop is None or (_whole(crop, 0) and crop < pixels), f"null or a whole number below {pixels}"),
-        "padding": (padding is None or padding in PADDINGS, " or ".join(PADDINGS)),
+        "padding": (padding is None or (isinstance(padding, str) and padding in PADDINGS), " or ".join(PADDINGS)),
         "flip": (flip is None or isinstance(flip, bool), "true or false"),
         "rotation": (rotation is None or (_number(rotation) and 0 <= rotation <= 180), "null or degrees up to 180"),
     }
@@ -92,7 +102,11 @@ def _whole(value: Any, least: int) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"\w[\w.-]*", value) is not None
 
 
 def _numbers(values: Any, count: int) -> bool:

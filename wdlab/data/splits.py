@@ -277,7 +277,9 @@ def _load_text(config: Mapping[str, Any], root: str | Path, device: torch.device
     rest = len(tokens) - len(tokens) // 10
     least = 2 * context + 1  # characters of the smallest split that has an example however it is cut
     train_end = rest - val_size
-    if len(tokens) - rest < least or not least <= val_size <= rest - least:
+    if least > len(tokens) - rest or 2 * least > rest:
+        raise ConfigError(f"dataset.shape=[{context}]: must be shorter, the text has {len(tokens)} characters")
+    if not least <= val_size <= rest - least:
         raise ConfigError(f"dataset.val_size={val_size}: must be between {least} and {rest - least} characters")
     train_size = config.get("train_size")
     if train_size is not None and not least <= train_size <= train_end:

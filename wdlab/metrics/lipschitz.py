@@ -111,7 +111,8 @@ class _Bounds:
         if node.target in IN_PLACE and len(node.args[0].users) > 1:  # who reads it, before or behind the addition?
             return None
         bounds = [self._operand(value) for value in node.args]
-        return None if None in bounds or node.kwargs else sum(bounds)
+        spread = any(isinstance(v, fx.Node) and _shape(v) not in (None, _shape(node)) for v in node.args)
+        return None if None in bounds or node.kwargs or spread else sum(bounds)
 
     def _by_path(self, node: fx.Node) -> float | None:
         """The bound by the path-norm behind the second layer of a homogeneous pair."""
@@ -130,6 +131,10 @@ class _Bounds:
     def _factor(self, node: fx.Node) -> float | None:
         """How much an operation on one value can enlarge a difference."""
         module, is_a = self._traced.module(node), self._traced.is_a
+        if module is not None and (module._forward_hooks or module._forward_pre_hooks):
+            return None
+        if is_a(DROPOUT, node) and module is None and node.kwargs.get("training", True):
+            return None  # as a function it may be active in evaluation mode too
         if any(is_a(kind, node) for kind in (IDENTITY, DROPOUT, RESHAPE)):
             return 1.0
         if is_a(RELU, node):

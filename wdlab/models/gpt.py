@@ -77,7 +77,7 @@ class GPT(nn.Module):
             raise ValueError(f"width={width}: must be a multiple of heads={heads}")
         if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout!r}: must be a number in [0, 1)")
-        if activation not in ACTIVATIONS:
+        if not isinstance(activation, str) or activation not in ACTIVATIONS:
             raise ValueError(f"activation={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
         self.token = nn.Embedding(classes, width)
         self.position = nn.Embedding(input_shape[0], width)

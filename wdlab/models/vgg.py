@@ -39,7 +39,7 @@ class VGG(nn.Module):
 
         check_image(input_shape, SMALLEST)
         check_whole("width", width, 1)
-        if depth not in CONFIGURATIONS:
+        if not isinstance(depth, int) or depth not in CONFIGURATIONS:
             raise ValueError(f"depth={depth}: must be one of {', '.join(map(str, CONFIGURATIONS))}")
         if not isinstance(batch_norm, bool):
             raise ValueError(f"batch_norm={batch_norm!r}: must be true or false")

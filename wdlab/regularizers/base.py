@@ -360,8 +360,17 @@ class Regularizer:
         for group, strength in zip(self.groups, strengths, strict=True):
             group["strength"] = strength
         for schedule, saved in zip(self.over_time, schedules, strict=True):
-            schedule.load_state_dict(saved)
+            schedule.load_state_dict(_moved(saved, self.params[0].device))
         self.updates = state.get("updates", 0)
+
+
+def _moved(state: Any, device: torch.device) -> Any:
+    """A nested state with its tensors on ``device``: checkpoints are read on the CPU."""
+    if isinstance(state, Tensor):
+        return state.to(device)
+    if isinstance(state, dict):
+        return {key: _moved(value, device) for key, value in state.items()}
+    return [_moved(value, device) for value in state] if isinstance(state, list) else state
 
 
 def _check_held(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> None:

@@ -123,7 +123,8 @@ class InLoss(Regularizer):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._moments = {i: moment.clone() for i, moment in state.get("moments", {}).items()}
+        moments = state.get("moments", {})
+        self._moments = {i: moment.to(self.params[i].device, copy=True) for i, moment in moments.items()}
 
 
 class L2(InLoss):
