@@ -79,7 +79,7 @@ BAD = {
     "paths.runs=null": "paths.runs=None: must be a folder",
     "runtime.device=tpu": "runtime.device=tpu: must be one of auto, cpu, cuda",
     "+train.epochs=3": "train.epochs: unknown key; allowed: steps, batch_size, log_every, eval_every",
-    "~model": "model: unknown key; allowed:",
+    "~model": "model: is missing",
     "regularizer=early regularizer.over_time.steps=5": "regularizer.over_time.epochs=5, steps=5: give exactly one",
     "regularizer/over_time=soon": "regularizer/over_time=soon: does not exist; available: coherent, con",
     "regularizer=l1 regularizer.over_time=early": "regularizer.over_time='early': must be an OverTime; in a",

@@ -1,7 +1,9 @@
 """The README's Python examples run as they stand, one after the other, as a reader would paste them."""
 
 import re
+import shlex
 
+import pandas as pd
 import pytest
 
 from wdlab import runs
@@ -35,11 +37,29 @@ def test_the_method_table_names_every_method_and_config():
             assert re.search(rf"[`=]{path.stem}`", text), f"{folder}/{path.name}"
 
 
-def test_the_combinations_in_the_readme_compose_and_build():
+def commands() -> list[list[str]]:
+    """The overrides of every training command in the README."""
+    text = (runs.PROJECT / "README.md").read_text()
+    found = re.findall(r"^\.venv/bin/python -m wdlab\.train (?!-m)((?:.*\\\n)*.*)$", text, re.MULTILINE)
+    return [shlex.split(line.replace("\\\n", " ")) for line in found]
+
+
+def test_the_commands_in_the_readme_compose_and_build():
     from wdlab import train
 
+    assert len(commands()) >= 6
+    for overrides in commands():
+        train.build(runs.compose(overrides))
+
+
+def test_the_runs_that_the_readme_names_are_those_of_its_commands():
     text = (runs.PROJECT / "README.md").read_text()
-    lines = re.findall(r"^\.venv/bin/python -m wdlab\.train (?!-m)((?:.*\\\n)*.*)$", text, re.MULTILINE)
-    assert len(lines) >= 4
-    for line in lines:
-        train.build(runs.compose(line.replace("\\\n", " ").split()))
+    named = set(re.findall(r"results/runs/([\w-]+-[0-9a-f]{12})", text))
+    assert len(named) == 2 and named <= {runs.identity(runs.compose(overrides)) for overrides in commands()}
+    for example in (runs.PROJECT / "results" / "examples").glob("*.csv"):
+        assert set(pd.read_csv(example)["run"]) <= named, example
+
+
+def test_resnet18_at_width_16_reaches_88_percent_in_at_most_30_epochs():
+    table = pd.read_csv(runs.PROJECT / "results" / "examples" / "resnet18_cifar10.csv")
+    assert table["epoch"].max() <= 30 and table["test/accuracy"].iloc[-1] >= 0.88

@@ -58,7 +58,9 @@ def scientific_config(config: DictConfig) -> dict[str, Any]:
     """
     whole = OmegaConf.to_container(config, resolve=True)
     for key in (*SCIENTIFIC_KEYS, "runtime"):
-        if key != "seed" and not isinstance(whole.get(key), dict):
+        if key not in whole:
+            raise ConfigError(f"{key}: is missing")
+        if key != "seed" and not isinstance(whole[key], dict):
             raise ConfigError(f"{key}={whole.get(key)}: must be a group of keys")
     for key in NAMED_KEYS:
         name = whole[key].get("name")

@@ -298,7 +298,6 @@ def test_dying_gradients_stay_coherent_in_any_precision():
     "make",
     [
         lambda p: L1(p, 0.1, over_time=CoherenceGate()),
-        lambda p: L2(p, 0.1, over_time=GradientScale()),
         lambda p: L2(p, 0.1, route="separate"),
     ],
 )
