@@ -91,14 +91,15 @@ def test_a_section_of_several_parts_has_finite_numbers_and_its_targets(made, sec
         assert row.met == ("yes" if (value <= target if row.quantity == "ratio" else value >= target) else "no")
 
 
-def test_mnist_is_compared_with_every_loader_and_its_target_is_against_the_best(made):
+def test_mnist_is_compared_with_every_loader_and_its_target_is_against_torchvisions(made):
     table = pd.read_csv(made / "inputs.csv", keep_default_na=False)
     table = table[table["part"] == "MNIST"]
     loaders, ours = table[table["case"] != "wdlab"], table[table["case"] == "wdlab"]
     kinds = ("2 workers", "0 workers", "whole batches indexed")
     assert list(loaders["case"]) == list(ours["against"]) == [THEIRS, *(f"{LOADER}, {kind}" for kind in kinds)]
     best = loaders["case"][loaders["median_us"].astype(float).idxmin()]
-    assert list(ours["against"][ours["target"] != ""]) == [best]
+    assert list(ours["against"][ours["target"] != ""]) == [THEIRS]
+    assert list(ours["against"][ours["note"] == "the fastest"]) == [best]
 
 
 @pytest.mark.parametrize("section", TARGETS)

@@ -58,8 +58,3 @@ def test_the_runs_that_the_readme_names_are_those_of_its_commands():
     assert len(named) == 2 and named <= {runs.identity(runs.compose(overrides)) for overrides in commands()}
     for example in (runs.PROJECT / "results" / "examples").glob("*.csv"):
         assert set(pd.read_csv(example)["run"]) <= named, example
-
-
-def test_resnet18_at_width_16_reaches_88_percent_in_at_most_30_epochs():
-    table = pd.read_csv(runs.PROJECT / "results" / "examples" / "resnet18_cifar10.csv")
-    assert table["epoch"].max() <= 30 and table["test/accuracy"].iloc[-1] >= 0.88
