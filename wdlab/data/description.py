@@ -33,12 +33,7 @@ def check_description(config: Mapping[str, Any]) -> None:
     allowed |= {"shape": (True, "")}
     allowed |= _of_every_data_set(values)
     allowed |= _of_text(values) if is_text(values) else _of_images(values)
-    for key, value in values.items():
-        if key not in allowed:
-            raise ConfigError(f"dataset.{key}: unknown key; allowed: {', '.join(allowed)}")
-        good, wanted = allowed[key]
-        if not good:
-            raise ConfigError(f"dataset.{key}={value}: must be {wanted}")
+    _check_values("dataset", values, allowed)
     if not is_text(values) and values.get("augment") is not None:
         _check_augment(values["augment"], min(shape[1:]))
     if values.get("per_class") is not None and values.get("train_size") is not None:
@@ -89,12 +84,17 @@ def _check_augment(augment: Mapping[str, Any], pixels: int) -> None:
         "flip": (flip is None or isinstance(flip, bool), "true or false"),
         "rotation": (rotation is None or (_number(rotation) and 0 <= rotation <= 180), "null or degrees up to 180"),
     }
-    for key, value in augment.items():
+    _check_values("dataset.augment", augment, allowed)
+
+
+def _check_values(group: str, values: Mapping[str, Any], allowed: Mapping[str, tuple[bool, str]]) -> None:
+    """``allowed`` says of every key whether its value is good, and what it must be."""
+    for key, value in values.items():
         if key not in allowed:
-            raise ConfigError(f"dataset.augment.{key}: unknown key; allowed: {', '.join(allowed)}")
+            raise ConfigError(f"{group}.{key}: unknown key; allowed: {', '.join(allowed)}")
         good, wanted = allowed[key]
         if not good:
-            raise ConfigError(f"dataset.augment.{key}={value}: must be {wanted}")
+            raise ConfigError(f"{group}.{key}={value}: must be {wanted}")
 
 
 def _whole(value: Any, least: int) -> bool:
