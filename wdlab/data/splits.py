@@ -31,13 +31,13 @@ class Split(ABC):
     def examples(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
         """Inputs as a network reads them, and int64 labels, of some rows; nothing varied."""
 
+    @abstractmethod
     def draw(self, generator: np.random.Generator) -> Any:
         """How the examples are varied in an epoch, in the order in which they are visited; None if they are not."""
-        return None
 
+    @abstractmethod
     def varied(self, rows: Tensor, drawn: Any) -> tuple[Tensor, Tensor]:
         """As ``examples``, varied by what was drawn for them."""
-        raise NotImplementedError
 
 
 class Images(Split):
