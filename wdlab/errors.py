@@ -24,6 +24,14 @@ class RunFailed(WdlabError):
     """A run, or some runs of a sweep, that did not end well."""
 
 
+NAME = "a name: letters, digits, dots, dashes, underscores"
+
+
+def is_name(value: object) -> bool:
+    """Whether a config value is ``NAME``, and so can be part of a file's."""
+    return isinstance(value, str) and re.fullmatch(r"\w[\w.-]*", value) is not None
+
+
 def explain(error: BaseException) -> str | None:
     """The one line to print for an error of the user's, None for an error of ours (which deserves its traceback)."""
     from hydra.errors import HydraException, MissingConfigException

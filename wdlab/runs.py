@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import socket
 import subprocess
 import time
@@ -30,7 +29,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from wdlab.errors import ConfigError
+from wdlab.errors import NAME, ConfigError, is_name
 
 PROJECT = Path(__file__).resolve().parent.parent
 CONFIGS = PROJECT / "configs"
@@ -64,8 +63,8 @@ def scientific_config(config: DictConfig) -> dict[str, Any]:
             raise ConfigError(f"{key}={whole.get(key)}: must be a group of keys")
     for key in NAMED_KEYS:
         name = whole[key].get("name")
-        if not (isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name)):
-            raise ConfigError(f"{key}.name={name}: must be a name: letters, digits, dots, dashes, underscores")
+        if not is_name(name):
+            raise ConfigError(f"{key}.name={name}: must be {NAME}")
     return {key: whole.get(key) for key in SCIENTIFIC_KEYS} | {"precision": whole["runtime"].get("precision")}
 
 

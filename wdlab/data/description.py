@@ -1,18 +1,16 @@
 """What a ``configs/dataset`` file may hold, checked before anything is read."""
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from wdlab.data.augment import PADDINGS
-from wdlab.errors import ConfigError
+from wdlab.errors import NAME, ConfigError, is_name
 
 REQUIRED = ("name", "classes", "val_size", "split_seed")
 REQUIRED_OF_IMAGES = ("mean", "std", "per_class")
-NAME = "a name: letters, digits, dots, dashes, underscores"
 
 
 def is_text(config: Mapping[str, Any]) -> bool:
@@ -29,7 +27,7 @@ def check_description(config: Mapping[str, Any]) -> None:
     missing = [key for key in (*REQUIRED, *(() if is_text(values) else REQUIRED_OF_IMAGES)) if key not in values]
     if missing:
         raise ConfigError(f"dataset.{missing[0]}: is missing")
-    allowed = {key: (values.get(key) is None or _is_name(values[key]), NAME) for key in ("name", "source")}
+    allowed = {key: (values.get(key) is None or is_name(values[key]), NAME) for key in ("name", "source")}
     allowed |= {"shape": (True, "")}
     allowed |= _of_every_data_set(values)
     allowed |= _of_text(values) if is_text(values) else _of_images(values)
@@ -103,10 +101,6 @@ def _whole(value: Any, least: int) -> bool:
 
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"\w[\w.-]*", value) is not None
 
 
 def _numbers(values: Any, count: int) -> bool:
