@@ -41,16 +41,21 @@ class Metrics:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.weights = weights(model)
         self.pairs = _pairs_if_any(model)
+        self._parts = _parts(self.weights)
         self._step_values: dict[str, Tensor] = {}
-        self._old_weights: list[Tensor] = []  # the same memory each time: to get it takes longer than to copy
+        self._state: list[Tensor] | None = None  # sums over the weights as they are, behind a step
+        self._old_parts: list[list[Tensor]] = []  # the same memory each time: to get it takes longer than to copy
 
     @torch.no_grad()
     def before_step(self) -> None:
         """The gradient is that of the loss alone, the weights are still old."""
-        if not self._old_weights:
-            self._old_weights = [torch.empty_like(w) for w in self.weights]
-        torch._foreach_copy_(self._old_weights, self.weights)
-        self._old_norms = norms.each_norm(self.weights)
+        if not self._old_parts:
+            self._old_parts = [[torch.empty_like(w) for w in part] for part in self._parts]
+        old_norms = []
+        for old, part in zip(self._old_parts, self._parts, strict=True):
+            torch._foreach_copy_(old, part)
+            old_norms.append(norms.each_norm(part))
+        self._old_norms = torch.cat(old_norms)
         with_gradient = [p for p in self.parameters if p.grad is not None]
         gradient_norms = norms.each_norm([p.grad for p in with_gradient])
         by_parameter = dict(zip(map(id, with_gradient), gradient_norms.unbind(), strict=True))
@@ -67,17 +72,20 @@ class Metrics:
     @torch.no_grad()
     def after_step(self) -> None:
         """The weights are new."""
-        torch._foreach_sub_(self._old_weights, self.weights)
-        backwards = self._old_weights  # old - new: what is left of them
-        new_norms, update_norms = norms.each_norm(self.weights), norms.each_norm(backwards)
-        products = -norms.each_dot(backwards, self.weights) - update_norms.square()
+        sums = []
+        for old, part in zip(self._old_parts, self._parts, strict=True):
+            torch._foreach_sub_(old, part)  # old - new: what is left of them
+            updates = norms.each_norm(old), norms.each_dot(old, part)
+            sums.append(torch.stack([*updates, *_sums(part)]))
+        update_norms, products, *state = torch.cat(sums, dim=1)
+        products = -products - update_norms.square()
+        self._state, new_norms = state, state[0]
         self._step_values |= self._penalty.values()
         self._step_values |= {
             "update/relative": norms.together(update_norms) / norms.together(self._old_norms),
             "scale_invariant/angular_update": scale_invariant.angular_update(
                 self._old_norms, new_norms, update_norms, products
             ),
-            "norm/weight_l2": norms.together(new_norms),
         }
 
     def measure(self, whole_splits: bool, sharpness: bool = False) -> dict[str, float]:
@@ -91,12 +99,14 @@ class Metrics:
             A number for every metric. One that has no value here (no pairs, no bound known) is left out.
         """
         paths = unit_paths(self.pairs)
-        values = self._step_values
-        self._step_values = {}
-        if "norm/weight_l2" not in values:
-            values["norm/weight_l2"] = norms.weight_norm(self.weights)
-        values["norm/weight_l1"] = norms.weight_norm(self.weights, 1)
-        values["sparsity/weights"] = sparsity.zero_weights(self.weights, values["norm/weight_l1"])
+        values, state = self._step_values, self._state or _sums(self.weights)
+        self._step_values, self._state = {}, None
+        l2, l1, zeros = state
+        values |= {
+            "norm/weight_l2": norms.together(l2),
+            "norm/weight_l1": l1.sum(),
+            "sparsity/weights": zeros.sum() / sum(w.numel() for w in self.weights),
+        }
         if paths:
             values["norm/path"] = norms.path_norm(paths)
             values["sparsity/active_units"] = sparsity.active_units(paths)
@@ -123,6 +133,16 @@ class Metrics:
             if upper is not None:
                 values["lipschitz/upper"] = upper
         return values
+
+
+def _parts(weights: list[Tensor]) -> list[list[Tensor]]:
+    """What is gone through together: on a CPU each by itself, to find it in a cache again; else all, in one launch."""
+    return [[w] for w in weights] if weights[0].device.type == "cpu" else [weights]
+
+
+def _sums(weights: list[Tensor]) -> list[Tensor]:
+    """Of every weight its L2 and L1 norm and how many zeros it has, each (len(weights),)."""
+    return [norms.each_norm(weights), *sparsity.sizes(weights)]
 
 
 def _pairs_if_any(model: nn.Module) -> list[Pair]:
