@@ -34,6 +34,7 @@ ALLOWED = {
     "optimizers": {"foreach", "regularizers"},
     "metrics": {"homogeneous", "regularizers", "data"},
     "loop": {"checkpoint", "data", "device", "metrics", "progress", "recorder", "regularizers", "runs"},
+    "stacked": {"data", "foreach", "loop", "models", "optimizers", "progress", "recorder", "regularizers", "runs"},
     "sweep": {"parallel", "progress", "runs", "train"},
     "train": {"checkpoint", "data", "device", "loop", "metrics", "parallel", "progress", "recorder", "runs", "sweep"},
     "evaluate": {"checkpoint", "data", "device", "metrics", "pruning", "runs", "train"},

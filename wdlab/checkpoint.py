@@ -13,12 +13,23 @@ def save(run: RunDirectory, state: dict[str, Any]) -> None:
     """Write ``state`` as the run's newest checkpoint; the one before stays as ``checkpoint.previous.pt``."""
     temporary = run.path / ".checkpoint.tmp"
     with temporary.open("wb") as file:
-        torch.save({"run": run.name, **state}, file)
+        torch.save({"run": run.name, **_by_itself(state)}, file)
         file.flush()
         os.fsync(file.fileno())
     if run.checkpoint.exists():
         run.checkpoint.replace(run.previous_checkpoint)
     temporary.replace(run.checkpoint)
+
+
+def _by_itself(state: Any) -> Any:
+    """A nested state whose tensors are all that lies in their memory; torch would save the rest of it too."""
+    if isinstance(state, dict):
+        return {key: _by_itself(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(map(_by_itself, state))
+    if isinstance(state, torch.Tensor) and state.untyped_storage().nbytes() > state.nbytes:
+        return state.clone()
+    return state
 
 
 def load(run: RunDirectory) -> dict[str, Any] | None:

@@ -63,14 +63,42 @@ def over_shards(tensors: Sequence[Tensor], sums: Tensor) -> Tensor:
     return sums
 
 
+# In these four a number may be a scalar tensor, or, for tensors that hold a stack of runs in their first dimension, a
+# number for each run: a tensor (runs, 1, ...) of as many dimensions as they have.
+
+
 def add_number(tensors: Sequence[Tensor], number: float | Tensor) -> list[Tensor]:
     """``t + number`` of each tensor."""
+    if _is_of_a_stack(number):
+        return [t + number for t in tensors]
     return torch._foreach_add(tensors, number, **_as_tensor(number))
 
 
 def add_number_(tensors: Sequence[Tensor], number: float | Tensor) -> None:
     """In place ``t += number`` of each tensor."""
-    torch._foreach_add_(tensors, number, **_as_tensor(number))
+    if _is_of_a_stack(number):
+        for t in tensors:
+            t.add_(number)
+    else:
+        torch._foreach_add_(tensors, number, **_as_tensor(number))
+
+
+def times(tensors: Sequence[Tensor], number: float | Tensor) -> list[Tensor]:
+    """``t * number`` of each tensor."""
+    return [t * number for t in tensors] if _is_of_a_stack(number) else torch._foreach_mul(tensors, number)
+
+
+def times_(tensors: Sequence[Tensor], number: float | Tensor) -> None:
+    """In place ``t *= number`` of each tensor."""
+    if _is_of_a_stack(number):
+        for t in tensors:
+            t.mul_(number)
+    else:
+        torch._foreach_mul_(tensors, number)
+
+
+def _is_of_a_stack(number: float | Tensor) -> bool:
+    return isinstance(number, Tensor) and number.dim() > 0
 
 
 def _as_tensor(number: float | Tensor) -> dict[str, float]:

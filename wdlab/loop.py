@@ -121,7 +121,7 @@ def fit(
         regularizer.load_state_dict(start["regularizer"])
     _set_random_state(start, machine, experiment.seed)
     update = Step(machine.training_form(model), optimizer, machine, config["clip_norm"])
-    keeper = _Keeper(experiment, config, run, recorder, batches.steps_per_epoch) if recorder else _NoKeeper()
+    keeper = Keeper(experiment, config, run, recorder, batches.steps_per_epoch) if recorder else _NoKeeper()
 
     def set_lr(step: int) -> None:
         factor = experiment.lr_factor(step, steps, batches.steps_per_epoch)
@@ -140,7 +140,7 @@ def fit(
     with regularizer.attach(optimizer), Progress(run.name, steps, first) as progress:
         for step in range(first, steps):
             done = step + 1
-            logged = any(_due(config, every, done) for every in ("log_every", *FULLER))
+            logged = any(due(config, every, done) for every in ("log_every", *FULLER))
             set_lr(step)
             loss = update.backward(*batches(step))
             if logged:
@@ -165,11 +165,12 @@ def fit(
     return "done"
 
 
-def _due(config: Mapping[str, Any], every: str, step: int) -> bool:
+def due(config: Mapping[str, Any], every: str, step: int) -> bool:
+    """Whether what ``config[every]`` gives the distance of is due behind update ``step``; at the last all is."""
     return config[every] is not None and (step % config[every] == 0 or step == config["steps"])
 
 
-class _Keeper:
+class Keeper:
     """Measures, records and saves a run."""
 
     def __init__(
@@ -210,7 +211,7 @@ class _Keeper:
         clock = {"step": step, "epoch": step / self._steps_per_epoch}
         lr = self._experiment.optimizer.param_groups[0]["lr"]
         setting = {"lr": lr, "strength": self._experiment.regularizer.strength_in_force}
-        fuller = (_due(self._config, every, step) for every in FULLER)
+        fuller = (due(self._config, every, step) for every in FULLER)
         self._recorder.log(clock | setting | self._metrics.measure(*fuller))
 
     def save(self, step: int, finite: Tensor) -> None:

@@ -5,8 +5,19 @@ three splits of them, ``augment.py`` varies images, ``batches.py`` orders exampl
 ``Data`` and ``Batches``.
 """
 
-from wdlab.data.batches import Batches
+from wdlab.data.batches import Batches, StackedBatches
 from wdlab.data.description import check_batch_size, check_description
 from wdlab.data.splits import Data, Images, Split, Text, check, load
 
-__all__ = ["Batches", "Data", "Images", "Split", "Text", "check", "check_batch_size", "check_description", "load"]
+__all__ = [
+    "Batches",
+    "Data",
+    "Images",
+    "Split",
+    "StackedBatches",
+    "Text",
+    "check",
+    "check_batch_size",
+    "check_description",
+    "load",
+]

@@ -1,5 +1,6 @@
 """The order of the examples: which ones make up the batch of a step."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,43 @@ class Batches:
 
     def _start(self, epoch: int) -> None:
         device = self.split.labels.device
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.split))
         drawn = self.split.draw(np.random.default_rng((self.seed, epoch, 1)))
-        self._order = to_device(torch.from_numpy(order), device)
+        self._order = to_device(_order(self.split, self.seed, epoch), device)
         self._drawn = None if drawn is None else drawn.to(device)
         self._epoch = epoch
+
+
+class StackedBatches:
+    """The batches of several runs that differ in their seeds, those of ``Batches`` side by side; nothing is varied.
+
+    Args:
+        split: the examples.
+        batch_size: of each run.
+        seeds: of the runs.
+
+    Raises:
+        ConfigError: if a batch does not fit into the split.
+    """
+
+    def __init__(self, split: Split, batch_size: int, seeds: Sequence[int]) -> None:
+        check_batch_size(batch_size, len(split))
+        self.split, self.batch_size, self.seeds = split, batch_size, list(seeds)
+        self.steps_per_epoch = len(split) // batch_size
+        self._epoch = -1
+        self._orders: Tensor
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs (runs, batch, ...) and labels (runs, batch) of update ``step + 1``."""
+        epoch, block = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            orders = {seed: _order(self.split, seed, epoch) for seed in set(self.seeds)}
+            self._orders = to_device(torch.stack([orders[seed] for seed in self.seeds]), self.split.labels.device)
+            self._epoch = epoch
+        rows = self._orders[:, block * self.batch_size : (block + 1) * self.batch_size]
+        inputs, labels = self.split.examples(rows.flatten())
+        return inputs.unflatten(0, rows.shape), labels.unflatten(0, rows.shape)
+
+
+def _order(split: Split, seed: int, epoch: int) -> Tensor:
+    """In which order an epoch visits the examples."""
+    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(len(split)))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wdlab.foreach import local
+from wdlab.foreach import local, times, times_
 from wdlab.regularizers.base import Part, Regularizer
 from wdlab.regularizers.checks import check_choice, check_number, is_adam
 from wdlab.regularizers.over_time import OverTime
@@ -209,14 +209,14 @@ def ascent_sign(part: Part) -> int:
 def add_(tensors: Sequence[Tensor], addends: Sequence[Tensor], factor: float | Tensor) -> None:
     """In place: ``t += factor * addend`` for each pair."""
     if isinstance(factor, Tensor):
-        torch._foreach_add_(tensors, torch._foreach_mul(addends, factor))
+        torch._foreach_add_(tensors, times(addends, factor))
     else:
         torch._foreach_add_(tensors, addends, alpha=factor)
 
 
 def shrink_(params: Sequence[Tensor], rate: float | Tensor) -> None:
     """In place: ``w *= max(0, 1 - rate)``, the decoupled decay; a huge rate must not turn weights over."""
-    torch._foreach_mul_(local(params), remaining(rate))
+    times_(local(params), remaining(rate))
 
 
 def remaining(rate: float | Tensor) -> float | Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wdlab.foreach import add_number, add_number_, compiled, local, wide
+from wdlab.foreach import add_number, add_number_, compiled, local, times_, wide
 from wdlab.regularizers.base import Part, Regularizer
 from wdlab.regularizers.checks import check_number
 from wdlab.regularizers.over_time import OverTime
@@ -90,7 +90,10 @@ class PNormDecay(_Bridged):
         if self.late:
             self._factors = [(part.params, self._remaining(part)) for part in self.parts()]
         for params, factors in self._factors:
-            torch._foreach_mul_(local(params), factors)
+            if isinstance(factors, list):
+                torch._foreach_mul_(local(params), factors)
+            else:
+                times_(local(params), factors)
         self._factors = []
 
     def _remaining(self, part: Part) -> list[Tensor] | Tensor | float:
@@ -139,7 +142,7 @@ def remaining_factors(
             torch._foreach_rsqrt_(sizes)
         if p == 0.5:
             torch._foreach_pow_(sizes, 3)
-        torch._foreach_mul_(sizes, c if isinstance(c, Tensor) else min(c, LARGEST))
+        times_(sizes, c if isinstance(c, Tensor) else min(c, LARGEST))
         torch._foreach_add_(sizes, 1)
         torch._foreach_reciprocal_(sizes)
     else:  # the same as 1 / (1 + exp(log c - (2-p) log |w|))

@@ -1,0 +1,119 @@
+"""A stack of runs against each of them by itself: every record at every step, weights, optimizer states, resume."""
+
+import itertools
+import json
+
+import pytest
+import torch
+
+from wdlab import checkpoint, loop, runs, stacked, train
+from wdlab.recorder import Mirror, Recorder
+
+STEPS = 6
+ATOL = 5e-5  # Adam divides by roots of squares: where gradients are next to nothing, rounding becomes a step
+COMMON = ("train.steps=6", "train.log_every=1", "train.eval_every=3", "model.width=12", "train.batch_size=32")
+POINTS = (  # what may differ within a stack
+    ("seed=0", "regularizer.strength=1e-2", "optimizer.lr=0.05"),
+    ("seed=1", "regularizer.strength=0.0", "optimizer.lr=0.02"),
+    ("seed=1", "regularizer.strength=0.5", "optimizer.lr=0.05"),
+    ("seed=2", "regularizer.strength=1e-3", "optimizer.lr=0.0"),
+)
+PLAIN = ("regularizer=l2",)
+SETTINGS = {
+    "l2": PLAIN,
+    "l2 decoupled": ("regularizer=l2", "regularizer.route=decoupled", "regularizer.scope=all"),
+    "l1": ("regularizer=l1", "optimizer.momentum=0.9"),
+    "lp": ("regularizer=lp", "regularizer.p=0.5"),
+    "decoupled": ("regularizer=decoupled", "regularizer.scope=all"),
+    "scheduled": ("regularizer=scheduled", "optimizer.momentum=0.5"),
+    **{f"pnorm {p}": ("regularizer=pnorm", f"regularizer.p={p}") for p in (0.5, 0.8, 1, 1.5, 2, 3)},
+    "pnorm late": ("regularizer=pnorm", "regularizer.late=true"),
+    "soft threshold": ("regularizer=pnorm_prox", "regularizer.p=1"),
+    "three halves": ("regularizer=pnorm_prox", "regularizer.p=1.5"),
+    "pathprox": ("regularizer=pathprox",),
+    "pathprox with biases": ("regularizer=pathprox", "regularizer.regularize_bias=true"),
+    "pathprox, five layers": ("regularizer=pathprox", "model.depth=5"),
+    "factorized": ("regularizer=pathprox", "model=mlp_factorized", "regularizer.balance=false"),
+    "early": ("regularizer=pathprox", "regularizer/over_time=early", "++regularizer.over_time.epochs=0.1"),
+    "delayed": ("regularizer=pnorm", "regularizer/over_time=delayed", "++regularizer.over_time.epochs=0.1"),
+    "warm-up": ("regularizer=l1", "regularizer/over_time=warmup", "++regularizer.over_time.epochs=0.1"),
+    "nesterov": (*PLAIN, "optimizer.momentum=0.9", "optimizer.nesterov=true"),
+    "dampening": (*PLAIN, "optimizer.momentum=0.9", "+optimizer.dampening=0.3"),
+    "cosine": (*PLAIN, "lr_schedule=cosine", "lr_schedule.warmup_epochs=0.05"),
+    "clipped": (*PLAIN, "train.clip_norm=0.3"),
+    "adam": (*PLAIN, "optimizer=adam"),
+    "adamw": ("regularizer=pnorm", "optimizer=adamw"),
+    "padam": (*PLAIN, "optimizer=padam", "optimizer.weight_decay=0.1"),
+    "sgds": (*PLAIN, "optimizer=sgds", "optimizer.weight_decay=0.1"),
+}
+
+
+def configs(compose, *overrides, points=POINTS):
+    return [compose(*COMMON, *overrides, *point) for point in points]
+
+
+def members(of, folder, start=False):
+    found = []
+    for config in of:
+        run = runs.RunDirectory(folder, runs.identity(config))
+        run.create()
+        state = checkpoint.load(run) if start else None
+        recorder = Recorder(run.metrics, state["records_bytes"] if state else 0, Mirror())
+        found.append(stacked.Member(train._experiment(config), run, recorder, state))
+    return found
+
+
+def fit_stacked(of, folder, kinds=None, **options):
+    runs_of_it = members(of, folder, **options)
+    kinds = kinds or ["the same"] * len(runs_of_it)
+    assert [stacked.why_not(c, m.experiment) for c, m in zip(of, runs_of_it, strict=True)] == [None] * len(of)
+    stacked.fit(runs_of_it, kinds, of[0]["train"], checkpoint_seconds=float("inf"))
+    for member in runs_of_it:
+        member.recorder.close()
+    return runs_of_it
+
+
+def fit_one_by_one(of, folder):
+    done = members(of, folder)
+    for config, member in zip(of, done, strict=True):
+        member.outcome = loop.fit(
+            member.experiment, config["train"], member.run, member.recorder, None, checkpoint_seconds=float("inf")
+        )
+        member.recorder.close()
+    return done
+
+
+def rows(member):
+    return [json.loads(line) for line in member.run.metrics.read_text().splitlines()]
+
+
+def nearly(value):
+    return None if value is None else pytest.approx(value, rel=2e-4, abs=2e-6)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_stack_records_what_its_runs_do_by_themselves(name, compose, tmp_path):
+    of = configs(compose, *SETTINGS[name])
+    together, apart = fit_stacked(of, tmp_path / "stack"), fit_one_by_one(of, tmp_path / "single")
+    for ours, theirs in zip(together, apart, strict=True):
+        assert ours.outcome == theirs.outcome == "done"
+        assert len(rows(ours)) == STEPS + 1
+        for row, expected in zip(rows(ours), rows(theirs), strict=True):
+            assert row.keys() == expected.keys()
+            assert row == {key: nearly(value) for key, value in expected.items()}
+        saved, expected = checkpoint.load(ours.run), checkpoint.load(theirs.run)
+        assert_nearly_equal(saved | {"records_bytes": 0, "rng": 0}, expected | {"records_bytes": 0, "rng": 0})
+
+
+def assert_nearly_equal(ours, theirs):
+    if isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys()
+        for key in theirs:
+            assert_nearly_equal(ours[key], theirs[key])
+    elif isinstance(theirs, list | tuple):
+        for a, b in itertools.zip_longest(ours, theirs):
+            assert_nearly_equal(a, b)
+    elif isinstance(theirs, torch.Tensor):
+        assert ours.shape == theirs.shape and torch.allclose(ours.double(), theirs.double(), rtol=1e-4, atol=ATOL)
+    else:
+        assert ours == theirs

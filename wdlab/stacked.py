@@ -1,0 +1,488 @@
+"""Runs of one MLP that differ in numbers only, trained side by side as one batched program. Called by ``launchers``.
+
+A stack is a list of ordinary experiments whose tensors lie next to each other in memory: what a run is measured,
+recorded and saved by reads its own rows, and never knows. The networks go forward and backward by batched matrix
+products; the methods' own arithmetic acts on all runs at once, with a strength and a learning rate for each.
+"""
+
+import contextlib
+import copy
+import itertools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wdlab import regularizers
+from wdlab.data import StackedBatches
+from wdlab.loop import FULLER, Experiment, Keeper, due
+from wdlab.models import MLP, FactorizedMLP
+from wdlab.optimizers import SGDS, PAdam
+from wdlab.progress import Progress
+from wdlab.recorder import Recorder
+from wdlab.regularizers import Regularizer
+from wdlab.regularizers.base import Part, go_before_the_step, go_behind_the_step
+from wdlab.regularizers.checks import is_sgd
+from wdlab.regularizers.in_loss import InLoss, add_
+from wdlab.regularizers.pathprox import prox_step_
+from wdlab.runs import RunDirectory
+
+MOST = 32  # runs of one stack; more of them leave the caches
+NETWORKS = (MLP, FactorizedMLP)
+OPTIMIZERS = (torch.optim.SGD, SGDS, torch.optim.Adam, torch.optim.AdamW, PAdam)
+METHODS = (
+    *(Regularizer, regularizers.L2, regularizers.L1, regularizers.Lp, regularizers.DecoupledDecay),
+    *(regularizers.ScheduledDecay, regularizers.PNormDecay, regularizers.PNormProx, regularizers.PathProx),
+)
+ROUTES = ("both", "decoupled")
+BY_THE_CLOCK = (regularizers.Early, regularizers.Delayed, regularizers.WarmUp)
+
+
+@dataclass
+class Member:
+    """One run of a stack.
+
+    Args:
+        experiment: as for a run by itself. Its optimizer takes no steps; it holds the state and the learning rate.
+        run: its directory.
+        recorder: of its records.
+        start: the checkpoint it goes on from, None at the beginning.
+    """
+
+    experiment: Experiment
+    run: RunDirectory
+    recorder: Recorder
+    start: dict[str, Any] | None = None
+    outcome: str | None = None  # as ``loop.fit`` says it, once it is known
+
+
+def why_not(config: Mapping[str, Any], experiment: Experiment) -> str | None:
+    """Why a run has to be trained by itself; None if it can be part of a stack."""
+    optimizer, method, machine = experiment.optimizer, experiment.regularizer, experiment.machine
+    group = optimizer.param_groups[0]
+    if type(experiment.model) not in NETWORKS:
+        return f"model={config['model']['name']} is no MLP"
+    if config["dataset"].get("augment"):
+        return "dataset.augment varies its training examples"
+    if machine.precision == "bf16" or machine.compiled:
+        return "runtime.precision=bf16 and runtime.compile are for runs by themselves"
+    if type(optimizer) not in OPTIMIZERS:
+        return f"optimizer={config['optimizer']['name']} takes its scale from the gradients of one run"
+    if group.get("maximize") or group.get("amsgrad"):
+        return "optimizer.maximize and optimizer.amsgrad are for runs by themselves"
+    if group["weight_decay"] and type(optimizer) in (torch.optim.SGD, torch.optim.Adam):
+        return "optimizer.weight_decay is for runs by themselves; regularizer=l2 is the same"
+    if type(method) not in METHODS:
+        return f"regularizer={config['regularizer']['name']} looks at the gradients of one run"
+    if isinstance(method, InLoss) and method.route not in ROUTES:
+        return f"regularizer.route={method.route} keeps a moment of one run"
+    for schedule in method.over_time:
+        if not isinstance(schedule, BY_THE_CLOCK) and not is_sgd(group):
+            return f"{type(schedule).__name__} takes its strength from the gradients of one run"
+        if isinstance(schedule, regularizers.CoherenceGate):
+            return "CoherenceGate takes its strength from the gradients of one run"
+    return None
+
+
+class Network:
+    """The linear layers of a stack of MLPs, in one block of memory: a row for each run, weights first, then biases.
+
+    The models' parameters become views of their rows, and so do their gradients.
+
+    Args:
+        models: of one shape, on one device.
+
+    Attributes:
+        memory, gradient: (runs, parameters).
+        weights, biases: per layer views of ``memory``, (runs, out, in) and (runs, 1, out).
+        weight_gradients, bias_gradients: the same of ``gradient``.
+    """
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        layers = [linear_layers(model) for model in models]
+        shapes = [layer.weight.shape for layer in layers[0]]
+        self.weight_count = sum(map(math.prod, shapes))
+        count = self.weight_count + sum(out for out, _ in shapes)
+        like = layers[0][0].weight
+        self.memory = torch.empty(len(models), count, device=like.device, dtype=like.dtype)
+        self.gradient = torch.zeros_like(self.memory)
+        self.weights, self.biases = _views(self.memory, shapes)
+        self.weight_gradients, self.bias_gradients = _views(self.gradient, shapes)
+        modules = list(models[0].layers)
+        behind = [k + 1 for k, module in enumerate(modules) if isinstance(module, nn.Linear)]
+        self._relu_behind = [k < len(modules) and isinstance(modules[k], nn.ReLU) for k in behind]
+        self._shapes = shapes
+        with torch.no_grad():
+            for run, model in enumerate(models):
+                places, gradients = self.of_run(self.memory, run), self.of_run(self.gradient, run)
+                for p, place, gradient in zip(model.parameters(), places, gradients, strict=True):
+                    place.copy_(p)
+                    p.data, p.grad = place, gradient
+
+    def of_run(self, rows: Tensor, run: int) -> list[Tensor]:
+        """Views of one run's row of a tensor shaped like ``memory``, in the order and shapes of its parameters."""
+        weights, biases = _views(rows, self._shapes)
+        return [t for k in range(len(weights)) for t in (weights[k][run], biases[k][run, 0])]
+
+    @torch.no_grad()
+    def backward(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Put the gradient of each run's mean cross-entropy (nats) into ``gradient``; returns these losses, (runs,).
+
+        Args:
+            inputs: (runs, batch, ...).
+            labels: int64, (runs, batch).
+        """
+        values, read = inputs.flatten(2), []
+        for weight, bias, relu in zip(self.weights, self.biases, self._relu_behind, strict=True):
+            read.append(values)
+            values = torch.baddbmm(bias, values, weight.transpose(1, 2))
+            if relu:
+                values.relu_()
+        logs, labels = torch.log_softmax(values, 2), labels.unsqueeze(2)
+        losses = -logs.gather(2, labels).mean((1, 2))
+        slopes = logs.exp_().scatter_add_(2, labels, labels.new_full((), -1).to(logs.dtype).expand_as(labels))
+        slopes /= labels.shape[1]
+        for k in reversed(range(len(self.weights))):
+            self.weight_gradients[k].copy_(torch.bmm(slopes.transpose(1, 2), read[k]))
+            torch.sum(slopes, 1, keepdim=True, out=self.bias_gradients[k])
+            if k:
+                slopes = torch.bmm(slopes, self.weights[k])
+                if self._relu_behind[k - 1]:
+                    slopes = torch.ops.aten.threshold_backward(slopes, read[k], 0)
+        return losses
+
+    @torch.no_grad()
+    def clip(self, norm: float) -> None:
+        """Scale every run's gradient down to ``norm`` if it is longer, as ``nn.utils.clip_grad_norm_`` does."""
+        lengths = torch.linalg.vector_norm(self.gradient, dim=1, keepdim=True)
+        self.gradient.mul_((norm / (lengths + 1e-6)).clamp_(max=1.0))
+
+
+def linear_layers(model: nn.Module) -> list[nn.Linear]:
+    """Those of an MLP, in forward order."""
+    return [module for module in model.layers if isinstance(module, nn.Linear)]
+
+
+def _views(memory: Tensor, shapes: Sequence[tuple[int, int]]) -> tuple[list[Tensor], list[Tensor]]:
+    weights, biases, start = [], [], 0
+    for out, inputs in shapes:
+        weights.append(memory[:, start : start + out * inputs].unflatten(1, (out, inputs)))
+        start += out * inputs
+    for out, _ in shapes:
+        biases.append(memory[:, None, start : start + out])
+        start += out
+    return weights, biases
+
+
+# -- the optimizers' steps, with a learning rate for each run
+
+
+class SGDStep:
+    """``torch.optim.SGD``, on rows.
+
+    Args:
+        memory, gradient: (runs, parameters).
+        group: the optimizer's settings.
+        begun: whether the runs have taken steps before.
+    """
+
+    def __init__(self, memory: Tensor, gradient: Tensor, group: Mapping[str, Any], begun: bool) -> None:
+        self._memory, self._gradient, self._begun = memory, gradient, begun
+        self._momentum, self._dampening, self._nesterov = group["momentum"], group["dampening"], group["nesterov"]
+        self.state = {"momentum_buffer": torch.zeros_like(memory)} if self._momentum else {}
+
+    def __call__(self, lr: Tensor, step: int) -> None:
+        """Update ``step + 1``; ``lr`` (runs, 1)."""
+        direction = self._gradient
+        if self._momentum:
+            mean = self.state["momentum_buffer"]
+            if self._begun:
+                mean.mul_(self._momentum).add_(direction, alpha=1 - self._dampening)
+            else:
+                mean.copy_(direction)
+            direction = direction.add(mean, alpha=self._momentum) if self._nesterov else mean
+        self._memory.addcmul_(direction, lr, value=-1)
+        self._begun = True
+
+    def scalars(self, step: int) -> dict[str, Tensor]:
+        """What torch keeps beside, per parameter, behind ``step`` updates."""
+        return {}
+
+
+class AdamStep:
+    """``torch.optim.Adam`` and ``AdamW``, on rows. Arguments as for ``SGDStep``."""
+
+    def __init__(self, memory: Tensor, gradient: Tensor, group: Mapping[str, Any], begun: bool) -> None:
+        self._memory, self._gradient = memory, gradient
+        (self._beta1, self._beta2), self._eps = group["betas"], group["eps"]
+        self._decay = group["weight_decay"] if group.get("decoupled_weight_decay") else 0.0
+        self.state = {name: torch.zeros_like(memory) for name in ("exp_avg", "exp_avg_sq")}
+
+    def __call__(self, lr: Tensor, step: int) -> None:
+        """Update ``step + 1``; ``lr`` (runs, 1)."""
+        if self._decay:
+            self._memory.mul_(1 - lr * self._decay)
+        mean, square = self.state["exp_avg"], self.state["exp_avg_sq"]
+        mean.lerp_(self._gradient, 1 - self._beta1)
+        square.mul_(self._beta2).addcmul_(self._gradient, self._gradient, value=1 - self._beta2)
+        root = square.sqrt().div_(math.sqrt(1 - self._beta2 ** (step + 1))).add_(self._eps)
+        self._memory.addcmul_(mean.div(root), lr, value=-1 / (1 - self._beta1 ** (step + 1)))
+
+    def scalars(self, step: int) -> dict[str, Tensor]:
+        """What torch keeps beside, per parameter, behind ``step`` updates."""
+        return {"step": torch.tensor(float(step))}
+
+
+# -- the methods, with a strength for each run
+
+
+class Rows:
+    """One method on some rows of a stack.
+
+    Args:
+        method: that of one of these runs. It is taken over: what it acts on are the rows from now on.
+        optimizer: that of the same run.
+        model: of the same run.
+        network: of the stack.
+        rows: which.
+        strengths: of these runs, (rows,).
+
+    Attributes:
+        lr: learning rates of the next step, (rows, 1).
+    """
+
+    def __init__(
+        self,
+        method: Regularizer,
+        optimizer: torch.optim.Optimizer,
+        model: nn.Module,
+        network: Network,
+        rows: slice,
+        strengths: Tensor,
+    ) -> None:
+        self.method, self._group = method, optimizer.param_groups[0]
+        self.place, self._strengths, self.lr = rows, strengths[:, None], strengths[:, None]
+        method._optimizer = optimizer
+        method.parts = self._parts
+        if hasattr(method, "compiled"):
+            method.compiled = False
+        if isinstance(method, regularizers.PathProx):
+            self._on_pairs(model, network)
+        else:
+            everything = sum(p.numel() for p in method.params) > network.weight_count
+            count = network.memory.shape[1] if everything else network.weight_count
+            whole = network.memory[rows, :count]
+            whole.grad = network.gradient[rows, :count]
+            self._params = [whole]
+
+    @property
+    def _factor(self) -> float:
+        return math.prod(schedule.factor(self.method.updates, self._group) for schedule in self.method.over_time)
+
+    def _parts(self) -> list[Part]:
+        factor = self._factor
+        if factor == 0 or not self._params:
+            return []
+        return [Part(self._params, self._strengths * factor, self.lr, False, self.method.groups[0])]
+
+    # -- PathProx, whose rows are matrices
+
+    def _on_pairs(self, model: nn.Module, network: Network) -> None:
+        method, layers = self.method, linear_layers(model)
+        places = {id(layer): k for k, layer in enumerate(layers)}
+        paired = [[places[id(layer)] for layer in pair] for pair in method.pairs]
+        others = set(places.values()) - {k for pair in paired for k in pair}
+        self._pairs = [
+            tuple(t for k in pair for t in (network.weights[k][self.place], network.biases[k][self.place, 0]))
+            for pair in paired
+        ]
+        self._params = []
+        for k in sorted(others):
+            weight = network.weights[k][self.place]
+            weight.grad = network.weight_gradients[k][self.place]
+            self._params.append(weight)
+        method.after_backward, method.after_step = self._pull_others, self._prox
+
+    def _pull_others(self) -> None:
+        for part in self._parts():
+            add_([w.grad for w in part.params], part.params, part.strength[:, :, None])
+
+    def _prox(self) -> None:
+        if factor := self._factor:
+            thresholds = (self.lr * self._strengths * factor).squeeze(1)
+            torch.vmap(self._prox_of_one_run, in_dims=(0, 0))(self._pairs, thresholds)
+
+    def _prox_of_one_run(self, pairs: list[tuple[Tensor, ...]], threshold: Tensor) -> Tensor:
+        prox_step_(pairs, [threshold] * len(pairs), self.method.balance, self.method.regularize_bias)
+        return threshold
+
+
+# -- the loop
+
+
+class Stack:
+    """Members in one program.
+
+    Args:
+        members: runs of one network on one data set, at the same step, those of one method next to each other.
+        kinds: per member what tells its method from others; equal for those that differ in strength only.
+        step: at which they are.
+    """
+
+    def __init__(self, members: Sequence[Member], kinds: Sequence[str], step: int) -> None:
+        self.experiments = [member.experiment for member in members]
+        for member in members:
+            if member.start is not None:
+                for part in ("model", "optimizer", "regularizer"):
+                    getattr(member.experiment, part).load_state_dict(member.start[part])
+        self.network = Network([experiment.model for experiment in self.experiments])
+        group = self.experiments[0].optimizer.param_groups[0]
+        kind = SGDStep if is_sgd(group) else AdamStep
+        self._step = kind(self.network.memory, self.network.gradient, group, step > 0)
+        self._take_over_moments()
+        self._base_lrs = [experiment.optimizer.param_groups[0]["lr"] for experiment in self.experiments]
+        self._lrs = self._numbers(self._base_lrs)[:, None]
+        first, self._rows = 0, []
+        for _, same in itertools.groupby(kinds):
+            last = first + len(list(same))
+            self._rows += self._methods(first, last)
+            first = last
+        for rows in self._rows:
+            rows.method.updates = step
+
+    def update(self, step: int, factor: float) -> None:
+        """Everything of update ``step + 1`` that comes behind the gradients; ``factor`` is on the learning rates."""
+        lr = self._lrs * factor
+        for rows in self._rows:
+            rows.lr = lr[rows.place]
+            go_before_the_step([rows.method])
+        self._step(lr, step)
+        for rows in reversed(self._rows):  # an optimizer's own decay is inside of its step
+            go_behind_the_step([rows.method])
+
+    def tell(self, steps: int, factor: float) -> None:
+        """Tell the runs what they cannot see in their rows: how many updates there were, and the learning rate."""
+        for experiment, lr in zip(self.experiments, self._base_lrs, strict=True):
+            experiment.optimizer.param_groups[0]["lr"] = lr * factor
+            experiment.regularizer.updates = steps
+            for p in experiment.model.parameters() if self._step.state else ():
+                experiment.optimizer.state[p].update(self._step.scalars(steps))
+
+    def _take_over_moments(self) -> None:
+        """Make the optimizers' moments views of the rows, with the values that they have."""
+        for name, rows in self._step.state.items():
+            for run, experiment in enumerate(self.experiments):
+                places = self.network.of_run(rows, run)
+                for p, place in zip(experiment.model.parameters(), places, strict=True):
+                    state = experiment.optimizer.state[p]
+                    if name in state:
+                        place.copy_(state[name])
+                    state[name] = place
+
+    def _methods(self, first: int, last: int) -> list[Rows]:
+        """The regularizer of some rows, and the decay that their optimizer brings along."""
+        one, here = self.experiments[first], self.experiments[first:last]
+        decays = [(copy.copy(one.regularizer), [experiment.regularizer.strength for experiment in here])]
+        group = one.optimizer.param_groups[0]
+        own = [experiment.optimizer.param_groups[0]["weight_decay"] for experiment in here]
+        if isinstance(one.optimizer, PAdam):
+            matrices = [p for p in one.model.parameters() if p.dim() >= 2]
+            decays.append((regularizers.PNormDecay(matrices, 0.0, group["p"]), own))
+        if isinstance(one.optimizer, SGDS):
+            decays.append((regularizers.ScheduledDecay(one.model.parameters(), 0.0), own))
+        return [
+            Rows(method, one.optimizer, one.model, self.network, slice(first, last), self._numbers(strengths))
+            for method, strengths in decays
+            if any(strengths)
+        ]
+
+    def _numbers(self, values: Sequence[float]) -> Tensor:
+        memory = self.network.memory
+        return torch.tensor(values, device=memory.device, dtype=memory.dtype)
+
+
+def fit(
+    members: Sequence[Member],
+    kinds: Sequence[str],
+    config: Mapping[str, Any],
+    checkpoint_seconds: float,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> None:
+    """Train a stack to ``config["steps"]`` updates, as ``loop.fit`` would each of its runs; their ``outcome`` says how.
+
+    A run that diverges is left behind, the others go on.
+    """
+    stack = Stack(members, kinds, step_of(members[0]))
+    experiments = stack.experiments
+    batches = StackedBatches(experiments[0].data.train, config["batch_size"], [e.seed for e in experiments])
+    first, steps, per_epoch = step_of(members[0]), config["steps"], batches.steps_per_epoch
+    finite = torch.tensor([member.start is None or member.start["finite"] for member in members])
+    finite = finite.to(stack.network.memory.device)
+    with contextlib.ExitStack() as exits:
+        keepers = []
+        for member in members:
+            member.experiment.regularizer.set_steps_per_epoch(per_epoch)
+            keepers.append(Keeper(member.experiment, config, member.run, member.recorder, per_epoch))
+        progress = exits.enter_context(Progress(f"{len(members)} runs in one stack", steps, first))
+
+        def still_training() -> list[int]:
+            return [k for k, member in enumerate(members) if member.outcome is None]
+
+        def factor_of(step: int) -> float:
+            return experiments[0].lr_factor(step, steps, per_epoch)
+
+        def save(step: int, which: Sequence[int]) -> None:
+            stack.tell(step, factor_of(max(0, step - 1)))
+            for k in which:
+                keepers[k].save(step, finite[k])
+
+        saved_at = time.monotonic()
+        stack.tell(first, factor_of(first))
+        for k, member in enumerate(members):
+            if member.start is None:
+                keepers[k].record(0)
+            elif not finite[k] and keepers[k].last_step == first:
+                member.outcome = "diverged"
+        for experiment in experiments:  # for what is measured in a step; the optimizers themselves take none
+            exits.enter_context(experiment.regularizer.attach(experiment.optimizer))
+        for step in range(first, steps):
+            done, factor = step + 1, factor_of(step)
+            logged = any(due(config, every, done) for every in ("log_every", *FULLER))
+            losses = stack.network.backward(*batches(step))
+            if logged:
+                stack.tell(step, factor)
+                for k in still_training():
+                    keepers[k].before_step()
+            if config["clip_norm"] is not None:
+                stack.network.clip(config["clip_norm"])
+            stack.update(step, factor)
+            finite &= torch.isfinite(losses)
+            if logged:
+                stack.tell(done, factor)
+                for k in still_training():
+                    keepers[k].after_step()
+                    keepers[k].record(done)
+                    finite[k] &= keepers[k].last_is_finite
+                    if not finite[k]:
+                        save(done, [k])
+                        members[k].outcome = "diverged"
+                if not (left := still_training()):
+                    return
+                progress.update(done, keepers[left[0]].last)
+            stopping = stop_requested()
+            if done == steps or stopping or time.monotonic() - saved_at >= checkpoint_seconds:
+                save(done, still_training())
+                saved_at = time.monotonic()
+            if stopping and done < steps:
+                break
+        for k in still_training():
+            members[k].outcome = "done" if done == steps else "interrupted"
+
+
+def step_of(member: Member) -> int:
+    """How many updates a run has behind it."""
+    return 0 if member.start is None else member.start["step"]
