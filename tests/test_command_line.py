@@ -44,8 +44,8 @@ def test_a_job_that_cannot_even_start_is_named(shell, tmp_path):
     (directory / "lock").unlink()
     (directory / "lock").mkdir()
     ended = shell("-m", "seed=0,1", *TINY)
-    assert ended.returncode == 1 and "1 done, 1 running" in ended.stdout
-    assert f"  {directory.name}: not run, IsADirectoryError" in ended.stdout
+    assert ended.returncode == 1 and "1 done, 1 stale" in ended.stdout
+    assert f"  {directory.name}: stale, paths.runs=results/runs: cannot be written, [Errno 21]" in ended.stdout
 
 
 def test_paired_settings_come_from_a_list_of_jobs(shell, tmp_path):

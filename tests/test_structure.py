@@ -21,7 +21,8 @@ ALLOWED = {
     "schedules": set(),
     "homogeneous": set(),
     "models": set(),
-    "progress": {"runs"},
+    "progress": {"runs", "stopping"},
+    "stopping": set(),
     "runs": set(),
     "data": set(),
     "device": {"parallel"},
@@ -35,8 +36,11 @@ ALLOWED = {
     "metrics": {"homogeneous", "regularizers", "data"},
     "loop": {"checkpoint", "data", "device", "metrics", "progress", "recorder", "regularizers", "runs"},
     "stacked": {"data", "foreach", "loop", "models", "optimizers", "progress", "recorder", "regularizers", "runs"},
-    "sweep": {"parallel", "progress", "runs", "train"},
-    "train": {"checkpoint", "data", "device", "loop", "metrics", "parallel", "progress", "recorder", "runs", "sweep"},
+    "sweep": {"parallel", "progress", "runs", "stopping", "train"},
+    "train": {
+        *("checkpoint", "data", "device", "loop", "metrics", "parallel", "progress", "recorder", "runs", "stopping"),
+        "sweep",
+    },
     "evaluate": {"checkpoint", "data", "device", "metrics", "pruning", "runs", "train"},
     "analysis": {"runs"},
 }

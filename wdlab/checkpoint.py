@@ -1,5 +1,7 @@
 """Checkpoints: tensors and plain types only, whole or not there, the previous one kept. Called by the loop."""
 
+import contextlib
+import io
 import os
 from typing import Any
 
@@ -10,12 +12,24 @@ from wdlab.runs import RunDirectory
 
 
 def save(run: RunDirectory, state: dict[str, Any]) -> None:
-    """Write ``state`` as the run's newest checkpoint; the one before stays as ``checkpoint.previous.pt``."""
+    """Write ``state`` as the run's newest checkpoint; the one before stays as ``checkpoint.previous.pt``.
+
+    Raises:
+        OSError: if it cannot be written. Those that were there stay as they are.
+    """
+    content = io.BytesIO()  # torch.save into a file that cannot be written does not say why
+    torch.save({"run": run.name, **_by_itself(state)}, content)
     temporary = run.path / ".checkpoint.tmp"
-    with temporary.open("wb") as file:
-        torch.save({"run": run.name, **_by_itself(state)}, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("wb", buffering=0) as file:
+            rest = content.getbuffer()
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
     if run.checkpoint.exists():
         run.checkpoint.replace(run.previous_checkpoint)
     temporary.replace(run.checkpoint)

@@ -4,7 +4,6 @@ Called by the loop and by ``sweep``. In a sweep on a terminal there is one bar f
 """
 
 import logging
-import multiprocessing
 import sys
 import threading
 import time
@@ -14,6 +13,7 @@ from typing import Any, Self
 from tqdm import tqdm
 
 from wdlab.runs import RunDirectory
+from wdlab.stopping import is_worker
 
 log = logging.getLogger("wdlab")
 
@@ -98,7 +98,7 @@ class SweepProgress:
 
 def on_terminal() -> bool:
     """Whether a person watches standard error, and this process is not a worker among several that write to it."""
-    return sys.stderr.isatty() and multiprocessing.current_process().name == "MainProcess"
+    return sys.stderr.isatty() and not is_worker()
 
 
 def clock(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """The records of a run: a local table, always, and W&B as a mirror that may fail. Called by the loop and ``train``."""
 
+import contextlib
 import json
 import logging
 import math
@@ -27,7 +28,8 @@ class Recorder:
         mirror: gets every row, those kept included.
 
     Raises:
-        CheckpointError: if the file is shorter than ``keep_bytes``: records that a checkpoint vouches for are gone.
+        CheckpointError: if the file is shorter than ``keep_bytes``, so that records which a checkpoint vouches for are
+            gone, or if one of them is damaged.
     """
 
     def __init__(self, path: Path, keep_bytes: int, mirror: "Mirror") -> None:
@@ -39,16 +41,25 @@ class Recorder:
         self._file.seek(0)
         self._mirror = mirror
         self.last: dict[str, Any] = {}
-        for line in self._file.read().splitlines():
-            self.last = json.loads(line)
+        for number, line in enumerate(self._file.read().splitlines(), start=1):
+            self.last = _row(line)
+            if not self.last:
+                self._file.close()
+                raise CheckpointError(f"{path}: line {number} is damaged; delete {path.parent} to start again")
             mirror.log(self.last)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a row. Numbers that are not finite are written as null."""
         self.last = {key: _finite(value) for key, value in row.items()}
         line = memoryview(json.dumps(self.last).encode() + b"\n")
-        while line:
-            line = line[self._file.write(line) :]
+        before = self._file.tell()
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(before)  # no part of a line stays
+            raise
         self._mirror.log(self.last)
 
     def sync(self) -> int:
@@ -126,6 +137,15 @@ def check(config: Mapping[str, Any]) -> None:
     """Raise a ConfigError for a logger mode that does not exist."""
     if config["mode"] not in MODES:
         raise ConfigError(f"logger.mode={config['mode']}: must be one of {', '.join(MODES)}")
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """A line of the table, {} if it is none."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) and "step" in row else {}
 
 
 def _finite(value: Any) -> Any:

@@ -11,6 +11,7 @@ Called by ``train`` to make runs, by ``analysis`` and ``scripts`` to find them.
         status.json        running / done / diverged / failed / interrupted
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -126,6 +127,24 @@ class RunDirectory:
         return filelock.FileLock(self.path / "lock", timeout=0)
 
     @property
+    def held(self) -> bool:
+        """Whether a process has the run. To see it, the lock is taken for a moment."""
+        if not (self.path / "lock").exists():
+            return False
+        try:
+            with self.lock():
+                return False
+        except filelock.Timeout:
+            return True
+        except OSError:  # where nobody can write, nobody has it
+            return False
+
+    def remove_leftovers(self) -> None:
+        """Remove what writing to a temporary file left behind when it was killed. For the owner of the lock."""
+        for path in self.path.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+    @property
     def status(self) -> str:
         """``new``, or the last status written: running, interrupted, done, diverged, failed."""
         return self.read("status.json").get("status", "new")
@@ -177,8 +196,13 @@ class RunDirectory:
 def write_atomically(path: Path, text: str) -> None:
     """Write a small text file so that a reader sees the old or the new content, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def package_versions() -> dict[str, str]:

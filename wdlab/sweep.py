@@ -8,19 +8,63 @@ import json
 import sys
 import types
 from collections import Counter
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from wdlab import parallel, runs
+from wdlab import parallel, runs, stopping
 from wdlab.errors import ConfigError, RunFailed, explain
 from wdlab.progress import SweepProgress
+
+
+@dataclass
+class Job:
+    """One run of a sweep: what to override, where it is recorded, what became of it.
+
+    ``outcome`` is what ``train`` returns for it: a word, or its error; None if it was not given to the launcher, or was
+    lost with its worker.
+    """
+
+    overrides: list[str]
+    config: DictConfig
+    directory: runs.RunDirectory
+    outcome: str | Exception | None = None
+    status_before: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def state(self) -> str:
+        """``skipped``, ``stale`` (says that it runs, but its process is dead), or its status."""
+        if self.outcome == "skipped":
+            return "skipped"
+        status = self.directory.status
+        return "stale" if status == "running" and not self.directory.held else status
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has come to an end, good or bad, since the sweep began."""
+        status = self.directory.read("status.json")
+        return status.get("status") not in (None, "running") and status != self.status_before
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the run cannot be left as it is; None if it is done, skipped, or another process has it."""
+        state, status = self.state, self.directory.read("status.json")
+        if state in ("done", "skipped", "running") or self.outcome == "locked":
+            return None
+        if isinstance(self.outcome, Exception) and state not in ("failed", "diverged"):
+            return f"{state}, {explain(self.outcome) or repr(self.outcome)}"
+        if state == "stale":
+            return f"stale, its process died at step {self.directory.last_step}; the same command goes on from there"
+        reason = status.get("error") or f"step {status.get('step', 0)}"
+        return f"{state}, {reason.splitlines()[-1]}"
 
 
 class Sweep(Sweeper):
@@ -42,29 +86,67 @@ class Sweep(Sweeper):
 
         Raises:
             WdlabError: before any training, if a job's config cannot be used.
-            RunFailed: at the end, naming the runs that failed or diverged.
+            RunFailed: at the end, naming the runs that did not end well.
+            KeyboardInterrupt: if SIGINT or SIGTERM ended it.
         """
-        from wdlab.train import check
+        from wdlab.train import fault_of_code
 
         if parallel.group().size > 1:
             raise ConfigError("-m: torchrun shares one run between processes; start a sweep without it")
-        todo, running, directories = [], [], []
+        jobs = []
         for overrides in self._job_overrides(arguments):
             config: DictConfig = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
-            directory = runs.RunDirectory.of(config)
-            directories.append(directory)
-            if not directory.finished:
-                check(config)
-                todo.append(overrides)
-                running.append((directory, config["train"]["steps"]))
-        print(f"{len(directories)} runs: {len(directories) - len(todo)} finished before, {len(todo)} to do", flush=True)
+            jobs.append(Job(overrides, config, runs.RunDirectory.of(config)))
+        todo = [job for job in jobs if not job.directory.finished]
+        for job in todo:
+            fault_of_code(job.config)  # its run will say it again, and be recorded
+            job.status_before = job.directory.read("status.json")
+        print(f"{len(jobs)} runs: {len(jobs) - len(todo)} finished before, {len(todo)} to do", flush=True)
         if todo:
-            with SweepProgress(running):
-                jobs = self.launcher.launch(todo, initial_job_idx=0)
-            outcomes = {directory.name: job for (directory, _), job in zip(running, jobs, strict=True)}
-        else:
-            outcomes = {}
-        _sum_up(directories, outcomes)
+            self._run(todo)
+        _sum_up(jobs)
+
+    def _run(self, todo: list[Job]) -> None:
+        """Launch the jobs; KeyboardInterrupt, with a summary, if that was interrupted."""
+        notice = stopping.Notice.new(todo[0].directory.path.parent)
+        self.config["hydra"]["overrides"]["hydra"].append(f"++hydra.job.env_set.{stopping.SWEEP}={notice.sweep}")
+        try:
+            progress = SweepProgress([(job.directory, job.config["train"]["steps"]) for job in todo])
+            with stopping.passed_on(notice), progress:
+                self._launch_all(todo, notice)
+            if notice.interrupted:
+                raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            _print_counts(todo)
+            raise
+        finally:
+            notice.clear()
+
+    def _launch_all(self, todo: list[Job], notice: stopping.Notice) -> None:
+        """Launch the jobs. A worker that dies takes its launch with it: those that ran come last then, each alone."""
+        alone: list[Job] = []
+        while todo and not self._launch(todo, notice):
+            left = [job for job in todo if not job.ended]
+            died = [job for job in left if job.state == "stale"] or left
+            alone += died
+            todo = [job for job in left if job not in died]
+        for job in alone:
+            self._launch([job], notice)
+
+    def _launch(self, jobs: list[Job], notice: stopping.Notice) -> bool:
+        """Whether all jobs came back; not if a worker died. Any other error of the launcher is told, and that is it."""
+        try:
+            returned = self.launcher.launch([job.overrides for job in jobs], initial_job_idx=0)
+        except BrokenProcessPool:
+            if any(job.config["fail_fast"] for job in jobs):
+                notice.tell_failed()
+            return notice.interrupted
+        except Exception as error:
+            print(f"the launcher failed: {explain(error) or repr(error)}", flush=True)
+            return True
+        for job, result in zip(jobs, returned, strict=True):
+            job.outcome = result._return_value if result.status == JobStatus.FAILED else result.return_value
+        return True
 
     def _job_overrides(self, arguments: list[str]) -> list[list[str]]:
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # not before Hydra has scanned its plugins
@@ -96,27 +178,17 @@ def register() -> None:
     Plugins.instance().register(Sweep)
 
 
-def _sum_up(directories: list[runs.RunDirectory], outcomes: dict[str, JobReturn]) -> None:
+def _sum_up(jobs: list[Job]) -> None:
     """Print how many runs ended how, and every one that did not end well with its reason; raise if there is any."""
-    counts = Counter(directory.status for directory in directories)
-    print("sweep: " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items())), flush=True)
-    reasons = {directory.name: _trouble(directory, outcomes.get(directory.name)) for directory in directories}
+    _print_counts(jobs)
+    reasons = {job.directory.name: job.trouble for job in jobs}
     bad = {name: reason for name, reason in reasons.items() if reason is not None}
     for name, reason in bad.items():
         print(f"  {name}: {reason}", flush=True)
     if bad:
-        raise RunFailed(f"{len(bad)} of {len(directories)} runs did not end well; see above")
+        raise RunFailed(f"{len(bad)} of {len(jobs)} runs did not end well; see above")
 
 
-def _trouble(directory: runs.RunDirectory, job: JobReturn | None) -> str | None:
-    """Why a run of a sweep cannot be left as it is; None if it is done or another process has it."""
-    status = directory.read("status.json")
-    if directory.status == "done":
-        return None
-    if job is not None and job.status == JobStatus.FAILED:  # outside of what the run itself records
-        error = job._return_value
-        return f"not run, {explain(error) or repr(error)}"
-    if job is not None and job.return_value == "locked":
-        return None
-    reason = status.get("error") or f"step {status.get('step', 0)}"
-    return f"{directory.status}, {reason.splitlines()[-1]}"
+def _print_counts(jobs: list[Job]) -> None:
+    counts = Counter(job.state for job in jobs)
+    print("sweep: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())), flush=True)

@@ -11,12 +11,10 @@ import functools
 import logging
 import os
 import re
-import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import hydra
@@ -25,9 +23,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from wdlab import checkpoint, data, device, loop, metrics, parallel, recorder, runs, sweep
+from wdlab import checkpoint, data, device, loop, metrics, parallel, recorder, runs, stopping, sweep
 from wdlab.errors import ConfigError, RunFailed, WdlabError, explain
 from wdlab.progress import clock
 
@@ -40,6 +37,8 @@ def check(config: DictConfig) -> None:
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise ConfigError(f"seed={seed}: must be a whole number between 0 and {2**32 - 1}")
     _check_keys(config)
+    if not isinstance(config.get("fail_fast"), bool):
+        raise ConfigError(f"fail_fast={config.get('fail_fast')}: must be true or false")
     data.check_description(config["dataset"])
     _check_numbers(config, "optimizer")
     _check_numbers(config, "lr_schedule")
@@ -51,10 +50,27 @@ def check(config: DictConfig) -> None:
     data.check(config["dataset"], config["paths"]["data"], config["train"]["batch_size"], ranks)
 
 
+def fault_of_code(config: DictConfig) -> BaseException | None:
+    """What the network's or the method's own code raises while a config is checked, a call of sys.exit too.
+
+    That is no mistake in the config, so it is recorded with the run and stops no other; such a mistake is raised.
+
+    Raises:
+        WdlabError: as ``check`` does.
+    """
+    try:
+        check(config)
+    except (Exception, SystemExit) as error:
+        if explain(error) is not None:
+            raise
+        return error
+    return None
+
+
 def _check_keys(config: DictConfig) -> None:
     """Refuse keys that nothing reads, which only ``+key=value`` can add."""
     known = {
-        "": (*runs.SCIENTIFIC_KEYS, "paths", "runtime", "logger", "hydra"),
+        "": (*runs.SCIENTIFIC_KEYS, "fail_fast", "paths", "runtime", "logger", "hydra"),
         "train": loop.KEYS,
         "runtime": device.KEYS,
         "logger": recorder.KEYS,
@@ -181,26 +197,51 @@ def run(config: DictConfig) -> str:
     device.check(config["runtime"])
     if not parallel.join(device.chosen(config["runtime"])).leads:
         return _follow(config, directory)
-    check(config)
+    fault = fault_of_code(config)
     try:
         directory.create()
-    except OSError as error:
-        raise ConfigError(f"paths.runs={config['paths']['runs']}: cannot be written, {error}") from error
-    try:
-        with directory.lock():
-            if directory.finished:  # by another process, since we looked
-                parallel.agree(go=False)
-                return _outcome(directory)
-            directory.write_config(config)
-            with _exit_requests() as exit_requested:
-                return _train(config, directory, exit_requested)
+        lock = directory.lock().acquire()
     except runs.filelock.Timeout:
         parallel.agree(go=False)
         log.info("%s: another process has this run; left alone", directory.name)
         return "locked"
+    except OSError as error:
+        raise ConfigError(f"paths.runs={config['paths']['runs']}: cannot be written, {error}") from error
+    with lock:
+        if directory.finished:  # by another process, since we looked
+            parallel.agree(go=False)
+            return _outcome(directory)
+        with _failure_recorded(directory):
+            if fault is not None:
+                raise fault
+            directory.remove_leftovers()
+            directory.write_config(config)
+            with stopping.exit_requests(stopping.Notice.of_this_job(directory.path.parent)) as stop_requested:
+                _train(config, directory, stop_requested)
+    return _outcome(directory)
 
 
-def _train(config: DictConfig, directory: runs.RunDirectory, exit_requested: threading.Event) -> str:
+@contextlib.contextmanager
+def _failure_recorded(directory: runs.RunDirectory) -> Iterator[None]:
+    """Put the error that ends a run into its ``status.json``; what is not told in one line is raised as a RunFailed."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        told = explain(error) or _told(error)
+        with contextlib.suppress(OSError):
+            directory.write_status("failed", error=told, traceback=traceback.format_exc())
+        if isinstance(error, WdlabError):
+            raise
+        raise RunFailed(f"{directory.name}: failed, {told}") from error
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"sys.exit({error.code!r}) was called"
+    return "".join(traceback.format_exception_only(error)).strip()
+
+
+def _train(config: DictConfig, directory: runs.RunDirectory, stop_requested: Callable[[], bool]) -> None:
     started = time.monotonic()
     settings = runs.scientific_config(config)
     mirror = records = None
@@ -222,29 +263,21 @@ def _train(config: DictConfig, directory: runs.RunDirectory, exit_requested: thr
             records,
             start,
             config["runtime"]["checkpoint_seconds"],
-            exit_requested.is_set,
+            stop_requested,
         )
         seconds = time.monotonic() - started
         step = records.last["step"]
         if outcome in runs.FINISHED:
             directory.write("summary.json", records.last | {"seconds_of_last_session": round(seconds, 3)})
         directory.write_status(outcome, step=step)
-    except Exception as error:
-        told = str(error) if isinstance(error, WdlabError) else f"{type(error).__name__}: {error}"
-        with contextlib.suppress(OSError):
-            directory.write_status("failed", error=told, traceback=traceback.format_exc())
-        if isinstance(error, WdlabError):
-            raise
-        raise RunFailed(f"{directory.name}: failed, {type(error).__name__}: {error}") from error
     finally:
         if records is not None:
             records.close()
         if mirror is not None:
             mirror.finish(0 if directory.finished else 1)
-    if outcome == "interrupted" or exit_requested.is_set():  # whenever it came: a sweep must not go on to the next run
+    if outcome == "interrupted" or stop_requested():  # whenever it came: a sweep must not go on to the next run
         raise KeyboardInterrupt
     log.info("%s: %s after %s%s", directory.name, outcome, clock(seconds), _result(records.last))
-    return _outcome(directory)
 
 
 def _experiment(config: DictConfig) -> loop.Experiment:
@@ -261,9 +294,9 @@ def _follow(config: DictConfig, directory: runs.RunDirectory) -> str:
     if not parallel.agree():
         return directory.status
     start = checkpoint.load(directory)
-    with _exit_requests() as exit_requested:
+    with stopping.exit_requests() as stop_requested:
         experiment = _experiment(config)
-        outcome = loop.fit(experiment, config["train"], directory, None, start, float("inf"), exit_requested.is_set)
+        outcome = loop.fit(experiment, config["train"], directory, None, start, float("inf"), stop_requested)
     if outcome == "interrupted":
         raise KeyboardInterrupt
     return outcome
@@ -281,31 +314,16 @@ def _outcome(directory: runs.RunDirectory) -> str:
     return directory.status
 
 
-@contextlib.contextmanager
-def _exit_requests() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set instead of ending the process in the middle of a step; twice ends it."""
-    requested = threading.Event()
-
-    def on_signal(*_: object) -> None:
-        if requested.is_set():
-            raise KeyboardInterrupt
-        requested.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield requested
-        return
-    previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield requested
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 @hydra.main(version_base="1.3", config_path=str(runs.CONFIGS), config_name="train")
 def _hydra_main(config: DictConfig) -> str | Exception:
-    """One run, alone or as a job of a sweep. Its error is returned, since Hydra would add lines to a raised one."""
+    """One run, alone or as a job of a sweep. Its error is returned, since Hydra would add lines to a raised one.
+
+    A job of a sweep also returns ``skipped`` if the sweep has stopped, and, in a worker, ``interrupted``.
+    """
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    notice = stopping.Notice.of_this_job(config["paths"]["runs"]) if in_sweep else None
+    if notice is not None and notice.given:
+        return "skipped"
     if in_sweep and sys.stderr.isatty():
         log.setLevel(logging.WARNING)  # the sweep's own bar tells
     if not parallel.group().leads:
@@ -315,10 +333,22 @@ def _hydra_main(config: DictConfig) -> str | Exception:
         if not in_sweep:
             log.info("records: %s", runs.RunDirectory.of(config).path)
         return outcome
-    except (WdlabError, OmegaConfBaseException) as error:
-        _errors.append(error)
+    except KeyboardInterrupt:
+        if not stopping.is_worker():
+            raise
+        if stopping.is_orphan():  # nobody would tell it to go
+            os._exit(130)
+        return "interrupted"  # an exception would make the launcher end the other workers in the middle of a step
+    except Exception as error:
+        line = explain(error)
         if in_sweep:
-            log.error("error: %s", explain(error))
+            log.error("error: %s", line or _told(error), exc_info=line is None)
+            if notice is not None and config["fail_fast"]:
+                notice.tell_failed()
+            return RunFailed(line or _told(error))  # which can be sent between processes
+        if line is None:
+            raise
+        _errors.append(error)
         return error
 
 
@@ -331,9 +361,10 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to here
     sweep.register()
     try:
-        _hydra_main()
-        if _errors:  # of a single run; a sweep raises its own
-            raise _errors[0]
+        with stopping.as_interrupt():
+            _hydra_main()
+            if _errors:  # of a single run; a sweep raises its own
+                raise _errors[0]
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
