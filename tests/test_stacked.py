@@ -59,7 +59,7 @@ def members(of, folder, start=False):
         run.create()
         state = checkpoint.load(run) if start else None
         recorder = Recorder(run.metrics, state["records_bytes"] if state else 0, Mirror())
-        found.append(stacked.Member(train._experiment(config), run, recorder, state))
+        found.append(stacked.Member(train.experiment(config), run, recorder, state))
     return found
 
 

@@ -38,6 +38,7 @@ class Machine:
         channels_last: whether images and convolutions lie in memory with their channels together.
         compiled: whether the network goes through ``torch.compile``.
         group: the processes that share the run, one unless torchrun started several.
+        stacked: whether several runs are computed side by side in this process.
     """
 
     device: torch.device
@@ -47,6 +48,7 @@ class Machine:
     channels_last: bool = False
     compiled: bool = False
     group: parallel.Group = parallel.ALONE
+    stacked: bool = False
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The context of a forward pass."""
@@ -73,6 +75,7 @@ class Machine:
             "matmul": self.matmul,
             "channels_last": self.channels_last,
             "compile": self.compiled,
+            "stacked": self.stacked,
             "processes": self.group.size,
         }
 

@@ -106,6 +106,7 @@ class WandbMirror(Mirror):
             name=name,
             config=config,
             resume="allow" if mode == "online" else None,
+            reinit="create_new",  # several may be open at once, see stacked.py
             settings=settings,
         )
 

@@ -190,7 +190,7 @@ class RunDirectory:
         sessions = self.read("provenance.json").get("sessions", [])
         session = {"time": _now(), **machine, "code": code_version(), "versions": package_versions()}
         self.write("provenance.json", {"data_checksum": data_checksum, "sessions": [*sessions, session]})
-        return not sessions or all(sessions[-1].get(key) == value for key, value in machine.items())
+        return not sessions or all(sessions[-1].get(key, False) == value for key, value in machine.items())
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 
 from wdlab import parallel, runs, stopping
 from wdlab.errors import ConfigError, RunFailed, explain
+from wdlab.launchers import StackedLauncher
 from wdlab.progress import SweepProgress
 
 
@@ -167,15 +168,16 @@ class Sweep(Sweeper):
 
 
 def register() -> None:
-    """Make ``hydra_plugins.wdlab.Sweep`` known to Hydra, which takes plugins from the namespace hydra_plugins only."""
+    """Make the sweeper and the launchers known to Hydra, which takes plugins from the namespace hydra_plugins only."""
     try:
         import hydra_plugins
     except ImportError:  # no other plugin is installed
         hydra_plugins = sys.modules["hydra_plugins"] = types.ModuleType("hydra_plugins")
         hydra_plugins.__path__ = []
-    Sweep.__module__ = "hydra_plugins.wdlab"
-    hydra_plugins.wdlab = sys.modules[Sweep.__module__] = sys.modules[__name__]
-    Plugins.instance().register(Sweep)
+    hydra_plugins.wdlab = sys.modules["hydra_plugins.wdlab"] = sys.modules[__name__]
+    for plugin in (Sweep, StackedLauncher):
+        plugin.__module__ = "hydra_plugins.wdlab"
+        Plugins.instance().register(plugin)
 
 
 def _sum_up(jobs: list[Job]) -> None:

@@ -193,7 +193,7 @@ def run(config: DictConfig) -> str:
     directory = runs.RunDirectory.of(config)
     if directory.finished:
         log.info("%s: finished before, nothing to do", directory.name)
-        return _outcome(directory)
+        return outcome_of(directory)
     device.check(config["runtime"])
     if not parallel.join(device.chosen(config["runtime"])).leads:
         return _follow(config, directory)
@@ -210,19 +210,19 @@ def run(config: DictConfig) -> str:
     with lock:
         if directory.finished:  # by another process, since we looked
             parallel.agree(go=False)
-            return _outcome(directory)
-        with _failure_recorded(directory):
+            return outcome_of(directory)
+        with failure_recorded(directory):
             if fault is not None:
                 raise fault
             directory.remove_leftovers()
             directory.write_config(config)
             with stopping.exit_requests(stopping.Notice.of_this_job(directory.path.parent)) as stop_requested:
                 _train(config, directory, stop_requested)
-    return _outcome(directory)
+    return outcome_of(directory)
 
 
 @contextlib.contextmanager
-def _failure_recorded(directory: runs.RunDirectory) -> Iterator[None]:
+def failure_recorded(directory: runs.RunDirectory) -> Iterator[None]:
     """Put the error that ends a run into its ``status.json``; what is not told in one line is raised as a RunFailed."""
     try:
         yield
@@ -242,50 +242,94 @@ def _told(error: BaseException) -> str:
 
 
 def _train(config: DictConfig, directory: runs.RunDirectory, stop_requested: Callable[[], bool]) -> None:
-    started = time.monotonic()
-    settings = runs.scientific_config(config)
-    mirror = records = None
+    session = Session(config, directory)
     try:
-        start = checkpoint.load(directory)
         parallel.agree(go=True)
-        experiment = _experiment(config)
-        mirror = recorder.make_mirror(config["logger"], directory.path, directory.name, settings)
-        records = recorder.Recorder(directory.metrics, start["records_bytes"] if start else 0, mirror)
-        same_machine = directory.write_provenance(experiment.data.checksum, **experiment.machine.provenance)
+        trained = experiment(config)
+        session.open(trained)
+        outcome = loop.fit(
+            trained,
+            config["train"],
+            directory,
+            session.records,
+            session.start,
+            config["runtime"]["checkpoint_seconds"],
+            stop_requested,
+        )
+        session.end(outcome)
+    finally:
+        session.close()
+    if outcome == "interrupted" or stop_requested():  # whenever it came: a sweep must not go on to the next run
+        raise KeyboardInterrupt
+    session.tell()
+
+
+class Session:
+    """What a process writes of a run beside its checkpoints: records, their mirror, provenance, status.
+
+    Args:
+        config, directory: of the run, which this process has the lock of.
+
+    Attributes:
+        start: the checkpoint it goes on from, None at the beginning.
+        records: once it is open.
+
+    Raises:
+        CheckpointError: for a checkpoint that cannot be used.
+    """
+
+    def __init__(self, config: DictConfig, directory: runs.RunDirectory) -> None:
+        self._config, self.directory = config, directory
+        self._started = time.monotonic()
+        self._mirror: recorder.Mirror | None = None
+        self._said = ""
+        self.records: recorder.Recorder | None = None
+        self.start = checkpoint.load(directory)
+
+    def open(self, trained: loop.Experiment) -> None:
+        """Begin to record."""
+        directory, start = self.directory, self.start
+        settings = runs.scientific_config(self._config)
+        self._mirror = recorder.make_mirror(self._config["logger"], directory.path, directory.name, settings)
+        self.records = recorder.Recorder(directory.metrics, start["records_bytes"] if start else 0, self._mirror)
+        same_machine = directory.write_provenance(trained.data.checksum, **trained.machine.provenance)
         if start and not same_machine:
             log.warning("%s: resumed on another machine or setting; equal up to rounding only", directory.name)
         directory.write_status("running", step=start["step"] if start else 0)
         log.info("%s: %s", directory.name, f"going on at step {start['step']}" if start else "started")
-        outcome = loop.fit(
-            experiment,
-            config["train"],
-            directory,
-            records,
-            start,
-            config["runtime"]["checkpoint_seconds"],
-            stop_requested,
-        )
-        seconds = time.monotonic() - started
-        step = records.last["step"]
+
+    def end(self, outcome: str) -> None:
+        """Write down how it went, as ``loop.fit`` says it."""
+        seconds, last = time.monotonic() - self._started, self.records.last
         if outcome in runs.FINISHED:
-            directory.write("summary.json", records.last | {"seconds_of_last_session": round(seconds, 3)})
-        directory.write_status(outcome, step=step)
-    finally:
-        if records is not None:
-            records.close()
-        if mirror is not None:
-            mirror.finish(0 if directory.finished else 1)
-    if outcome == "interrupted" or stop_requested():  # whenever it came: a sweep must not go on to the next run
-        raise KeyboardInterrupt
-    log.info("%s: %s after %s%s", directory.name, outcome, clock(seconds), _result(records.last))
+            self.directory.write("summary.json", last | {"seconds_of_last_session": round(seconds, 3)})
+        self.directory.write_status(outcome, step=last["step"])
+        self._said = f"{outcome} after {clock(seconds)}{_result(last)}"
+
+    def tell(self) -> None:
+        """Say how it went."""
+        log.info("%s: %s", self.directory.name, self._said)
+
+    def close(self) -> None:
+        """Close what is open, however it went."""
+        if self.records is not None:
+            self.records.close()
+        if self._mirror is not None:
+            self._mirror.finish(0 if self.directory.finished else 1)
 
 
-def _experiment(config: DictConfig) -> loop.Experiment:
-    """Everything a config trains with, on the machine that it trains on."""
+def experiment(config: DictConfig, beside: loop.Experiment | None = None) -> loop.Experiment:
+    """Everything a config trains with, on the machine that it trains on.
+
+    ``beside`` is another one in this process, of the same data set and runtime, to share both with.
+    """
     model, optimizer, regularizer, lr_factor = build(config)
-    machine = device.set_up(config["runtime"], model)
+    if beside is None:
+        machine = device.set_up(config["runtime"], model)
+        loaded = data.load(config["dataset"], config["paths"]["data"], machine.device)
+    else:
+        machine, loaded = beside.machine, beside.data
     machine.place(model)
-    loaded = data.load(config["dataset"], config["paths"]["data"], machine.device)
     return loop.Experiment(model, loaded, optimizer, regularizer, lr_factor, machine, config["seed"])
 
 
@@ -295,8 +339,7 @@ def _follow(config: DictConfig, directory: runs.RunDirectory) -> str:
         return directory.status
     start = checkpoint.load(directory)
     with stopping.exit_requests() as stop_requested:
-        experiment = _experiment(config)
-        outcome = loop.fit(experiment, config["train"], directory, None, start, float("inf"), stop_requested)
+        outcome = loop.fit(experiment(config), config["train"], directory, None, start, float("inf"), stop_requested)
     if outcome == "interrupted":
         raise KeyboardInterrupt
     return outcome
@@ -307,7 +350,7 @@ def _result(row: dict[str, Any]) -> str:
     return "".join(f", {key.replace('/', ' ')} {value:.4g}" for key, value in shown.items())
 
 
-def _outcome(directory: runs.RunDirectory) -> str:
+def outcome_of(directory: runs.RunDirectory) -> str:
     if directory.status == "diverged":
         step = directory.read("status.json")["step"]
         raise RunFailed(f"{directory.name}: diverged, the loss was not finite at step {step}")

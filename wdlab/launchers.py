@@ -1,0 +1,245 @@
+"""``hydra/launcher=stacked``: what can be trained side by side is, the rest of a sweep as by ``local``.
+
+Chosen in ``configs/hydra/launcher/stacked.yaml``, registered by ``sweep``.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus, configure_log
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+from wdlab import runs, stopping
+from wdlab.errors import ConfigError, RunFailed, WdlabError, explain
+
+log = logging.getLogger("wdlab")
+
+VARYING = {"seed", "regularizer"}  # within a stack; of the optimizer its learning rate, and the decay it brings along
+STRENGTHS = ("strength", "weight_decay")
+DECAYING = ("wdlab.optimizers.PAdam", "wdlab.optimizers.SGDS")
+
+
+class StackedLauncher(Launcher):
+    """Trains the runs of a sweep in stacks.
+
+    Args:
+        most: runs of one stack.
+    """
+
+    def __init__(self, most: int = 32) -> None:
+        self._most = most
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra.
+
+        Raises:
+            ConfigError: for a number of runs that is none.
+        """
+        from hydra._internal.core_plugins.basic_launcher import BasicLauncher  # not before Hydra scanned its plugins
+
+        if type(self._most) is not int or self._most < 1:
+            raise ConfigError(f"hydra.launcher.most={self._most}: must be a whole number >= 1")
+        self._context, self._config = hydra_context, config
+        self._local = BasicLauncher()
+        self._local.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        """Train the stacks, then what is left one by one.
+
+        Raises:
+            KeyboardInterrupt: if SIGINT or SIGTERM ended it.
+        """
+        configure_log(self._config.hydra.job_logging, self._config.hydra.verbose)
+        if sys.stderr.isatty():
+            log.setLevel(logging.WARNING)  # the sweep's own bar tells
+        jobs = [self._job(list(overrides)) for overrides in job_overrides]
+        for stack in stacks(jobs, self._most):
+            train_stack(stack)
+        alone = [job for job in jobs if job.outcome is None]
+        for reason, count in Counter(job.reason for job in alone if job.reason).items():
+            log.info("%d of %d runs by themselves: %s", count, len(jobs), reason)
+        returned = self._local.launch([job.overrides for job in alone], initial_job_idx) if alone else []
+        by_itself = {id(job): result for job, result in zip(alone, returned, strict=True)}
+        return [by_itself.get(id(job)) or job.returned for job in jobs]
+
+    def _job(self, overrides: list[str]) -> "Job":
+        config = self._context.config_loader.load_sweep_config(self._config, overrides)
+        sweep = config["hydra"]["job"]["env_set"].get(stopping.SWEEP)
+        with open_dict(config):
+            del config["hydra"]  # as Hydra does it before a job
+        return Job(overrides, config, sweep)
+
+
+@dataclass
+class Job:
+    """A run of the sweep, whose name is ``sweep``.
+
+    ``outcome`` is what ``train`` would return for it, None as long as it has to be trained by itself, for a ``reason``.
+    """
+
+    overrides: list[str]
+    config: DictConfig
+    sweep: str | None = None
+    outcome: str | Exception | None = None
+    reason: str | None = None
+
+    @property
+    def returned(self) -> JobReturn:
+        return JobReturn(
+            overrides=self.overrides, cfg=self.config, status=JobStatus.COMPLETED, _return_value=self.outcome
+        )
+
+    @property
+    def kind(self) -> str:
+        """What tells its method from others; equal for those that differ in strength only."""
+        science = runs.scientific_config(self.config)
+        settings = {"regularizer": science["regularizer"], "p": science["optimizer"].get("p")}
+        return _text(settings, without=STRENGTHS)
+
+    @property
+    def stack(self) -> str:
+        """What runs of one stack have in common."""
+        science = {key: value for key, value in runs.scientific_config(self.config).items() if key not in VARYING}
+        free = ("lr", "p", "weight_decay") if science["optimizer"]["_target_"] in DECAYING else ("lr",)
+        science["optimizer"] = {key: value for key, value in science["optimizer"].items() if key not in free}
+        return _text([science, dict(self.config["runtime"]), dict(self.config["paths"])])
+
+
+def stacks(jobs: Sequence[Job], most: int) -> list[list[Job]]:
+    """Groups of at least two jobs, at most ``most``, that may be trained side by side; those of one method together."""
+    found: dict[str, list[Job]] = {}
+    for job in jobs:
+        found.setdefault(job.stack, []).append(job)
+    result = []
+    for group in found.values():
+        group.sort(key=lambda job: job.kind)
+        size = math.ceil(len(group) / math.ceil(len(group) / most))
+        result += [group[first : first + size] for first in range(0, len(group), size)]
+    for group in result:
+        if len(group) == 1:
+            group[0].reason = "no other run of this sweep has the same network, data and length"
+    return [group for group in result if len(group) > 1]
+
+
+def train_stack(jobs: Sequence[Job]) -> None:
+    """Train what can be stacked of these jobs, and give each its ``outcome``, or the ``reason`` why it has none.
+
+    Raises:
+        KeyboardInterrupt: if SIGINT, SIGTERM or its sweep's notice ended it.
+    """
+    from wdlab import stacked, train
+
+    folder, sweep = jobs[0].config["paths"]["runs"], jobs[0].sweep
+    notice = stopping.Notice(folder, sweep) if sweep else None
+    if notice is not None and notice.given:
+        for job in jobs:
+            job.outcome = "skipped"
+        return
+    with contextlib.ExitStack() as exits, stopping.exit_requests(notice) as stop_requested:
+        by_step: dict[int, list[tuple[Job, train.Session, stacked.Member]]] = {}
+        beside = None
+        for job in jobs:
+            try:
+                session = _begin(job, exits)
+                if session is None:
+                    continue
+                trained = train.experiment(job.config, beside)
+                job.reason = stacked.why_not(job.config, trained)
+            except Exception as error:  # by itself it will say so again, and be recorded
+                job.reason = explain(error) or repr(error)
+            if job.reason is None:
+                beside = trained
+                trained.machine = replace(trained.machine, stacked=True)
+                member = stacked.Member(trained, session.directory, None, session.start)
+                by_step.setdefault(stacked.step_of(member), []).append((job, session, member))
+        for parts in by_step.values():
+            _train_together(parts, stop_requested)
+            if stop_requested():
+                raise KeyboardInterrupt
+    if notice is not None and any(isinstance(job.outcome, Exception) and job.config["fail_fast"] for job in jobs):
+        notice.tell_failed()
+
+
+def _begin(job: Job, exits: contextlib.ExitStack) -> Any:
+    """The session of a job's run, which nobody else has until ``exits``; None if it is over.
+
+    Raises:
+        Exception: where a run by itself would fail too, or another process has it.
+    """
+    from wdlab import train
+
+    directory = runs.RunDirectory.of(job.config)
+    directory.create()
+    exits.enter_context(directory.lock())
+    if directory.finished:
+        return None
+    directory.remove_leftovers()
+    directory.write_config(job.config)
+    return train.Session(job.config, directory)
+
+
+def _train_together(parts: Sequence[tuple[Job, Any, Any]], stop_requested: Any) -> None:
+    from wdlab import stacked, train
+
+    config = parts[0][0].config
+    try:
+        for _, session, member in parts:
+            session.open(member.experiment)
+            member.recorder = session.records
+        stacked.fit(
+            [member for _, _, member in parts],
+            [job.kind for job, _, _ in parts],
+            config["train"],
+            config["runtime"]["checkpoint_seconds"],
+            stop_requested,
+        )
+        for _, session, member in parts:
+            session.end(member.outcome)
+            session.tell()
+    except (Exception, SystemExit) as error:
+        for job, session, _ in parts:
+            job.outcome = _failed(session.directory, error)
+    finally:
+        for _, session, _ in parts:
+            session.close()
+    for job, session, _ in parts:
+        if job.outcome is None:
+            try:
+                job.outcome = train.outcome_of(session.directory)
+            except RunFailed as error:
+                job.outcome = error
+        if isinstance(job.outcome, Exception):
+            log.error("error: %s", job.outcome)
+
+
+def _failed(directory: runs.RunDirectory, error: BaseException) -> WdlabError | None:
+    """Put an error of the whole stack into a run's status; None if the run had ended before."""
+    from wdlab import train
+
+    if directory.finished:
+        return None
+    try:
+        with train.failure_recorded(directory):
+            raise error
+    except WdlabError as told:
+        return told
+
+
+def _text(value: Any, without: Sequence[str] = ()) -> str:
+    """A config as text that is equal where the configs are; nulls do not count."""
+
+    def plain(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: plain(item) for key, item in node.items() if item is not None and key not in without}
+        return [plain(item) for item in node] if isinstance(node, list | tuple) else node
+
+    return json.dumps(plain(value), sort_keys=True, default=str)
