@@ -49,6 +49,8 @@ class StackedLauncher(Launcher):
         if type(self._most) is not int or self._most < 1:
             raise ConfigError(f"hydra.launcher.most={self._most}: must be a whole number >= 1")
         self._context, self._config = hydra_context, config
+        self._prepared: list[DictConfig] | None = None
+        self._notice: stopping.Notice | None = None
         self._local = BasicLauncher()
         self._local.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
@@ -61,9 +63,10 @@ class StackedLauncher(Launcher):
         configure_log(self._config.hydra.job_logging, self._config.hydra.verbose)
         if sys.stderr.isatty():
             log.setLevel(logging.WARNING)  # the sweep's own bar tells
-        jobs = [self._job(list(overrides)) for overrides in job_overrides]
+        configs = self._prepared or [self._composed(list(overrides)) for overrides in job_overrides]
+        jobs = [Job(list(overrides), config) for overrides, config in zip(job_overrides, configs, strict=True)]
         for stack in stacks(jobs, self._most):
-            train_stack(stack)
+            train_stack(stack, self._notice)
         alone = [job for job in jobs if job.outcome is None]
         for reason, count in Counter(job.reason for job in alone if job.reason).items():
             log.info("%d of %d runs by themselves: %s", count, len(jobs), reason)
@@ -71,24 +74,26 @@ class StackedLauncher(Launcher):
         by_itself = {id(job): result for job, result in zip(alone, returned, strict=True)}
         return [by_itself.get(id(job)) or job.returned for job in jobs]
 
-    def _job(self, overrides: list[str]) -> "Job":
+    def prepare(self, configs: list[DictConfig], notice: stopping.Notice) -> None:
+        """Before ``launch``: the configs of its jobs, so that they need not be composed again; how they are stopped."""
+        self._prepared, self._notice = configs, notice
+
+    def _composed(self, overrides: list[str]) -> DictConfig:
         config = self._context.config_loader.load_sweep_config(self._config, overrides)
-        sweep = config["hydra"]["job"]["env_set"].get(stopping.SWEEP)
         with open_dict(config):
             del config["hydra"]  # as Hydra does it before a job
-        return Job(overrides, config, sweep)
+        return config
 
 
 @dataclass
 class Job:
-    """A run of the sweep, whose name is ``sweep``.
+    """A run of the sweep.
 
     ``outcome`` is what ``train`` would return for it, None as long as it has to be trained by itself, for a ``reason``.
     """
 
     overrides: list[str]
     config: DictConfig
-    sweep: str | None = None
     outcome: str | Exception | None = None
     reason: str | None = None
 
@@ -130,7 +135,7 @@ def stacks(jobs: Sequence[Job], most: int) -> list[list[Job]]:
     return [group for group in result if len(group) > 1]
 
 
-def train_stack(jobs: Sequence[Job]) -> None:
+def train_stack(jobs: Sequence[Job], notice: stopping.Notice | None = None) -> None:
     """Train what can be stacked of these jobs, and give each its ``outcome``, or the ``reason`` why it has none.
 
     Raises:
@@ -138,8 +143,6 @@ def train_stack(jobs: Sequence[Job]) -> None:
     """
     from wdlab import stacked, train
 
-    folder, sweep = jobs[0].config["paths"]["runs"], jobs[0].sweep
-    notice = stopping.Notice(folder, sweep) if sweep else None
     if notice is not None and notice.given:
         for job in jobs:
             job.outcome = "skipped"

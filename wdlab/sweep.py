@@ -4,21 +4,26 @@ Chosen in ``configs/train.yaml``; works with any Hydra launcher. Besides the ord
 ``hydra.sweeper.jobs=FILE``, a JSON list of override lists, for settings that are paired rather than crossed.
 """
 
+import copy
 import json
 import sys
 import types
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from wdlab import parallel, runs, stopping
 from wdlab.errors import ConfigError, RunFailed, explain
@@ -68,6 +73,42 @@ class Job:
         return f"{state}, {reason.splitlines()[-1]}"
 
 
+class Composer:
+    """The configs of a sweep's jobs, without Hydra's own part.
+
+    Those that differ only in values are composed once: what takes the time, finding and merging files, is the same for
+    all of them.
+
+    Args:
+        loader, config: those of the sweep.
+    """
+
+    def __init__(self, loader: ConfigLoader, config: DictConfig) -> None:
+        self._loader, self._config = loader, config
+        self._parser = OverridesParser.create(config_loader=loader)
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def __call__(self, overrides: Sequence[str]) -> DictConfig:
+        """The config that the overrides make."""
+        parsed = self._parser.parse_overrides(list(overrides))
+        values = [o for o in parsed if o.type is OverrideType.CHANGE and not self._names_a_file(o)]
+        rest = tuple(o.input_line for o in parsed if o not in values)
+        if any(o.type is not OverrideType.CHANGE for o in parsed):  # whose place among the others matters
+            values, rest = [], tuple(overrides)
+        if rest not in self._composed:
+            composed = self._loader.load_sweep_config(self._config, list(rest))
+            with open_dict(composed):
+                del composed["hydra"]
+            self._composed[rest] = composed
+        config = copy.deepcopy(self._composed[rest])
+        ConfigLoaderImpl._apply_overrides_to_config(values, config)
+        return config
+
+    def _names_a_file(self, override: Override) -> bool:
+        key = override.key_or_group
+        return override.package is not None or key.startswith("hydra.") or self._loader.get_group_options(key) != []
+
+
 class Sweep(Sweeper):
     """See the module. ``params`` maps keys to sweep strings, as in Hydra's basic sweeper."""
 
@@ -94,9 +135,10 @@ class Sweep(Sweeper):
 
         if parallel.group().size > 1:
             raise ConfigError("-m: torchrun shares one run between processes; start a sweep without it")
+        composer = Composer(self.hydra_context.config_loader, self.config)
         jobs = []
         for overrides in self._job_overrides(arguments):
-            config: DictConfig = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+            config = composer(overrides)
             jobs.append(Job(overrides, config, runs.RunDirectory.of(config)))
         todo = [job for job in jobs if not job.directory.finished]
         for job in todo:
@@ -136,6 +178,8 @@ class Sweep(Sweeper):
 
     def _launch(self, jobs: list[Job], notice: stopping.Notice) -> bool:
         """Whether all jobs came back; not if a worker died. Any other error of the launcher is told, and that is it."""
+        if isinstance(self.launcher, StackedLauncher):
+            self.launcher.prepare([job.config for job in jobs], notice)
         try:
             returned = self.launcher.launch([job.overrides for job in jobs], initial_job_idx=0)
         except BrokenProcessPool:
