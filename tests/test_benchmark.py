@@ -27,6 +27,11 @@ TARGETS = {  # of the sections of several parts: part, case, and the quantity th
         ("ResNet-8, width 8", "wdlab, bf16, channels_last", "speed-up", 2.9),
     ],
     "loop": [("The loop", "wdlab, logging every 10 steps", "ratio", 1.03)],
+    "stacked": [
+        ("Training", "stacked", "speed-up", 7),
+        ("Wide networks", "stacked", "speed-up", 0.98),
+        ("From end to end", "stacked", "speed-up", 3),
+    ],
 }
 
 

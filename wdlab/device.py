@@ -100,8 +100,8 @@ def check(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"runtime.checkpoint_seconds={seconds}: must be a number >= 0")
 
 
-def set_up(config: Mapping[str, Any], model: nn.Module) -> Machine:
-    """Apply ``configs/runtime`` to this process and choose the device for ``model``."""
+def set_up(config: Mapping[str, Any], model: nn.Module, stacked: bool = False) -> Machine:
+    """Apply ``configs/runtime`` to this process and choose the device for ``model``, or for many like it, ``stacked``."""
     check(config)
     device = chosen(config)
     group = parallel.join(device)
@@ -111,12 +111,13 @@ def set_up(config: Mapping[str, Any], model: nn.Module) -> Machine:
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"  # fp32 means float32, also in convolutions
     matmul = "TF32" if precision == "tf32" else "torch default"
-    if config["onednn"] == "auto" and device.type == "cpu" and _widest(model) >= WIDE and _onednn_is_float32():
+    wide = stacked or _widest(model) >= WIDE
+    if config["onednn"] == "auto" and device.type == "cpu" and wide and _onednn_is_float32():
         torch.set_float32_matmul_precision("medium")
         matmul = "oneDNN float32"
     convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
     channels_last = config["channels_last"] == "auto" and convolves
-    return Machine(device, precision, device_name(device), matmul, channels_last, config["compile"], group)
+    return Machine(device, precision, device_name(device), matmul, channels_last, config["compile"], group, stacked)
 
 
 def chosen(config: Mapping[str, Any]) -> torch.device:

@@ -10,7 +10,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus, configure_log
@@ -155,13 +155,12 @@ def train_stack(jobs: Sequence[Job], notice: stopping.Notice | None = None) -> N
                 session = _begin(job, exits)
                 if session is None:
                     continue
-                trained = train.experiment(job.config, beside)
+                trained = train.experiment(job.config, beside, stacked=True)
                 job.reason = stacked.why_not(job.config, trained)
             except Exception as error:  # by itself it will say so again, and be recorded
                 job.reason = explain(error) or repr(error)
             if job.reason is None:
                 beside = trained
-                trained.machine = replace(trained.machine, stacked=True)
                 member = stacked.Member(trained, session.directory, None, session.start)
                 by_step.setdefault(stacked.step_of(member), []).append((job, session, member))
         for parts in by_step.values():

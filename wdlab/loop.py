@@ -12,7 +12,7 @@ from wdlab import checkpoint
 from wdlab.data import Batches, Data
 from wdlab.device import Machine
 from wdlab.errors import ConfigError
-from wdlab.metrics import SHARPNESS_EXAMPLES, Metrics, cross_entropy
+from wdlab.metrics import SHARPNESS_EXAMPLES, Evaluated, Metrics, cross_entropy
 from wdlab.progress import Progress
 from wdlab.recorder import Recorder
 from wdlab.regularizers import Regularizer
@@ -206,13 +206,13 @@ class Keeper:
         """Whether weights and training loss of the newest log line are, as far as it has them."""
         return all(self.last.get(key, 0.0) is not None for key in ("norm/weight_l2", "train/loss"))
 
-    def record(self, step: int) -> None:
-        """Log the state after ``step`` updates, with what is due."""
+    def record(self, step: int, evaluated: Evaluated | None = None) -> None:
+        """Log the state after ``step`` updates, with what is due; ``evaluated`` if the whole splits have been."""
         clock = {"step": step, "epoch": step / self._steps_per_epoch}
         lr = self._experiment.optimizer.param_groups[0]["lr"]
         setting = {"lr": lr, "strength": self._experiment.regularizer.strength_in_force}
         fuller = (due(self._config, every, step) for every in FULLER)
-        self._recorder.log(clock | setting | self._metrics.measure(*fuller))
+        self._recorder.log(clock | setting | self._metrics.measure(*fuller, evaluated))
 
     def save(self, step: int, finite: Tensor) -> None:
         """Write a checkpoint of the state after ``step`` updates."""

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from wdlab import regularizers
-from wdlab.data import StackedBatches
+from wdlab.data import Data, Split, StackedBatches
 from wdlab.loop import FULLER, Experiment, Keeper, due
+from wdlab.metrics import SPLITS, Evaluated
 from wdlab.models import MLP, FactorizedMLP
 from wdlab.optimizers import SGDS, PAdam
 from wdlab.progress import Progress
@@ -31,7 +32,7 @@ from wdlab.regularizers.in_loss import InLoss, add_
 from wdlab.regularizers.pathprox import prox_step_
 from wdlab.runs import RunDirectory
 
-MOST = 32  # runs of one stack; more of them leave the caches
+CHUNK_VALUES = 2**22  # numbers of one layer when whole splits are evaluated
 NETWORKS = (MLP, FactorizedMLP)
 OPTIMIZERS = (torch.optim.SGD, SGDS, torch.optim.Adam, torch.optim.AdamW, PAdam)
 METHODS = (
@@ -154,6 +155,30 @@ class Network:
                 if self._relu_behind[k - 1]:
                     slopes = torch.ops.aten.threshold_backward(slopes, read[k], 0)
         return losses
+
+    @torch.no_grad()
+    def evaluate(self, data: Data) -> list[Evaluated]:
+        """Of each run, loss and accuracy on the three splits, as ``wdlab.metrics.evaluate`` gives them."""
+        found = {name: self._evaluate(getattr(data, name)) for name in SPLITS}
+        return [
+            {name: (loss[run], hits[run]) for name, (loss, hits) in found.items()} for run in range(len(self.memory))
+        ]
+
+    def _evaluate(self, split: Split) -> tuple[Tensor, Tensor]:
+        widest = max(max(weight.shape[1:]) for weight in self.weights)
+        size = max(1, CHUNK_VALUES // (len(self.memory) * widest))
+        losses, hits = [], []
+        for start in range(0, len(split), size):
+            inputs, labels = split.examples(slice(start, start + size))
+            values = inputs.flatten(1).expand(len(self.memory), -1, -1)
+            for weight, bias, relu in zip(self.weights, self.biases, self._relu_behind, strict=True):
+                values = torch.baddbmm(bias, values, weight.transpose(1, 2))
+                if relu:
+                    values.relu_()
+            logs = torch.log_softmax(values.double(), 2)
+            losses.append(-logs.gather(2, labels.expand(len(self.memory), -1)[:, :, None]).sum((1, 2)))
+            hits.append((values.argmax(2) == labels).sum(1))
+        return torch.stack(losses).sum(0) / len(split), torch.stack(hits).sum(0).double() / len(split)
 
     @torch.no_grad()
     def clip(self, norm: float) -> None:
@@ -435,6 +460,10 @@ def fit(
         def factor_of(step: int) -> float:
             return experiments[0].lr_factor(step, steps, per_epoch)
 
+        def evaluate(step: int) -> Sequence[Evaluated | None]:
+            whole_splits = due(config, "eval_every", step)
+            return stack.network.evaluate(experiments[0].data) if whole_splits else [None] * len(members)
+
         def save(step: int, which: Sequence[int]) -> None:
             stack.tell(step, factor_of(max(0, step - 1)))
             for k in which:
@@ -442,9 +471,10 @@ def fit(
 
         saved_at = time.monotonic()
         stack.tell(first, factor_of(first))
+        evaluated = evaluate(first) if first == 0 else []
         for k, member in enumerate(members):
             if member.start is None:
-                keepers[k].record(0)
+                keepers[k].record(0, evaluated[k])
             elif not finite[k] and keepers[k].last_step == first:
                 member.outcome = "diverged"
         for experiment in experiments:  # for what is measured in a step; the optimizers themselves take none
@@ -463,9 +493,10 @@ def fit(
             finite &= torch.isfinite(losses)
             if logged:
                 stack.tell(done, factor)
+                evaluated = evaluate(done)
                 for k in still_training():
                     keepers[k].after_step()
-                    keepers[k].record(done)
+                    keepers[k].record(done, evaluated[k])
                     finite[k] &= keepers[k].last_is_finite
                     if not finite[k]:
                         save(done, [k])

@@ -318,14 +318,15 @@ class Session:
             self._mirror.finish(0 if self.directory.finished else 1)
 
 
-def experiment(config: DictConfig, beside: loop.Experiment | None = None) -> loop.Experiment:
+def experiment(config: DictConfig, beside: loop.Experiment | None = None, stacked: bool = False) -> loop.Experiment:
     """Everything a config trains with, on the machine that it trains on.
 
-    ``beside`` is another one in this process, of the same data set and runtime, to share both with.
+    ``beside`` is another one in this process, of the same data set and runtime, to share both with; ``stacked`` says
+    whether they will be trained side by side.
     """
     model, optimizer, regularizer, lr_factor = build(config)
     if beside is None:
-        machine = device.set_up(config["runtime"], model)
+        machine = device.set_up(config["runtime"], model, stacked)
         loaded = data.load(config["dataset"], config["paths"]["data"], machine.device)
     else:
         machine, loaded = beside.machine, beside.data

@@ -88,12 +88,15 @@ class Metrics:
             ),
         }
 
-    def measure(self, whole_splits: bool, sharpness: bool = False) -> dict[str, float]:
+    def measure(
+        self, whole_splits: bool, sharpness: bool = False, evaluated: objective.Evaluated | None = None
+    ) -> dict[str, float]:
         """The metrics of the model as it is, those of the last step included.
 
         Args:
             whole_splits: with the evaluations.
             sharpness: with the Hessian and the Lipschitz bounds, which wait for the device many times.
+            evaluated: what the whole splits gave, if that is known already.
 
         Returns:
             A number for every metric. One that has no value here (no pairs, no bound known) is left out.
@@ -111,13 +114,13 @@ class Metrics:
             values["norm/path"] = norms.path_norm(paths)
             values["sparsity/active_units"] = sparsity.active_units(paths)
         if whole_splits:
-            values |= self._evaluations(values["norm/weight_l2"], values.get("norm/path"))
+            evaluated = evaluated or objective.evaluate_all(self.model, self.data, self.autocast)
+            values |= self._evaluations(evaluated, values["norm/weight_l2"], values.get("norm/path"))
         return _to_floats(values) | (self._sharpness() if sharpness else {})
 
-    def _evaluations(self, weight_l2: Tensor, path: Tensor | None) -> dict[str, Tensor]:
+    def _evaluations(self, evaluated: objective.Evaluated, weight_l2: Tensor, path: Tensor | None) -> dict[str, Tensor]:
         values = {}
-        for name in ("train", "val", "test"):
-            loss, accuracy = objective.evaluate(self.model, getattr(self.data, name), self.autocast)
+        for name, (loss, accuracy) in evaluated.items():
             values |= {f"{name}/loss": loss, f"{name}/accuracy": accuracy}
         strength, penalty = self.regularizer.strength, self.regularizer.penalty()
         return values | objective.objectives(values["train/loss"], strength, weight_l2, path, penalty)

@@ -1,19 +1,22 @@
 """Loss and accuracy on whole splits, and the objectives that regularization minimizes."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from wdlab.data import Split
+from wdlab.data import Data, Split
 from wdlab.metrics.modes import evaluation
 
 CHUNK = 5000  # examples per forward pass of an evaluation, at most
 CHUNK_VALUES = 4_000_000  # numbers in their inputs, at most; both bound the memory it takes
 VALUES_OF_TOKEN = 256  # a token counts as that many numbers, since an embedding makes a vector of it
 
+SPLITS = ("train", "val", "test")
+
 Autocast = Callable[[], contextlib.AbstractContextManager]
+Evaluated = Mapping[str, tuple[Tensor, Tensor]]  # of every split loss and accuracy
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
@@ -43,6 +46,11 @@ def evaluate(model: nn.Module, split: Split, autocast: Autocast = contextlib.nul
             hits.append((logits.argmax(dim=-1) == labels).sum())
             count += labels.numel()
     return torch.stack(losses).sum() / count, torch.stack(hits).sum().double() / count
+
+
+def evaluate_all(model: nn.Module, data: Data, autocast: Autocast = contextlib.nullcontext) -> Evaluated:
+    """``evaluate`` on the three splits."""
+    return {name: evaluate(model, getattr(data, name), autocast) for name in SPLITS}
 
 
 def _chunk(split: Split) -> int:

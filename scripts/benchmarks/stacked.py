@@ -1,0 +1,149 @@
+"""How much faster a sweep of MLPs is as one batched program (``hydra/launcher=stacked``) than run after run."""
+
+import dataclasses
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from benchmarks.setups import AS_TORCH_HAS_THEM, Setup
+from benchmarks.timing import SPEED_UP, Case, Options, Page, Part, part
+from wdlab import loop, runs, stacked, train
+from wdlab.data import Data
+from wdlab.recorder import Mirror, Recorder
+
+TRAINING_TARGET, END_TO_END_TARGET, WIDE_TARGET = 7, 3, 0.98
+RUNS, WIDE_RUNS = 32, 8
+FEW, FEWER = 7, 3  # repeats
+NEVER = 10**6
+
+
+def table(options: Options) -> Page:
+    """Measure; records in temporary folders."""
+    parts = [_training(options), _wide(options), _end_to_end(options)]
+    return Page("Sweeps of MLPs, stacked", parts)
+
+
+class Sweep:
+    """Runs that differ in seed and strength, trained in both ways between building them and closing their records.
+
+    Args:
+        options: of the command line.
+        count: of runs.
+        overrides: of their config.
+        data: for all of them; that of the config if not given.
+    """
+
+    def __init__(self, options: Options, count: int, overrides: tuple[str, ...], data: Data | None = None) -> None:
+        places = f"runtime.device={options.device.type}", "logger=disabled", "regularizer=l2"
+        points = itertools.product((1e-4, 1e-3, 1e-2, 1e-1), range(count))
+        self._configs: list[DictConfig] = [
+            runs.compose([*places, *overrides, f"regularizer.strength={strength}", f"seed={seed}"])
+            for strength, seed in itertools.islice(points, count)
+        ]
+        self._options, self._data = options, data
+
+    def side_by_side(self) -> float:
+        """Seconds of a step of all runs, side by side."""
+        return self._timed(lambda members, settings: stacked.fit(members, ["l2"] * len(members), settings, NEVER))
+
+    def one_by_one(self) -> float:
+        """Seconds of a step of all runs, one after another."""
+
+        def fit(members: list[stacked.Member], settings: DictConfig) -> None:
+            for member in members:
+                loop.fit(member.experiment, settings, member.run, member.recorder, None, NEVER)
+
+        return self._timed(fit)
+
+    def _timed(self, fit: Callable[[list[stacked.Member], DictConfig], object]) -> float:
+        AS_TORCH_HAS_THEM()
+        with tempfile.TemporaryDirectory() as folder:
+            members, beside = [], None
+            for config in self._configs:
+                experiment = train.experiment(config, beside)
+                if self._data is not None:
+                    experiment = dataclasses.replace(experiment, data=self._data)
+                beside = experiment
+                run = runs.RunDirectory(folder, runs.identity(config))
+                run.create()
+                members.append(stacked.Member(experiment, run, Recorder(run.metrics, 0, Mirror())))
+            settings = self._configs[0]["train"]
+            self._options.synchronize()
+            start = time.perf_counter()
+            fit(members, settings)
+            self._options.synchronize()
+            seconds = time.perf_counter() - start
+            for member in members:
+                member.recorder.close()
+        return seconds / settings["steps"]
+
+
+def _training(options: Options) -> Part:
+    count, steps = options.sized(RUNS, 3), options.sized(200, 20)
+    shape = ("dataset=digits", "model=mlp", "model.width=64", "model.depth=4", f"train.steps={steps}")
+    as_usual = Sweep(options, count, (*shape, f"train.log_every={steps // 2}", f"train.eval_every={steps // 2}"))
+    alone = Sweep(options, count, (*shape, f"train.log_every={NEVER}", f"train.eval_every={NEVER}"))
+    problem = (
+        f"a step of {count} runs of digits with a ReLU MLP, 4 layers, width 64, batches of 64, L2 of four strengths, "
+        f"{steps} steps; records, metrics, evaluations of the whole splits every {steps // 2} steps, checkpoint at the "
+        "end"
+    )
+    cases = [
+        Case("stacked", as_usual.side_by_side, TRAINING_TARGET, timed=True),
+        Case("one after another, records at both ends only", alone.one_by_one, timed=True),
+        Case("stacked, records at both ends only", alone.side_by_side, timed=True),
+    ]
+    base = Case("one after another", as_usual.one_by_one, timed=True)
+    return part("Training", problem, base, cases, options.at_most(FEW), SPEED_UP, (count, "steps of a run"))
+
+
+def _wide(options: Options) -> Part:
+    count, steps, width = options.sized(WIDE_RUNS, 2), options.sized(20, 4), options.sized(400, 16)
+    shape = ("dataset=mnist", "model=mlp", f"model.width={width}", "model.depth=6", "train.batch_size=200")
+    length = (f"train.steps={steps}", f"train.log_every={NEVER}", f"train.eval_every={NEVER}")
+    sweep = Sweep(options, count, (*shape, *length), Setup(options, *shape).data(1000, 100))
+    problem = f"a step of {count} runs on images as MNIST, ReLU MLP, 6 layers, width {width}, batches of 200"
+    base = Case("one after another", sweep.one_by_one, timed=True)
+    cases = [Case("stacked", sweep.side_by_side, WIDE_TARGET, timed=True)]
+    return part("Wide networks", problem, base, cases, options.at_most(FEW), SPEED_UP, (count, "steps of a run"))
+
+
+def _end_to_end(options: Options) -> Part:
+    seeds, steps = options.sized(8, 2), options.sized(1000, 20)
+    command = (
+        *("-m", "wdlab.train", "-m", "dataset=digits", "model=mlp", "regularizer=l2", f"train.steps={steps}"),
+        "regularizer.strength=1e-4,1e-3,1e-2,1e-1",
+        *(f"seed={','.join(map(str, range(seeds)))}", f"runtime.device={options.device.type}", "logger=disabled"),
+    )
+    problem = (
+        f"`python {' '.join(command)}` with another hydra/launcher: everything from the start of Python to the "
+        f"summary, {4 * seeds} runs"
+    )
+    base = Case("local", partial(_seconds_of, command, "local"), timed=True)
+    cases = [
+        Case("stacked", partial(_seconds_of, command, "stacked"), END_TO_END_TARGET, timed=True),
+        Case("joblib", partial(_seconds_of, command, "joblib"), timed=True),
+    ]
+    return part("From end to end", problem, base, cases, options.at_most(FEWER), SPEED_UP, (4 * seeds, "runs"))
+
+
+def _seconds_of(command: tuple[str, ...], launcher: str) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"PYTHONPATH": str(runs.PROJECT)}
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, *command, f"hydra/launcher={launcher}", f"paths.runs={Path(folder) / 'runs'}"],
+            cwd=folder,
+            env=environment,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        return time.perf_counter() - start
