@@ -101,7 +101,7 @@ def check(config: Mapping[str, Any]) -> None:
 
 
 def set_up(config: Mapping[str, Any], model: nn.Module, stacked: bool = False) -> Machine:
-    """Apply ``configs/runtime`` to this process and choose the device for ``model``, or for many like it, ``stacked``."""
+    """Apply ``configs/runtime`` to this process and choose the device for ``model``; or many, ``stacked``."""
     check(config)
     device = chosen(config)
     group = parallel.join(device)

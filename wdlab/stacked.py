@@ -160,9 +160,8 @@ class Network:
     def evaluate(self, data: Data) -> list[Evaluated]:
         """Of each run, loss and accuracy on the three splits, as ``wdlab.metrics.evaluate`` gives them."""
         found = {name: self._evaluate(getattr(data, name)) for name in SPLITS}
-        return [
-            {name: (loss[run], hits[run]) for name, (loss, hits) in found.items()} for run in range(len(self.memory))
-        ]
+        runs = range(len(self.memory))
+        return [{name: (loss[run], share[run]) for name, (loss, share) in found.items()} for run in runs]
 
     def _evaluate(self, split: Split) -> tuple[Tensor, Tensor]:
         widest = max(max(weight.shape[1:]) for weight in self.weights)

@@ -52,7 +52,11 @@ class Sweep:
 
     def side_by_side(self) -> float:
         """Seconds of a step of all runs, side by side."""
-        return self._timed(lambda members, settings: stacked.fit(members, ["l2"] * len(members), settings, NEVER))
+
+        def fit(members: list[stacked.Member], settings: DictConfig) -> None:
+            stacked.fit(members, ["l2"] * len(members), settings, NEVER)
+
+        return self._timed(fit, together=True)
 
     def one_by_one(self) -> float:
         """Seconds of a step of all runs, one after another."""
@@ -63,12 +67,12 @@ class Sweep:
 
         return self._timed(fit)
 
-    def _timed(self, fit: Callable[[list[stacked.Member], DictConfig], object]) -> float:
+    def _timed(self, fit: Callable[[list[stacked.Member], DictConfig], object], together: bool = False) -> float:
         AS_TORCH_HAS_THEM()
         with tempfile.TemporaryDirectory() as folder:
             members, beside = [], None
             for config in self._configs:
-                experiment = train.experiment(config, beside)
+                experiment = train.experiment(config, beside, together)
                 if self._data is not None:
                     experiment = dataclasses.replace(experiment, data=self._data)
                 beside = experiment
