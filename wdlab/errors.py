@@ -1,7 +1,10 @@
 """The errors a user can cause, each told in one line; Hydra's own too. Used by everything that can fail."""
 
+import contextlib
 import difflib
 import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 
 class WdlabError(Exception):
@@ -22,6 +25,21 @@ class CheckpointError(WdlabError):
 
 class RunFailed(WdlabError):
     """A run, or some runs of a sweep, that did not end well."""
+
+
+@contextlib.contextmanager
+def writing(path: Path, undo: Callable[[], object]) -> Iterator[None]:
+    """Where a file is written: if the disk is full, say, what is half written is undone, and the error names the file.
+
+    Raises:
+        OSError: with the file's name, which Python leaves out once a file is open.
+    """
+    try:
+        yield
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            undo()
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 NAME = "a name: letters, digits, dots, dashes, underscores"

@@ -11,7 +11,6 @@ Called by ``train`` to make runs, by ``analysis`` and ``scripts`` to find them.
         status.json        running / done / diverged / failed / interrupted
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -30,7 +29,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from wdlab.errors import NAME, ConfigError, is_name
+from wdlab.errors import NAME, ConfigError, is_name, writing
 
 PROJECT = Path(__file__).resolve().parent.parent
 CONFIGS = PROJECT / "configs"
@@ -196,13 +195,9 @@ class RunDirectory:
 def write_atomically(path: Path, text: str) -> None:
     """Write a small text file so that a reader sees the old or the new content, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with writing(path, undo=temporary.unlink):
         temporary.write_text(text)
         temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def package_versions() -> dict[str, str]:

@@ -42,10 +42,10 @@ class Job:
     @property
     def state(self) -> str:
         """``skipped``, ``stale`` (says that it runs, but its process is dead), or its status."""
-        if self.outcome == "skipped":
-            return "skipped"
         status = self.directory.status
-        return "stale" if status == "running" and not self.directory.held else status
+        if status == "running":
+            return "running" if self.directory.held else "stale"
+        return "skipped" if self.outcome == "skipped" else status
 
     @property
     def ended(self) -> bool:

@@ -238,6 +238,8 @@ def _failure_recorded(directory: runs.RunDirectory) -> Iterator[None]:
 def _told(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return f"sys.exit({error.code!r}) was called"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
     return "".join(traceback.format_exception_only(error)).strip()
 
 
