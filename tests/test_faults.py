@@ -131,13 +131,13 @@ def test_a_sweep_told_to_stop_ends_at_a_step_and_the_same_command_finishes(tmp_p
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True, **pipes)
     folder = tmp_path / "results" / "runs"
-    while not any(path.stat().st_size for path in folder.glob("*/metrics.jsonl")):
+    while len(list(folder.glob("*/metrics.jsonl"))) < (2 if launcher == "joblib" else 1):
         assert process.poll() is None
         time.sleep(0.01)
     (os.killpg if scope == "group" else os.kill)(process.pid, number)
-    told, complaints = process.communicate(timeout=120)
+    told, complaints = process.communicate(timeout=240)
     assert process.returncode == 130, complaints
-    assert complaints == "interrupted; the same command goes on from here\n"
+    assert "interrupted; the same command goes on from here\n" in complaints and "Traceback" not in complaints
     assert "sweep: " in told and "interrupted" in told.splitlines()[-1]
     for name, status in statuses(folder).items():
         assert status["status"] in ("interrupted", "done"), name

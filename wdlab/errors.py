@@ -52,8 +52,9 @@ def is_name(value: object) -> bool:
 
 def explain(error: BaseException) -> str | None:
     """The one line to print for an error of the user's, None for an error of ours (which deserves its traceback)."""
-    from hydra.errors import HydraException, MissingConfigException
+    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     if isinstance(error, WdlabError):
         return _one_line(str(error))
@@ -63,6 +64,11 @@ def explain(error: BaseException) -> str | None:
     unknown = _unknown_key(error)
     if unknown is not None:
         return unknown
+    if isinstance(error, OverrideParseException):
+        told = error.message.partition("\nSee ")[0].removeprefix(f"Error parsing override '{error.override}'")
+        return _one_line(f"command line: {error.override}: cannot be read as key=value, {told}")
+    if isinstance(error, YAMLError):
+        return _one_line(f"config file: {error}")
     if isinstance(error, HydraException | OmegaConfBaseException):
         cause = f" ({error.__cause__})" if error.__cause__ is not None else ""
         return _one_line(f"{error}{cause}")

@@ -170,11 +170,12 @@ class RunDirectory:
         self.write("status.json", {"status": status, **where, **details})
 
     def read(self, name: str) -> dict[str, Any]:
-        """A JSON file of the run, {} if it is not there or half written."""
+        """A JSON file of the run, {} if it is not there, cannot be read or is half written."""
         try:
-            return json.loads((self.path / name).read_text())
-        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+            content = json.loads((self.path / name).read_text())
+        except (OSError, ValueError):
             return {}
+        return content if isinstance(content, dict) else {}
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file of the run, whole or not at all."""

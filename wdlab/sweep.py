@@ -97,6 +97,8 @@ class Sweep(Sweeper):
         for overrides in self._job_overrides(arguments):
             config: DictConfig = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
             jobs.append(Job(overrides, config, runs.RunDirectory.of(config)))
+        if not jobs:
+            raise ConfigError("-m: this sweep is empty, no combination of values is left")
         todo = [job for job in jobs if not job.directory.finished]
         for job in todo:
             fault_of_code(job.config)  # its run will say it again, and be recorded
@@ -158,7 +160,7 @@ class Sweep(Sweeper):
             return grid
         try:
             listed = json.loads(Path(self.jobs).read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"hydra.sweeper.jobs={self.jobs}: not a JSON list of override lists ({error})") from error
         if not (isinstance(listed, list) and all(isinstance(job, list) for job in listed)):
             raise ConfigError(f"hydra.sweeper.jobs={self.jobs}: not a JSON list of override lists")
