@@ -115,7 +115,11 @@ BAD = {
     "model.width=null": "model.width=None: must be given",
     "train=3": "train=3: must be a group of keys",
     "lr_schedule=cosine lr_schedule.warmup_epochs=-1": "lr_schedule.warmup_epochs=-1: must be a number >= 0",
-    "regularizer=[": "",
+    "regularizer=[": "command line: regularizer=[: cannot be read as key=value, no viable alternative at input '['",
+    "optimizer=sgd optimizer=adam": "optimizer=adam: optimizer=sgd is given too; give one of them",
+    "~optimizer.lr": "optimizer.lr: is missing",
+    "fail_fast=soon": "fail_fast=soon: must be true or false",
+    "--nothing": "command line: unrecognized arguments: --nothing",
     "=3": "command line:",
 }
 

@@ -1,13 +1,12 @@
 """Checkpoints: tensors and plain types only, whole or not there, the previous one kept. Called by the loop."""
 
-import contextlib
 import io
 import os
 from typing import Any
 
 import torch
 
-from wdlab.errors import CheckpointError
+from wdlab.errors import CheckpointError, writing
 from wdlab.runs import RunDirectory
 
 
@@ -20,16 +19,10 @@ def save(run: RunDirectory, state: dict[str, Any]) -> None:
     content = io.BytesIO()  # torch.save into a file that cannot be written does not say why
     torch.save({"run": run.name, **_by_itself(state)}, content)
     temporary = run.path / ".checkpoint.tmp"
-    try:
-        with temporary.open("wb", buffering=0) as file:
-            rest = content.getbuffer()
-            while rest:
-                rest = rest[file.write(rest) :]
-            os.fsync(file.fileno())
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    with writing(run.checkpoint, undo=temporary.unlink), temporary.open("wb") as file:
+        file.write(content.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
     if run.checkpoint.exists():
         run.checkpoint.replace(run.previous_checkpoint)
     temporary.replace(run.checkpoint)

@@ -1,7 +1,10 @@
 """The errors a user can cause, each told in one line; Hydra's own too. Used by everything that can fail."""
 
+import contextlib
 import difflib
 import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 
 class WdlabError(Exception):
@@ -24,6 +27,21 @@ class RunFailed(WdlabError):
     """A run, or some runs of a sweep, that did not end well."""
 
 
+@contextlib.contextmanager
+def writing(path: Path, undo: Callable[[], object]) -> Iterator[None]:
+    """Where a file is written: if the disk is full, say, what is half written is undone, and the error names the file.
+
+    Raises:
+        OSError: with the file's name, which Python leaves out once a file is open.
+    """
+    try:
+        yield
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            undo()
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 NAME = "a name: letters, digits, dots, dashes, underscores"
 
 
@@ -34,8 +52,9 @@ def is_name(value: object) -> bool:
 
 def explain(error: BaseException) -> str | None:
     """The one line to print for an error of the user's, None for an error of ours (which deserves its traceback)."""
-    from hydra.errors import HydraException, MissingConfigException
+    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     if isinstance(error, WdlabError):
         return _one_line(str(error))
@@ -45,6 +64,11 @@ def explain(error: BaseException) -> str | None:
     unknown = _unknown_key(error)
     if unknown is not None:
         return unknown
+    if isinstance(error, OverrideParseException):
+        told = error.message.partition("\nSee ")[0].removeprefix(f"Error parsing override '{error.override}'")
+        return _one_line(f"command line: {error.override}: cannot be read as key=value, {told}")
+    if isinstance(error, YAMLError):
+        return _one_line(f"config file: {error}")
     if isinstance(error, HydraException | OmegaConfBaseException):
         cause = f" ({error.__cause__})" if error.__cause__ is not None else ""
         return _one_line(f"{error}{cause}")

@@ -1,6 +1,5 @@
 """The records of a run: a local table, always, and W&B as a mirror that may fail. Called by the loop and ``train``."""
 
-import contextlib
 import json
 import logging
 import math
@@ -10,12 +9,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from wdlab.errors import CheckpointError, ConfigError
+from wdlab.errors import CheckpointError, ConfigError, writing
 
 log = logging.getLogger("wdlab")
 
 KEYS = ("mode", "project")
 MODES = ("online", "offline", "disabled")
+SECONDS_TO_START, SECONDS_TO_FINISH = 10, 60  # that a W&B server out of reach can cost
 
 
 class Recorder:
@@ -39,7 +39,7 @@ class Recorder:
         self._file = path.open("a+b", buffering=0)  # a line is out or it is not; nothing is left to fail later
         self._file.truncate(keep_bytes)
         self._file.seek(0)
-        self._mirror = mirror
+        self._path, self._mirror = path, mirror
         self.last: dict[str, Any] = {}
         for number, line in enumerate(self._file.read().splitlines(), start=1):
             self.last = _row(line)
@@ -53,18 +53,15 @@ class Recorder:
         self.last = {key: _finite(value) for key, value in row.items()}
         line = memoryview(json.dumps(self.last).encode() + b"\n")
         before = self._file.tell()
-        try:
+        with writing(self._path, undo=lambda: self._file.truncate(before)):
             while line:
                 line = line[self._file.write(line) :]
-        except OSError:
-            with contextlib.suppress(OSError):
-                self._file.truncate(before)  # no part of a line stays
-            raise
         self._mirror.log(self.last)
 
     def sync(self) -> int:
         """Put everything on the disk; returns the size of the file, for the checkpoint to vouch for."""
-        os.fsync(self._file.fileno())
+        with writing(self._path, undo=lambda: None):
+            os.fsync(self._file.fileno())
         return self._file.tell()
 
     def close(self) -> None:
@@ -96,7 +93,14 @@ class WandbMirror(Mirror):
         import wandb
 
         settings = wandb.Settings(
-            silent=True, console="off", x_disable_stats=True, x_disable_machine_info=True, save_code=False
+            silent=True,
+            console="off",
+            x_disable_stats=True,
+            x_disable_machine_info=True,
+            save_code=False,
+            init_timeout=SECONDS_TO_START,
+            finish_timeout=SECONDS_TO_FINISH,
+            finish_timeout_raises=True,
         )
         self._run = wandb.init(
             mode=mode,
@@ -123,7 +127,8 @@ class WandbMirror(Mirror):
             action()
         except Exception as error:
             self._run = None
-            log.warning("W&B stopped (%s: %s); the run and its local records go on", type(error).__name__, error)
+            told = " ".join(f"{type(error).__name__}: {error}".split())
+            log.warning("W&B stopped (%s); the run and its local records go on", told)
 
 
 def make_mirror(config: Mapping[str, Any], folder: Path, name: str, run_config: dict[str, Any]) -> Mirror:

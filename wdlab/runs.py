@@ -11,7 +11,6 @@ Called by ``train`` to make runs, by ``analysis`` and ``scripts`` to find them.
         status.json        running / done / diverged / failed / interrupted
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -30,7 +29,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from wdlab.errors import NAME, ConfigError, is_name
+from wdlab.errors import NAME, ConfigError, is_name, writing
 
 PROJECT = Path(__file__).resolve().parent.parent
 CONFIGS = PROJECT / "configs"
@@ -171,11 +170,12 @@ class RunDirectory:
         self.write("status.json", {"status": status, **where, **details})
 
     def read(self, name: str) -> dict[str, Any]:
-        """A JSON file of the run, {} if it is not there or half written."""
+        """A JSON file of the run, {} if it is not there, cannot be read or is half written."""
         try:
-            return json.loads((self.path / name).read_text())
-        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+            content = json.loads((self.path / name).read_text())
+        except (OSError, ValueError):
             return {}
+        return content if isinstance(content, dict) else {}
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file of the run, whole or not at all."""
@@ -196,13 +196,9 @@ class RunDirectory:
 def write_atomically(path: Path, text: str) -> None:
     """Write a small text file so that a reader sees the old or the new content, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with writing(path, undo=temporary.unlink):
         temporary.write_text(text)
         temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def package_versions() -> dict[str, str]:

@@ -48,10 +48,10 @@ class Job:
     @property
     def state(self) -> str:
         """``skipped``, ``stale`` (says that it runs, but its process is dead), or its status."""
-        if self.outcome == "skipped":
-            return "skipped"
         status = self.directory.status
-        return "stale" if status == "running" and not self.directory.held else status
+        if status == "running":
+            return "running" if self.directory.held else "stale"
+        return "skipped" if self.outcome == "skipped" else status
 
     @property
     def ended(self) -> bool:
@@ -140,6 +140,8 @@ class Sweep(Sweeper):
         for overrides in self._job_overrides(arguments):
             config = composer(overrides)
             jobs.append(Job(overrides, config, runs.RunDirectory.of(config)))
+        if not jobs:
+            raise ConfigError("-m: this sweep is empty, no combination of values is left")
         todo = [job for job in jobs if not job.directory.finished]
         for job in todo:
             fault_of_code(job.config)  # its run will say it again, and be recorded
@@ -203,7 +205,7 @@ class Sweep(Sweeper):
             return grid
         try:
             listed = json.loads(Path(self.jobs).read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"hydra.sweeper.jobs={self.jobs}: not a JSON list of override lists ({error})") from error
         if not (isinstance(listed, list) and all(isinstance(job, list) for job in listed)):
             raise ConfigError(f"hydra.sweeper.jobs={self.jobs}: not a JSON list of override lists")

@@ -15,10 +15,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 import torch
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import get_method, instantiate
@@ -83,7 +84,9 @@ def _check_keys(config: DictConfig) -> None:
 
 
 def _check_numbers(config: DictConfig, section: str) -> None:
-    """Refuse words where torch or a schedule expects numbers; the learning rate must also be >= 0."""
+    """Refuse words where torch or a schedule expects numbers; the learning rate must be there, and >= 0."""
+    if section == "optimizer" and "lr" not in config[section]:
+        raise ConfigError("optimizer.lr: is missing")
     for key, value in OmegaConf.to_container(config[section], resolve=True).items():
         values = value if isinstance(value, list) else [value]
         if key not in ("name", "_target_") and any(isinstance(v, str | dict) for v in values):
@@ -170,6 +173,8 @@ def _as_config_error(key: str) -> Iterator[None]:
         if not from_hydra and not isinstance(cause, ValueError | TypeError):
             raise
         line = str(cause).strip().splitlines()[0]
+        if from_hydra and cause is error and line.startswith("Error in call to") and error.__cause__ is not None:
+            line = "".join(traceback.format_exception_only(error.__cause__)).splitlines()[0]
         lacking = re.search(r"missing \d+ required (?:positional|keyword-only) arguments?: '(\w+)'", line)
         if lacking:
             line = f"{lacking[1]}=None: must be given"
@@ -238,6 +243,8 @@ def failure_recorded(directory: runs.RunDirectory) -> Iterator[None]:
 def _told(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return f"sys.exit({error.code!r}) was called"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
     return "".join(traceback.format_exception_only(error)).strip()
 
 
@@ -399,6 +406,25 @@ def _hydra_main(config: DictConfig) -> str | Exception:
 _errors: list[Exception] = []
 
 
+def _check_command_line(arguments: list[str]) -> None:
+    """Refuse what Hydra answers with its usage, or takes in silence."""
+
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError(f"command line: {message}")
+
+    parser = get_args_parser()
+    parser.error = refuse
+    parsed = parser.parse_args(arguments)
+    if parsed.experimental_rerun is not None:
+        refuse("--experimental-rerun is not for runs that go on by themselves")
+    groups = {str(path.parent.relative_to(runs.CONFIGS)) for path in runs.CONFIGS.glob("*/**/*.yaml")}
+    chosen: dict[str, str] = {}
+    for override in parsed.overrides:
+        group, _, name = override.partition("=")
+        if group in groups and chosen.setdefault(group, name) != name:
+            raise ConfigError(f"{group}={name}: {group}={chosen[group]} is given too; give one of them")
+
+
 def main() -> None:
     """The command line. Exit code 0: all done; 1: a run failed or diverged; 2: bad input; 130: interrupted."""
     debugging = "HYDRA_FULL_ERROR" in os.environ
@@ -406,6 +432,7 @@ def main() -> None:
     sweep.register()
     try:
         with stopping.as_interrupt():
+            _check_command_line(sys.argv[1:])
             _hydra_main()
             if _errors:  # of a single run; a sweep raises its own
                 raise _errors[0]
