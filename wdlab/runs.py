@@ -1,6 +1,7 @@
 """A run: its identity, its directory, its status, its lock, where it came from. Imports no torch.
 
-Called by ``train`` to make runs, by ``analysis`` and ``scripts`` to find them.
+Called by ``train`` to make runs, by ``analysis`` and ``scripts`` to find them. ``python -m wdlab.runs`` lists them, see
+``wdlab.ledger``.
 
     results/runs/<dataset>-<model>-<optimizer>-<regularizer>-<hash>/
         config.yaml        the resolved config
@@ -9,12 +10,15 @@ Called by ``train`` to make runs, by ``analysis`` and ``scripts`` to find them.
         summary.json       the last line of metrics.jsonl, wall time
         provenance.json    git commit and diff, versions, devices, data checksum
         status.json        running / done / diverged / failed / interrupted
+        lock               held by the process that has the run
 """
 
+import functools
 import hashlib
 import json
 import os
 import platform
+import re
 import socket
 import subprocess
 import time
@@ -41,6 +45,11 @@ FINISHED = ("done", "diverged")
 _PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "wandb", "pandas")
 _DIFF_LIMIT = 200_000
 _TAIL_BYTES = 16_384  # more than the longest line of metrics.jsonl
+_LOCK_SECONDS = 0.2  # that a run waits for its lock: the ledger may look at it at that very moment
+_UNUSABLE = (ValueError, TypeError, LookupError, OverflowError, RecursionError)  # what foreign bytes can lead to
+_PARTS_KEPT = 4096  # of config files; a part is a few hundred bytes
+_YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_TOP_LEVEL_KEY = re.compile(r"^(?=[^\W\d]\w*:)", re.MULTILINE)
 
 
 def compose(overrides: Iterable[str]) -> DictConfig:
@@ -97,6 +106,8 @@ class RunDirectory:
         self.name = name
         self.path = Path(root) / name
         self.metrics = self.path / "metrics.jsonl"
+        self.config = self.path / "config.yaml"
+        self.lock_file = self.path / "lock"
         self.checkpoint = self.path / "checkpoint.pt"
         self.previous_checkpoint = self.path / "checkpoint.previous.pt"
 
@@ -119,11 +130,22 @@ class RunDirectory:
     def write_config(self, config: DictConfig) -> None:
         """Write the resolved ``config.yaml``."""
         resolved = OmegaConf.to_container(config, resolve=True)
-        write_atomically(self.path / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+        write_atomically(self.config, yaml.safe_dump(resolved, sort_keys=False))
+
+    def read_config(self) -> dict[str, Any]:
+        """What ``config.yaml`` says, as plain values. They are shared between runs: not to be changed.
+
+        Raises:
+            ConfigError: if it is not there, or is no mapping in YAML.
+        """
+        try:
+            return _parse_config(self.config.read_text())
+        except (OSError, yaml.YAMLError, AttributeError, *_UNUSABLE) as error:
+            raise ConfigError(f"{self.config}: cannot be read, {' '.join(str(error).split())}") from error
 
     def lock(self) -> filelock.BaseFileLock:
         """The run's lock. It belongs to a process, so it is free again as soon as its owner is dead."""
-        return filelock.FileLock(self.path / "lock", timeout=0)
+        return filelock.FileLock(self.lock_file, timeout=_LOCK_SECONDS, poll_interval=_LOCK_SECONDS / 10)
 
     @property
     def status(self) -> str:
@@ -138,7 +160,7 @@ class RunDirectory:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
                 lines = file.read().split(b"\n")[:-1]
             return int(json.loads(lines[-1])["step"])
-        except (OSError, IndexError, ValueError, KeyError):
+        except (OSError, *_UNUSABLE):
             return 0
 
     @property
@@ -152,11 +174,12 @@ class RunDirectory:
         self.write("status.json", {"status": status, **where, **details})
 
     def read(self, name: str) -> dict[str, Any]:
-        """A JSON file of the run, {} if it is not there or half written."""
+        """A JSON file of the run, {} if it is not there, half written, or no JSON object."""
         try:
-            return json.loads((self.path / name).read_text())
-        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+            content = json.loads((self.path / name).read_text())
+        except (FileNotFoundError, NotADirectoryError, *_UNUSABLE):
             return {}
+        return content if isinstance(content, dict) else {}
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file of the run, whole or not at all."""
@@ -172,6 +195,23 @@ class RunDirectory:
         session = {"time": _now(), **machine, "code": code_version(), "versions": package_versions()}
         self.write("provenance.json", {"data_checksum": data_checksum, "sessions": [*sessions, session]})
         return not sessions or all(sessions[-1].get(key) == value for key, value in machine.items())
+
+
+def _parse_config(text: str) -> dict[str, Any]:
+    """A mapping in YAML, key by key, since runs of a sweep share most parts of their configs, and parsing is slow."""
+    try:
+        parts = [_parse_yaml(part) for part in _TOP_LEVEL_KEY.split(text) if part]
+    except (ValueError, yaml.YAMLError):  # not written by ``write_config``: its parts do not stand for themselves
+        return _parse_yaml(text)
+    return {key: value for part in parts for key, value in part.items()}
+
+
+@functools.lru_cache(_PARTS_KEPT)
+def _parse_yaml(text: str) -> dict[str, Any]:
+    parsed = yaml.load(text, Loader=_YamlLoader)
+    if not isinstance(parsed, dict):
+        raise ValueError("must be a mapping")
+    return parsed
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -217,3 +257,9 @@ def _git(*arguments: str) -> str:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+if __name__ == "__main__":
+    from wdlab import ledger  # which imports this file again, under its own name
+
+    ledger.main()
