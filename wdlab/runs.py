@@ -48,7 +48,8 @@ _TAIL_BYTES = 16_384  # more than the longest line of metrics.jsonl
 _LOCK_SECONDS = 0.2  # that a run waits for its lock: the ledger may look at it at that very moment
 _UNUSABLE = (ValueError, TypeError, LookupError, OverflowError, RecursionError)  # what foreign bytes can lead to
 _PARTS_KEPT = 4096  # of config files; a part is a few hundred bytes
-_YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_LONG_CONFIG = 16_384  # characters; libyaml overruns the stack in a text of which most is opening brackets
+_FastLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TOP_LEVEL_KEY = re.compile(r"^(?=[^\W\d]\w*:)", re.MULTILINE)
 
 
@@ -208,7 +209,7 @@ def _parse_config(text: str) -> dict[str, Any]:
 
 @functools.lru_cache(_PARTS_KEPT)
 def _parse_yaml(text: str) -> dict[str, Any]:
-    parsed = yaml.load(text, Loader=_YamlLoader)
+    parsed = yaml.load(text, Loader=_FastLoader if len(text) < _LONG_CONFIG else yaml.SafeLoader)
     if not isinstance(parsed, dict):
         raise ValueError("must be a mapping")
     return parsed

@@ -35,10 +35,11 @@ def load(root: str | Path = "results/runs", names: Iterable[str] | None = None) 
     for name in wanted or ():
         if name not in found:
             raise WdlabError(f"{root / name}: has no records")
-    parts = [found[name] for name in (wanted if wanted is not None else found)]
-    if not parts:
+    chosen = list(found) if wanted is None else wanted
+    if not chosen:
         return pd.DataFrame()
-    described = pd.DataFrame([{"run": name, **_settings(root / name, found[name].config)} for name in wanted or found])
+    parts = [found[name] for name in chosen]
+    described = pd.DataFrame([{"run": name, **_settings(root / name, found[name].config)} for name in chosen])
     leading = ["run", *runs.NAMED_KEYS, "seed"]
     varying = [c for c in described if c not in leading and described[c].map(repr).nunique() > 1]
     lines = np.repeat(np.arange(len(parts)), [len(part.values) for part in parts])  # the run of each
