@@ -10,7 +10,7 @@ import functools
 import json
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,12 +164,19 @@ class _Kept:
 
     def write(self, fresh: dict[str, tuple[_Files, Records]], dropped: set[str], elapsed_ns: int) -> None:
         """Put ``fresh`` records, parsed within the last ``elapsed_ns``, in place of ``dropped`` ones, if possible."""
-        with contextlib.suppress(OSError), _replacing(self._path) as temporary:
-            settled = temporary.stat().st_mtime_ns - elapsed_ns - SETTLED_NS
-            entries = [_entry(name, *both) for name, both in fresh.items() if both[0].changed_ns < settled]
-            stay = pa.array([row for name, row in self.rows.items() if name not in dropped], pa.int64())
-            new = pa.Table.from_pylist([entry for entry in entries if entry is not None], schema=_SCHEMA)
-            pq.write_table(pa.concat_tables([self._table.take(stay), new]), temporary, write_page_checksum=True)
+        temporary = self._path.with_name(f"{self._path.name}.{secrets.token_hex(4)}.tmp")
+        with contextlib.suppress(OSError):
+            try:
+                temporary.touch(exist_ok=False)
+                settled = temporary.stat().st_mtime_ns - elapsed_ns - SETTLED_NS
+                entries = [_entry(name, *both) for name, both in fresh.items() if both[0].changed_ns < settled]
+                new = pa.Table.from_pylist([entry for entry in entries if entry is not None], schema=_SCHEMA)
+                stay = pa.array([row for name, row in self.rows.items() if name not in dropped], pa.int64())
+                if len(new) or len(stay) < len(self.rows):
+                    pq.write_table(pa.concat_tables([self._table.take(stay), new]), temporary, write_page_checksum=True)
+                    temporary.replace(self._path)
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 def _entry(name: str, files: _Files, records: Records) -> dict[str, Any] | None:
@@ -186,15 +193,3 @@ def _entry(name: str, files: _Files, records: Records) -> dict[str, Any] | None:
 @functools.lru_cache
 def _parse_columns(text: str) -> Columns:
     return tuple((name, whole) for name, whole in json.loads(text))
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A new file beside ``path`` that takes its place if all goes well."""
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.touch(exist_ok=False)
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
