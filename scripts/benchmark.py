@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import torch
-from benchmarks import gpu, inputs, loop, optimizers, timing, training
+from benchmarks import gpu, inputs, ledger, loop, optimizers, timing, training
 
 SECTIONS = {
     "optimizers": optimizers.table,
     "inputs": inputs.table,
     "training": training.table,
     "loop": loop.table,
+    "ledger": ledger.table,
     "gpu": gpu.table,
 }
 

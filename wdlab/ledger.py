@@ -144,7 +144,7 @@ def _has_owner(directory: runs.RunDirectory) -> bool:
 
 def _steps(directory: runs.RunDirectory) -> int | None:
     try:
-        steps = directory.read_config()["train"]["steps"]
+        steps = directory.read_config("train")["train"]["steps"]
     except (ConfigError, KeyError, TypeError):
         return None
     return steps if isinstance(steps, int) else None

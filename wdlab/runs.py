@@ -22,7 +22,7 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
@@ -133,14 +133,17 @@ class RunDirectory:
         resolved = OmegaConf.to_container(config, resolve=True)
         write_atomically(self.config, yaml.safe_dump(resolved, sort_keys=False))
 
-    def read_config(self) -> dict[str, Any]:
+    def read_config(self, *keys: str) -> dict[str, Any]:
         """What ``config.yaml`` says, as plain values. They are shared between runs: not to be changed.
+
+        Args:
+            keys: of the highest level, if only these are wanted.
 
         Raises:
             ConfigError: if it is not there, or is no mapping in YAML.
         """
         try:
-            return _parse_config(self.config.read_text())
+            return _parse_config(self.config.read_text(), keys)
         except (OSError, yaml.YAMLError, AttributeError, *_UNUSABLE) as error:
             raise ConfigError(f"{self.config}: cannot be read, {' '.join(str(error).split())}") from error
 
@@ -198,10 +201,14 @@ class RunDirectory:
         return not sessions or all(sessions[-1].get(key) == value for key, value in machine.items())
 
 
-def _parse_config(text: str) -> dict[str, Any]:
+def _parse_config(text: str, keys: Collection[str]) -> dict[str, Any]:
     """A mapping in YAML, key by key, since runs of a sweep share most parts of their configs, and parsing is slow."""
     try:
-        parts = [_parse_yaml(part) for part in _TOP_LEVEL_KEY.split(text) if part]
+        parts = [
+            _parse_yaml(part)
+            for part in _TOP_LEVEL_KEY.split(text)
+            if part and (not keys or part.partition(":")[0] in keys)
+        ]
     except (ValueError, yaml.YAMLError):  # not written by ``write_config``: its parts do not stand for themselves
         return _parse_yaml(text)
     return {key: value for part in parts for key, value in part.items()}
