@@ -8,7 +8,7 @@ LAUNCHER ?= auto
 LOGGER ?= offline
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench test lint
+.PHONY: help setup status bench test lint
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-zA-Z%-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ reproduce-%: $(READY)  ## a figure: make reproduce-fig3 SCALE=quick
 
 fetch-%: $(READY)  ## download a data set into ./data: make fetch-mnist
 	@$(BIN)/python scripts/fetch_data.py $*
+
+status: $(READY)  ## every run in results/runs: its state, how far it is, what went wrong
+	@$(BIN)/python -m wdlab.runs
 
 bench: $(READY)  ## what things cost, beside torch's own: tables in results/benchmarks
 	@MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824 $(BIN)/python scripts/benchmark.py

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
-from benchmarks import gpu, inputs, loop, optimizers, stacked, timing, training
+from benchmarks import gpu, inputs, ledger, loop, optimizers, stacked, timing, training
 
 SECTIONS = {
     "optimizers": optimizers.table,
@@ -16,6 +16,7 @@ SECTIONS = {
     "training": training.table,
     "loop": loop.table,
     "stacked": stacked.table,
+    "ledger": ledger.table,
     "gpu": gpu.table,
 }
 

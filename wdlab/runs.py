@@ -1,6 +1,7 @@
 """A run: its identity, its directory, its status, its lock, where it came from. Imports no torch.
 
-Called by ``train`` to make runs, by ``analysis`` and ``scripts`` to find them.
+Called by ``train`` to make runs, by ``analysis`` and ``scripts`` to find them. ``python -m wdlab.runs`` lists them, see
+``wdlab.ledger``.
 
     results/runs/<dataset>-<model>-<optimizer>-<regularizer>-<hash>/
         config.yaml        the resolved config
@@ -9,16 +10,20 @@ Called by ``train`` to make runs, by ``analysis`` and ``scripts`` to find them.
         summary.json       the last line of metrics.jsonl, wall time
         provenance.json    git commit and diff, versions, devices, data checksum
         status.json        running / done / diverged / failed / interrupted
+        lock               held by the process that has the run
 """
 
+import fcntl
+import functools
 import hashlib
 import json
 import os
 import platform
+import re
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
@@ -41,6 +46,12 @@ FINISHED = ("done", "diverged")
 _PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "wandb", "pandas")
 _DIFF_LIMIT = 200_000
 _TAIL_BYTES = 16_384  # more than the longest line of metrics.jsonl
+_LOCK_SECONDS = 0.2  # that a run waits for its lock: the ledger may look at it at that very moment
+_UNUSABLE = (ValueError, TypeError, LookupError, OverflowError, RecursionError)  # what foreign bytes can lead to
+_PARTS_KEPT = 4096  # of config files; a part is a few hundred bytes
+_LONG_CONFIG = 16_384  # characters; libyaml overruns the stack in a text of which most is opening brackets
+_FastLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_TOP_LEVEL_KEY = re.compile(r"^(?=[^\W\d]\w*:)", re.MULTILINE)
 
 
 def compose(overrides: Iterable[str]) -> DictConfig:
@@ -97,6 +108,8 @@ class RunDirectory:
         self.name = name
         self.path = Path(root) / name
         self.metrics = self.path / "metrics.jsonl"
+        self.config = self.path / "config.yaml"
+        self.lock_file = self.path / "lock"
         self.checkpoint = self.path / "checkpoint.pt"
         self.previous_checkpoint = self.path / "checkpoint.previous.pt"
 
@@ -119,24 +132,45 @@ class RunDirectory:
     def write_config(self, config: DictConfig) -> None:
         """Write the resolved ``config.yaml``."""
         resolved = OmegaConf.to_container(config, resolve=True)
-        write_atomically(self.path / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+        write_atomically(self.config, yaml.safe_dump(resolved, sort_keys=False))
+
+    def read_config(self, *keys: str) -> dict[str, Any]:
+        """What ``config.yaml`` says, as plain values. They are shared between runs: not to be changed.
+
+        Args:
+            keys: of the highest level, if only these are wanted.
+
+        Raises:
+            ConfigError: if it is not there, or is no mapping in YAML.
+        """
+        try:
+            return _parse_config(self.config.read_text(), keys)
+        except (OSError, yaml.YAMLError, AttributeError, *_UNUSABLE) as error:
+            raise ConfigError(f"{self.config}: cannot be read, {' '.join(str(error).split())}") from error
 
     def lock(self) -> filelock.BaseFileLock:
         """The run's lock. It belongs to a process, so it is free again as soon as its owner is dead."""
-        return filelock.FileLock(self.path / "lock", timeout=0)
+        return filelock.FileLock(self.lock_file, timeout=_LOCK_SECONDS, poll_interval=_LOCK_SECONDS / 10)
 
     @property
     def held(self) -> bool:
-        """Whether a process has the run. To see it, the lock is taken for a moment."""
-        if not (self.path / "lock").exists():
+        """Whether a process holds the lock.
+
+        Makes no file, and shares the lock with others who look, for microseconds; a run that starts waits longer.
+        """
+        try:
+            descriptor = os.open(self.lock_file, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError:
             return False
         try:
-            with self.lock():
-                return False
-        except filelock.Timeout:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
             return True
-        except OSError:  # where nobody can write, nobody has it
+        except OSError:  # there are no locks here
             return False
+        finally:
+            os.close(descriptor)
+        return False
 
     def remove_leftovers(self) -> None:
         """Remove what writing to a temporary file left behind when it was killed. For the owner of the lock."""
@@ -156,7 +190,7 @@ class RunDirectory:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
                 lines = file.read().split(b"\n")[:-1]
             return int(json.loads(lines[-1])["step"])
-        except (OSError, IndexError, ValueError, KeyError):
+        except (OSError, *_UNUSABLE):
             return 0
 
     @property
@@ -170,10 +204,10 @@ class RunDirectory:
         self.write("status.json", {"status": status, **where, **details})
 
     def read(self, name: str) -> dict[str, Any]:
-        """A JSON file of the run, {} if it is not there, cannot be read or is half written."""
+        """A JSON file of the run, {} if it is not there, cannot be read, is half written or is no JSON object."""
         try:
             content = json.loads((self.path / name).read_text())
-        except (OSError, ValueError):
+        except (OSError, *_UNUSABLE):
             return {}
         return content if isinstance(content, dict) else {}
 
@@ -191,6 +225,27 @@ class RunDirectory:
         session = {"time": _now(), **machine, "code": code_version(), "versions": package_versions()}
         self.write("provenance.json", {"data_checksum": data_checksum, "sessions": [*sessions, session]})
         return not sessions or all(sessions[-1].get(key, False) == value for key, value in machine.items())
+
+
+def _parse_config(text: str, keys: Collection[str]) -> dict[str, Any]:
+    """A mapping in YAML, key by key, since runs of a sweep share most parts of their configs, and parsing is slow."""
+    try:
+        parts = [
+            _parse_yaml(part)
+            for part in _TOP_LEVEL_KEY.split(text)
+            if part and (not keys or part.partition(":")[0] in keys)
+        ]
+    except (ValueError, yaml.YAMLError):  # not written by ``write_config``: its parts do not stand for themselves
+        return _parse_yaml(text)
+    return {key: value for part in parts for key, value in part.items()}
+
+
+@functools.lru_cache(_PARTS_KEPT)
+def _parse_yaml(text: str) -> dict[str, Any]:
+    parsed = yaml.load(text, Loader=_FastLoader if len(text) < _LONG_CONFIG else yaml.SafeLoader)
+    if not isinstance(parsed, dict):
+        raise ValueError("must be a mapping")
+    return parsed
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -237,3 +292,9 @@ def _git(*arguments: str) -> str:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+if __name__ == "__main__":
+    from wdlab import ledger  # which imports this file again, under its own name
+
+    ledger.main()

@@ -1,9 +1,20 @@
 """Run directories become one tidy table."""
 
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from wdlab import runs, train
-from wdlab.analysis import load
+from wdlab.analysis import load, records
 from wdlab.errors import WdlabError
 
 
@@ -48,3 +59,252 @@ def test_strengths_over_time_are_told_apart(compose, tmp_path):
         train.run(compose("regularizer=l2", f"regularizer/over_time={over_time}"))
     table = load(tmp_path / "runs")
     assert set(table["regularizer.over_time"]) == {"constant", "early", "late"}
+
+
+# -- many runs, and what is kept between loads
+
+LINES = [{"step": 0, "a": 0.5}, {"step": 10, "a": 0.1 + 0.2, "b": 3}, {"step": 20, "b": None}]
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A folder for runs whose files count as settled as soon as the clock has moved on."""
+    monkeypatch.setattr(records, "SETTLED_NS", 0)
+    return tmp_path
+
+
+def write(root, seed=0, lines=LINES, **more) -> runs.RunDirectory:
+    """A run's files as training leaves them, without training."""
+    config = runs.compose([f"seed={seed}", f"paths.runs={root}", *(f"{key}={value}" for key, value in more.items())])
+    directory = runs.RunDirectory.of(config)
+    directory.create()
+    directory.write_config(config)
+    directory.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return directory
+
+
+def settle() -> None:
+    """Wait until the clock of the filesystem, which moves in steps, has moved on."""
+    time.sleep(0.05)
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """The names of the runs whose files were parsed."""
+    names = []
+    parse = records._parse
+    monkeypatch.setattr(records, "_parse", lambda directory: names.append(directory.name) or parse(directory))
+    return names
+
+
+def loaded_twice(root, names=None) -> pd.DataFrame:
+    """The table, which is the same when it comes out of what was kept."""
+    first = load(root, names)
+    settle()
+    load(root, names)
+    pd.testing.assert_frame_equal(first, load(root, names), check_exact=True)
+    return first
+
+
+def test_what_was_parsed_is_not_parsed_again_and_gives_the_same_table(root, parsed):
+    names = [write(root, seed, regularizer="l2", **{"regularizer.strength": 1e-3 / 3 * seed}).name for seed in range(3)]
+    settle()
+    table = loaded_twice(root)
+    assert sorted(parsed) == sorted(names)
+    assert list(table["a"])[:2] == [0.5, 0.1 + 0.2] and set(table["regularizer.strength"]) == {0, 1e-3 / 3, 2e-3 / 3}
+    assert set(load(root, names[:1])["seed"]) == {0} and set(load(root, names[1:])["seed"]) == {1, 2}
+    write(root, 3)
+    settle()
+    assert load(root)["run"].nunique() == 4 and len(parsed) == 4
+    assert load(root, names[:1])["run"].nunique() == 1 and load(root)["run"].nunique() == 4 and len(parsed) == 4
+
+
+def grown(directory):
+    with directory.metrics.open("a") as file:
+        file.write('{"step": 30, "a": 9.0}\n')
+    return lambda table: list(table["a"])[3] == 9
+
+
+def rewritten_with_equal_size_and_time(directory):
+    before = directory.metrics.stat()
+    directory.metrics.write_text(directory.metrics.read_text().replace("0.5", "0.7"))
+    os.utime(directory.metrics, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert directory.metrics.stat().st_size == before.st_size
+    return lambda table: table["a"][0] == 0.7
+
+
+def replaced(directory):
+    runs.write_atomically(directory.metrics, directory.metrics.read_text().replace("0.5", "0.7"))
+    return lambda table: table["a"][0] == 0.7
+
+
+def cut_off(directory):
+    directory.metrics.write_text(directory.metrics.read_text()[:-5])
+    return lambda table: len(table) == 5
+
+
+def emptied(directory):
+    directory.metrics.write_text("")
+    return lambda table: set(table["seed"]) == {1}
+
+
+def deleted(directory):
+    shutil.rmtree(directory.path)
+    return lambda table: set(table["seed"]) == {1}
+
+
+def moved_onto_another(directory):
+    write(directory.path.parent, 2).path.rename(directory.path.parent / "elsewhere")
+    shutil.rmtree(directory.path)
+    (directory.path.parent / "elsewhere").rename(directory.path)
+    return lambda table: set(table["seed"]) == {1, 2}
+
+
+def of_another_config(directory):
+    directory.config.write_text(directory.config.read_text().replace("seed: 0", "seed: 7"))
+    return lambda table: set(table["seed"]) == {1, 7}
+
+
+CHANGES = [
+    *(grown, rewritten_with_equal_size_and_time, replaced, cut_off, emptied, deleted, moved_onto_another),
+    of_another_config,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_no_change_of_a_run_goes_unseen(root, change):
+    first = sorted([write(root, 0), write(root, 1)], key=lambda directory: directory.name != write(root, 0).name)[0]
+    settle()
+    loaded_twice(root)
+    seen = change(first)
+    table = load(root, sorted(p.parent.name for p in root.glob("*/metrics.jsonl") if p.stat().st_size))
+    rows = table.sort_values("seed", kind="stable").reset_index(drop=True)
+    assert seen(rows)
+    settle()
+    pd.testing.assert_frame_equal(loaded_twice(root), table)
+
+
+def test_what_may_change_again_at_the_same_instant_is_not_kept(root, parsed, monkeypatch):
+    monkeypatch.setattr(records, "SETTLED_NS", 3_600_000_000_000)
+    write(root)
+    settle()
+    load(root)
+    load(root)
+    assert len(parsed) == 2 and not (root / records.KEPT).exists()
+
+
+DAMAGES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("no table"),
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "a byte of the numbers changed": lambda path: path.write_bytes(flipped(path.read_bytes())),
+    "another table": lambda path: pd.DataFrame({"run": ["x"]}).to_parquet(path),
+    "of another format": lambda path: reformatted(path),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "gone": lambda path: path.unlink(),
+}
+
+
+def flipped(content: bytes) -> bytes:
+    footer = struct.unpack("<I", content[-8:-4])[0]
+    at = len(content) - 8 - footer - 10
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+def reformatted(path) -> None:
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({"format": "0"}), path)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_of_what_was_kept_is_made_anew(root, damage, parsed):
+    write(root)
+    settle()
+    table = loaded_twice(root)
+    DAMAGES[damage](root / records.KEPT)
+    pd.testing.assert_frame_equal(loaded_twice(root), table, check_exact=True)
+    assert len(parsed) == (4 if damage == "a folder" else 2)  # in whose place no file can be put
+    assert not list(root.glob(".*.tmp"))
+
+
+def test_a_folder_that_cannot_be_written_is_loaded_all_the_same(root, monkeypatch):
+    write(root)
+    settle()
+    table = load(root)
+    (root / records.KEPT).unlink()
+    monkeypatch.chdir(root)
+    root.chmod(0o555)
+    as_root = os.geteuid() == 0
+    if as_root:  # who may write everywhere
+        os.seteuid(65534)
+    try:
+        with pytest.raises(OSError):
+            (root / "file").touch()
+        pd.testing.assert_frame_equal(load("."), table)
+    finally:
+        if as_root:
+            os.seteuid(0)
+        root.chmod(0o755)
+    assert not (root / records.KEPT).exists()
+
+
+def test_processes_that_load_at_once_do_not_disturb_each_other(root):
+    for seed in range(20):
+        write(root, seed)
+    settle()
+    code = "import sys; from wdlab.analysis import load, records; records.SETTLED_NS = 0\n"
+    code += "for i in range(30): assert load(sys.argv[1])['run'].nunique() == 20\n"
+    command = [sys.executable, "-c", code, str(root)]
+    processes = [subprocess.Popen(command, cwd=runs.PROJECT) for _ in range(3)]
+    while any(process.poll() is None for process in processes):
+        (root / records.KEPT).unlink(missing_ok=True)
+        time.sleep(0.02)
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert not list(root.glob(".*.tmp"))
+
+
+def test_kinds_of_columns_are_those_of_the_values(root):
+    write(root, 0, [{"step": 0, "whole": 1, "mixed": 1, "null": None}], **{"model.width": 8})
+    write(root, 1, [{"step": 0, "whole": 2, "mixed": 0.5, "null": 1.0, "own": 3}], **{"train.clip_norm": 1})
+    table = loaded_twice(root)
+    kinds = {name: str(dtype) for name, dtype in table.dtypes.items()}
+    assert kinds["step"] == kinds["whole"] == kinds["seed"] == kinds["model.width"] == "int64"
+    assert kinds["mixed"] == kinds["null"] == kinds["own"] == kinds["train.clip_norm"] == "float64"
+    assert list(table.columns)[-5:].count("own") == 1 and kinds["run"] == "str"
+
+
+BROKEN = {
+    '{"step": 0}\n{"ste\n{"step": 2}\n': "metrics.jsonl: line 2 is damaged",
+    '{"step": 0}\n\0\0\0\n': "metrics.jsonl: line 2 is damaged",
+    "[1]\n": "metrics.jsonl: line 1 is damaged",
+    '{"step": "0"}\n': "metrics.jsonl: step is not a number in every line",
+}
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_damaged_records_are_named(root, text):
+    write(root).metrics.write_text(text)
+    with pytest.raises(WdlabError, match=BROKEN[text]):
+        load(root)
+
+
+@pytest.mark.parametrize(("text", "told"), [("seed: [", "cannot be read"), ("seed: 0\n", "is no config of a run")])
+def test_a_damaged_config_is_named(root, text, told):
+    write(root).config.write_text(text)
+    with pytest.raises(WdlabError, match=f"config.yaml: .*{told}"):
+        load(root)
+
+
+def test_parts_of_configs_are_parsed_as_the_whole_is(tmp_path):
+    directory = runs.RunDirectory(tmp_path, "a-run")
+    directory.create()
+    for text in (
+        "a: 1\nb:\n  c: [1, 2.5e-3]\n  d: |\n    x: 1\n\n    y: 2\nlist:\n- 1\n- e: 2\n# comment\nlast: null\n",
+        "a: &one {x: 1}\nb: *one\n",
+        'a: "first\n  second"\n"quoted": 2\nb: 1e-3\n',
+        "a: {b: 1,\nc: 2}\nd: 3\n",
+        "---\na: 1\n",
+        "a: 1\na: 2\n",
+    ):
+        directory.config.write_text(text)
+        assert directory.read_config() == yaml.safe_load(text)

@@ -1,17 +1,15 @@
 """Run directories -> one tidy table. Called by ``figures``, notebooks, and anyone with pandas."""
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-import yaml
 
 from wdlab import runs
+from wdlab.analysis import records
 from wdlab.errors import WdlabError
-
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def load(root: str | Path = "results/runs", names: Iterable[str] | None = None) -> pd.DataFrame:
@@ -22,46 +20,65 @@ def load(root: str | Path = "results/runs", names: Iterable[str] | None = None) 
     ``regularizer.over_time`` the name stands under the key itself), ``step``, then the metrics; a metric that
     was not due at a step, or was not finite, is missing.
 
+    What has been read is kept in the folder, see ``wdlab.analysis.records``; the table is always that of the files.
+
     Args:
         root: the folder of run directories.
         names: which runs; all that have records if not given.
 
     Raises:
-        WdlabError: if a named run has no records.
+        WdlabError: if a named run has no records, or a file of a run is damaged.
     """
     root = Path(root)
-    wanted = sorted(path.parent.name for path in root.glob("*/metrics.jsonl")) if names is None else list(names)
-    settings: list[dict[str, Any]] = []
-    records: list[pd.DataFrame] = []
-    for name in wanted:
-        directory = runs.RunDirectory(root, name)
-        rows = _read_lines(directory.metrics)
-        if not rows and names is None:
-            continue  # just started
-        if not rows:
-            raise WdlabError(f"{directory.path}: has no records")
-        settings.append({"run": name, **_settings(directory.path / "config.yaml")})
-        records.append(pd.DataFrame(rows))
-    if not records:
+    wanted = list(names) if names is not None else None
+    found = records.read(root, wanted)
+    for name in wanted or ():
+        if name not in found:
+            raise WdlabError(f"{root / name}: has no records")
+    chosen = list(found) if wanted is None else wanted
+    if not chosen:
         return pd.DataFrame()
-    described = pd.DataFrame(settings)
+    parts = [found[name] for name in chosen]
+    described = pd.DataFrame([{"run": name, **_settings(root / name, found[name].config)} for name in chosen])
     leading = ["run", *runs.NAMED_KEYS, "seed"]
     varying = [c for c in described if c not in leading and described[c].map(repr).nunique() > 1]
-    columns = [*leading, *varying]
-    for row, part in zip(described[columns].to_dict("records"), records, strict=True):
-        for position, column in enumerate(columns):
-            part.insert(position, column, [row[column]] * len(part))
-    return pd.concat(records, ignore_index=True)
+    lines = np.repeat(np.arange(len(parts)), [len(part.values) for part in parts])  # the run of each
+    of_each_run = pd.DataFrame({column: _joined(described[column].tolist()) for column in (*leading, *varying)})
+    of_each_line = of_each_run.take(lines).reset_index(drop=True)
+    return pd.DataFrame({**of_each_line, **_metrics(parts, len(lines))})
 
 
-def _settings(path: Path) -> dict[str, Any]:
-    config = yaml.load(path.read_text(), Loader=_Loader)
-    flat: dict[str, Any] = {"seed": config["seed"], "runtime.precision": config["runtime"]["precision"]}
-    for key in runs.SCIENTIFIC_KEYS:
-        if key != "seed":
-            flat |= _flatten(config[key], key)
-    for key in (*runs.NAMED_KEYS, "lr_schedule"):
-        flat[key] = flat.pop(f"{key}.name")
+def _joined(values: Sequence[Any]) -> pd.Series:
+    """One value per run, of the type that pandas finds when it joins tables that have one value each."""
+    of_each_type = {type(value): value for value in values}.values()
+    joined = pd.concat([pd.DataFrame({"value": [value]}) for value in of_each_type])
+    return pd.Series(values, dtype=object).astype(joined["value"].dtype)
+
+
+def _metrics(parts: Sequence[records.Records], lines: int) -> dict[str, np.ndarray]:
+    """The metrics of all runs, in order of appearance. What is a whole number in every line stays one."""
+    rows = {name: row for row, name in enumerate(dict.fromkeys(name for part in parts for name, _ in part.columns))}
+    values = np.full((len(rows), lines), np.nan)
+    whole = np.zeros(len(rows), int)  # in how many runs
+    end = 0
+    for part in parts:
+        start, end = end, end + len(part.values)
+        at = [rows[name] for name, _ in part.columns]
+        values[at, start:end] = part.values.T
+        whole[at] += [is_whole for _, is_whole in part.columns]
+    return {name: values[row].astype(int) if whole[row] == len(parts) else values[row] for name, row in rows.items()}
+
+
+def _settings(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        flat: dict[str, Any] = {"seed": config["seed"], "runtime.precision": config["runtime"]["precision"]}
+        for key in runs.SCIENTIFIC_KEYS:
+            if key != "seed":
+                flat |= _flatten(config[key], key)
+        for key in (*runs.NAMED_KEYS, "lr_schedule"):
+            flat[key] = flat.pop(f"{key}.name")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise WdlabError(f"{path / 'config.yaml'}: is no config of a run, {error} is missing") from error
     if "regularizer.over_time.name" in flat:
         flat["regularizer.over_time"] = flat.pop("regularizer.over_time.name")
     return {key: value for key, value in flat.items() if not key.endswith("._target_")}
@@ -71,13 +88,5 @@ def _flatten(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in node.items():
         path = f"{prefix}.{key}"
-        flat |= _flatten(value, path) if isinstance(value, Mapping) else {path: value}
+        flat |= _flatten(value, path) if isinstance(value, dict) else {path: value}
     return flat
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of ``metrics.jsonl``; a last line that is still being written is left out."""
-    if not path.exists():
-        return []
-    text = path.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
