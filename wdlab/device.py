@@ -77,15 +77,15 @@ class Machine:
         }
 
 
-def check(config: Mapping[str, Any]) -> None:
-    """Raise a ConfigError for a runtime value that is not allowed, or a device that is not there."""
+def check(config: Mapping[str, Any], here: bool = True) -> None:
+    """Raise a ConfigError for a runtime value that is not allowed, or, if it is for ``here``, a device that is not."""
     choices = {"device": DEVICES, "precision": PRECISIONS, "onednn": ONEDNN, "channels_last": CHANNELS_LAST}
     for key, allowed in choices.items():
         if config[key] not in allowed:
             raise ConfigError(f"runtime.{key}={config[key]}: must be one of {', '.join(allowed)}")
-    if config["device"] == "cuda" and not torch.cuda.is_available():
+    if here and config["device"] == "cuda" and not torch.cuda.is_available():
         raise ConfigError("runtime.device=cuda: no CUDA device is visible here; use runtime=auto or runtime=cpu")
-    if config["precision"] == "tf32" and not _uses_cuda(config):
+    if config["precision"] == "tf32" and not (_uses_cuda(config) or (not here and config["device"] == "auto")):
         raise ConfigError("runtime.precision=tf32: only on a CUDA device; use fp32 or bf16")
     if not isinstance(config["compile"], bool):
         raise ConfigError(f"runtime.compile={config['compile']}: must be true or false")

@@ -8,6 +8,7 @@ import json
 import sys
 import types
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from omegaconf import DictConfig
 from wdlab import parallel, runs
 from wdlab.errors import ConfigError, RunFailed, explain
 from wdlab.progress import SweepProgress
+from wdlab.slurm import SlurmLauncher
 
 
 class Sweep(Sweeper):
@@ -54,17 +56,27 @@ class Sweep(Sweeper):
             directory = runs.RunDirectory.of(config)
             directories.append(directory)
             if not directory.finished:
-                check(config)
+                check(config, here=not isinstance(self.launcher, SlurmLauncher))
                 todo.append(overrides)
                 running.append((directory, config["train"]["steps"]))
         print(f"{len(directories)} runs: {len(directories) - len(todo)} finished before, {len(todo)} to do", flush=True)
         if todo:
             with SweepProgress(running):
-                jobs = self.launcher.launch(todo, initial_job_idx=0)
-            outcomes = {directory.name: job for (directory, _), job in zip(running, jobs, strict=True)}
+                jobs = self._launch(todo)
+            outcomes = {directory.name: job for (directory, _), job in zip(running, jobs, strict=False)}
         else:
             outcomes = {}
         _sum_up(directories, outcomes)
+
+    def _launch(self, todo: list[list[str]]) -> Sequence[JobReturn]:
+        """What the launcher returns; nothing if it fails, since the runs have left their records nevertheless."""
+        try:
+            return self.launcher.launch(todo, initial_job_idx=0)
+        except ConfigError:
+            raise
+        except Exception as error:
+            print(f"the launcher failed: {explain(error) or repr(error)}", flush=True)
+            return []
 
     def _job_overrides(self, arguments: list[str]) -> list[list[str]]:
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # not before Hydra has scanned its plugins
@@ -85,15 +97,16 @@ class Sweep(Sweeper):
 
 
 def register() -> None:
-    """Make ``hydra_plugins.wdlab.Sweep`` known to Hydra, which takes plugins from the namespace hydra_plugins only."""
+    """Make the sweeper and the launcher known to Hydra, which takes plugins from the namespace hydra_plugins only."""
     try:
         import hydra_plugins
     except ImportError:  # no other plugin is installed
         hydra_plugins = sys.modules["hydra_plugins"] = types.ModuleType("hydra_plugins")
         hydra_plugins.__path__ = []
-    Sweep.__module__ = "hydra_plugins.wdlab"
-    hydra_plugins.wdlab = sys.modules[Sweep.__module__] = sys.modules[__name__]
-    Plugins.instance().register(Sweep)
+    hydra_plugins.wdlab = sys.modules["hydra_plugins.wdlab"] = sys.modules[__name__]
+    for plugin in (Sweep, SlurmLauncher):
+        plugin.__module__ = "hydra_plugins.wdlab"
+        Plugins.instance().register(plugin)
 
 
 def _sum_up(directories: list[runs.RunDirectory], outcomes: dict[str, JobReturn]) -> None:

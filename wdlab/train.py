@@ -34,8 +34,11 @@ from wdlab.progress import clock
 log = logging.getLogger("wdlab")
 
 
-def check(config: DictConfig) -> None:
-    """Raise a WdlabError, in one line, for anything in the config that a run could not use. Trains nothing."""
+def check(config: DictConfig, here: bool = True) -> None:
+    """Raise a WdlabError, in one line, for anything in the config that a run could not use. Trains nothing.
+
+    ``here`` is whether the run will be on this machine, and so its devices matter.
+    """
     seed = config["seed"]
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise ConfigError(f"seed={seed}: must be a whole number between 0 and {2**32 - 1}")
@@ -44,7 +47,7 @@ def check(config: DictConfig) -> None:
     _check_numbers(config, "optimizer")
     _check_numbers(config, "lr_schedule")
     loop.check(config["train"])
-    device.check(config["runtime"])
+    device.check(config["runtime"], here)
     recorder.check(config["logger"])
     ranks = parallel.group().size
     _try_forward(build(config)[0], config, ranks)
@@ -283,11 +286,14 @@ def _outcome(directory: runs.RunDirectory) -> str:
 
 @contextlib.contextmanager
 def _exit_requests() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set instead of ending the process in the middle of a step; twice ends it."""
+    """An event that SIGINT and SIGTERM set instead of ending the process in the middle of a step.
+
+    A second Ctrl-C ends it. A second SIGTERM does not: cluster managers send several.
+    """
     requested = threading.Event()
 
-    def on_signal(*_: object) -> None:
-        if requested.is_set():
+    def on_signal(number: int, _: object) -> None:
+        if requested.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         requested.set()
 
