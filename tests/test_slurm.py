@@ -24,7 +24,9 @@ OVERRIDES = (
     *("train.log_every=50", "train.eval_every=200", "lr_schedule=cosine", "logger=disabled"),
     *("runtime=cpu", "runtime.checkpoint_seconds=0.02"),
 )
-LONG, SHORT = 8000, 500  # steps of runs that are to be struck, and of the others
+SLURM = ("hydra/launcher=slurm", "hydra.launcher.timeout_min=5")  # a signal to end always means that the time is up
+LONG, SHORT = 2000, 300  # steps of runs that are to be struck, and of the others
+JOBS = [[f"seed={seed}", f"train.steps={LONG if seed < 2 else SHORT}"] for seed in range(12)]
 
 
 class Cluster:
@@ -86,29 +88,36 @@ def trains(run: runs.RunDirectory) -> bool:
     return run.checkpoint.exists() and run.status == "running"
 
 
+def strike(cluster: Cluster, commands: list[tuple[runs.RunDirectory, tuple[str, ...]]]) -> None:
+    """Give each command as soon as its run trains."""
+    while commands:
+        until(lambda: any(trains(run) for run, _ in commands))
+        for run, command in [item for item in commands if trains(item[0])]:
+            cluster.ask(*command)
+            commands.remove((run, command))
+
+
 def sessions(run: runs.RunDirectory) -> list[dict]:
     return run.read("provenance.json")["sessions"]
 
 
-def local(cluster: Cluster, jobs: Path) -> Path:
-    """The runs' folder of the same sweep, one run after another on this machine."""
-    process = cluster.sweep(f"hydra.sweeper.jobs={jobs}", "paths.runs=local", "runtime.threads=1")
+@pytest.fixture(scope="module")
+def local(cluster) -> list[runs.RunDirectory]:
+    """What JOBS give, one after another on this machine."""
+    (cluster.home / "jobs.json").write_text(json.dumps(JOBS))
+    process = cluster.sweep("hydra.sweeper.jobs=jobs.json", "paths.runs=local", "runtime.threads=1")
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    return cluster.home / "local"
+    return [directory(cluster.home / "local", job) for job in JOBS]
 
 
-def test_drained_requeued_out_of_time_and_still_bitwise_that_of_local(cluster):
-    listed = [[f"seed={seed}", f"train.steps={LONG if seed < 2 else SHORT}"] for seed in range(12)]
-    jobs = cluster.home / "twelve.json"
-    jobs.write_text(json.dumps(listed))
-    sweep = cluster.sweep(f"hydra.sweeper.jobs={jobs}", "paths.runs=cluster/runs", "hydra/launcher=slurm")
+def test_drained_requeued_out_of_time_and_still_bitwise_that_of_local(cluster, local):
+    sweep = cluster.sweep("hydra.sweeper.jobs=jobs.json", "paths.runs=cluster/runs", *SLURM)
     array = array_of(sweep)
-    there = [directory(cluster.home / "cluster" / "runs", job) for job in listed]
+    there = [directory(cluster.home / "cluster" / "runs", job) for job in JOBS]
     requeued, out_of_time = there[:2]
-    until(lambda: trains(requeued) and trains(out_of_time))
-    cluster.ask("scontrol", "requeue", f"{array}_0")
-    cluster.ask("scancel", "--signal=USR2", f"{array}_1")  # what SLURM sends before the time is up
+    time_is_up = ("scancel", "--signal=USR2", f"{array}_1.0")  # what SLURM sends then
+    strike(cluster, [(requeued, ("scontrol", "requeue", f"{array}_0")), (out_of_time, time_is_up)])
     until(lambda: any(run.finished for run in there[2:]))
     cluster.ask("scontrol", "update", "nodename=node", "state=drain", "reason=test")
     until(lambda: "RUNNING" not in cluster.states() and "COMPLETING" not in cluster.states())
@@ -118,33 +127,25 @@ def test_drained_requeued_out_of_time_and_still_bitwise_that_of_local(cluster):
     printed, errors = sweep.communicate(timeout=300)
     assert sweep.returncode == 0, errors
     assert "sweep: 12 done" in printed and errors == ""
-    here = [directory(local(cluster, jobs), job) for job in listed]
-    for ours, theirs in zip(here, there, strict=True):
-        same_ending(ours, theirs)
+    for here, run in zip(local, there, strict=True):
+        same_ending(here, run)
     for run, number in ((requeued, 0), (out_of_time, 1)):
         assert len(sessions(run)) == 2
         output = (cluster.home / "cluster" / "slurm" / array / f"{array}_{number}_0_log.out").read_text()
         assert f"{run.name}: started" in output and f"{run.name}: going on at step" in output
     assert all(session["threads"] == 1 for run in there for session in sessions(run))
-    assert {path.name for path in cluster.home.iterdir()} == {"twelve.json", "cluster", "local"}
+    assert {path.name for path in cluster.home.iterdir()} == {"jobs.json", "cluster", "local"}
 
 
-def test_jobs_that_are_lost_take_no_other_with_them_and_the_same_command_goes_on(cluster):
-    listed = [
-        ["seed=20", f"train.steps={LONG}"],
-        ["seed=21", f"train.steps={LONG}"],
-        ["seed=22", f"train.steps={SHORT}"],
-    ]
-    jobs = cluster.home / "three.json"
-    jobs.write_text(json.dumps(listed))
-    command = (f"hydra.sweeper.jobs={jobs}", "paths.runs=lost/runs", "hydra/launcher=slurm")
+def test_jobs_that_are_lost_take_no_other_with_them_and_the_same_command_goes_on(cluster, local):
+    (cluster.home / "three.json").write_text(json.dumps(JOBS[:3]))
+    command = ("hydra.sweeper.jobs=three.json", "paths.runs=lost/runs", *SLURM)
     sweep = cluster.sweep(*command, "hydra.launcher.max_num_timeout=0")
     array = array_of(sweep)
-    there = [directory(cluster.home / "lost" / "runs", job) for job in listed]
+    there = [directory(cluster.home / "lost" / "runs", job) for job in JOBS[:3]]
     cancelled, out_of_time, done = there
-    until(lambda: trains(cancelled) and trains(out_of_time))
-    cluster.ask("scancel", f"{array}_0")
-    cluster.ask("scancel", "--signal=USR2", f"{array}_1")
+    time_is_up = ("scancel", "--signal=USR2", f"{array}_1.0")
+    strike(cluster, [(cancelled, ("scancel", f"{array}_0")), (out_of_time, time_is_up)])
     printed, errors = sweep.communicate(timeout=300)
     assert sweep.returncode == 1 and errors == "error: 2 of 3 runs did not end well; see above\n"
     assert "sweep: 1 done, 2 interrupted" in printed and done.finished
@@ -153,13 +154,12 @@ def test_jobs_that_are_lost_take_no_other_with_them_and_the_same_command_goes_on
     again = cluster.sweep(*command)
     printed, errors = again.communicate(timeout=300)
     assert again.returncode == 0 and "3 runs: 1 finished before, 2 to do" in printed, errors
-    here = [directory(local(cluster, jobs), job) for job in listed]
-    for ours, theirs in zip(here, there, strict=True):
-        same_ending(ours, theirs)
+    for here, run in zip(local[:3], there, strict=True):
+        same_ending(here, run)
 
 
 def test_ctrl_c_leaves_the_jobs_and_says_how_to_end_them(cluster):
-    sweep = cluster.sweep("seed=30", f"train.steps={LONG}", "paths.runs=left/runs", "hydra/launcher=slurm")
+    sweep = cluster.sweep("seed=30", f"train.steps={LONG}", "paths.runs=left/runs", *SLURM)
     job = array_of(sweep)
     until(lambda: cluster.states() == ["RUNNING"])
     sweep.send_signal(signal.SIGINT)

@@ -1,8 +1,8 @@
-"""``hydra/launcher=slurm``: every run of a sweep is a job of a cluster, which gives itself back to the queue in time.
+"""``hydra/launcher=slurm``: every run of a sweep is a job of a cluster, and gives itself back to the queue in time.
 
-Chosen in ``configs/hydra/launcher/slurm.yaml``, registered by ``sweep``. hydra-submitit-launcher carries the runs there;
-this adds what a sweep needs to survive: a run that is asked to end finishes its step and writes a checkpoint before it
-is requeued, and a job that is lost does not take the others' results with it.
+Chosen in ``configs/hydra/launcher/slurm.yaml``, registered by ``sweep``. hydra-submitit-launcher carries the runs
+there. This adds what a sweep needs to survive: a run that is asked to end finishes its step and writes a checkpoint
+before it is requeued, and a job that is lost does not take the others' results with it.
 """
 
 import os
@@ -31,12 +31,7 @@ if TYPE_CHECKING:  # it takes its time to import
     import submitit
 
 SBATCH_NAMES = {"name": "job_name", "timeout_min": "time", "mem_gb": "mem"}
-WHOLE = {
-    "timeout_min": 1,
-    "signal_delay_s": 0,
-    "array_parallelism": 1,
-    "max_num_timeout": 0,
-}  # and the least they can be
+WHOLE = {"timeout_min": 1, "signal_delay_s": 0, "array_parallelism": 1, "max_num_timeout": 0}  # the least they can be
 WHOLE_OR_NULL = {"cpus_per_task": 1, "gpus_per_node": 0, "mem_gb": 1}
 LARGEST_ARRAY = 1000  # what SLURM allows where nobody has changed it
 SECONDS_BETWEEN_LOOKS = 1
@@ -45,7 +40,7 @@ SECONDS_FOR_FILES = 15  # that another machine has written, until they are seen 
 
 
 class Job(submitit_launcher.SlurmLauncher):
-    """What runs in the cluster: one run, pickled. It gives itself back to the queue if it has to end before its time."""
+    """What runs in the cluster: one run, pickled. It gives itself back to the queue if it has to end too early."""
 
     def __call__(self, *arguments: Any) -> JobReturn:
         """Do the run. If it was asked to end, this process ends too, once the run has written its checkpoint."""
@@ -187,7 +182,7 @@ def _result(job: "submitit.SlurmJob[JobReturn]", queue: _Queue) -> JobReturn:
         time.sleep(SECONDS_BETWEEN_LOOKS)
     gone = time.monotonic()
     while not result.exists() and time.monotonic() - gone < SECONDS_FOR_FILES:
-        os.listdir(result.parent)  # a network file system looks again
+        any(result.parent.iterdir())  # makes a network file system look again
         time.sleep(SECONDS_BETWEEN_LOOKS)
     try:
         if result.exists():
