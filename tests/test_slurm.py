@@ -33,7 +33,7 @@ class Cluster:
     """The SLURM in ``folder``, seen from a user's shell in ``home``."""
 
     def __init__(self, folder: Path, home: Path) -> None:
-        self.home = home
+        self.home, self.started = home, []
         self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PYTHONPATH": str(PROJECT)}
         for name in ("WDLAB_DATA", "HYDRA_FULL_ERROR", "OMP_NUM_THREADS"):
             self.environment.pop(name, None)
@@ -44,7 +44,8 @@ class Cluster:
     def sweep(self, *overrides: str) -> subprocess.Popen:
         command = [sys.executable, "-m", "wdlab.train", "-m", *OVERRIDES, *overrides]
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, cwd=self.home, env=self.environment, **streams)
+        self.started.append(subprocess.Popen(command, cwd=self.home, env=self.environment, **streams))
+        return self.started[-1]
 
     def states(self) -> list[str]:
         """Of the jobs that are not over."""
@@ -57,10 +58,14 @@ def cluster(tmp_path_factory):
     if missing:
         pytest.skip(f"no {', '.join(missing)}; as root: {SCRIPT.relative_to(PROJECT)} install")
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: munge's socket is in it
+    it = Cluster(folder / "it", tmp_path_factory.mktemp("home"))
     try:
         subprocess.run([SCRIPT, "start", folder / "it"], check=True, timeout=120)
-        yield Cluster(folder / "it", tmp_path_factory.mktemp("home"))
+        yield it
     finally:
+        for process in it.started:
+            process.kill()
+            process.communicate()
         subprocess.run([SCRIPT, "stop", folder / "it"], check=True, timeout=120)
         shutil.rmtree(folder)
 

@@ -4,6 +4,7 @@ Called by ``train``, with the values of ``configs/runtime``.
 """
 
 import contextlib
+import functools
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from wdlab import parallel
+from wdlab import gpus, parallel
 from wdlab.errors import ConfigError
 
 KEYS = ("device", "precision", "threads", "onednn", "channels_last", "compile", "checkpoint_seconds")
@@ -102,6 +103,8 @@ def set_up(config: Mapping[str, Any], model: nn.Module) -> Machine:
     check(config)
     device = chosen(config)
     group = parallel.join(device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
     precision = config["precision"]
@@ -118,7 +121,15 @@ def set_up(config: Mapping[str, Any], model: nn.Module) -> Machine:
 
 def chosen(config: Mapping[str, Any]) -> torch.device:
     """The device of ``configs/runtime``; of several GPUs the one that is this process's."""
-    return torch.device("cuda", parallel.group().local_rank) if _uses_cuda(config) else torch.device("cpu")
+    return torch.device("cuda", _own_gpu()) if _uses_cuda(config) else torch.device("cpu")
+
+
+@functools.cache
+def _own_gpu() -> int:
+    count, group = torch.cuda.device_count(), parallel.group()
+    if count == 1 or group.size > 1:
+        return group.local_rank
+    return gpus.take([str(torch.cuda.get_device_properties(index).uuid) for index in range(count)])
 
 
 def _uses_cuda(config: Mapping[str, Any]) -> bool:
