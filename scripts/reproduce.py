@@ -17,7 +17,7 @@ from pathlib import Path
 from wdlab.analysis import figures
 from wdlab.errors import ConfigError, RunFailed, explain
 
-LAUNCHERS = ("auto", "local", "joblib")
+LAUNCHERS = ("auto", "local", "joblib", "slurm")
 
 
 def main() -> None:
@@ -25,7 +25,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("figure", help="fig3, ...")
     parser.add_argument("--scale", default="quick", help=", ".join(figures.SCALES))
-    parser.add_argument("--launcher", default="auto", help="auto: local on a GPU, joblib on a CPU; local; joblib")
+    parser.add_argument(
+        "--launcher", default="auto", help="auto: local on a GPU, joblib on a CPU; local; joblib; slurm"
+    )
     parser.add_argument("--logger", default="offline", help="offline, online, disabled")
     parser.add_argument("--results", default="results", help="where tables, figures and claims go")
     arguments = parser.parse_args()

@@ -55,12 +55,15 @@ def test_paired_settings_come_from_a_list_of_jobs(shell, tmp_path):
     assert ended.returncode == 0 and "sweep: 4 done" in ended.stdout
 
 
-def test_the_joblib_launcher_gives_the_same_records(shell, tmp_path):
-    sweep = ("-m", "seed=0,1", *TINY, "runtime.threads=1")
-    assert shell(*sweep, "paths.runs=local").returncode == 0
-    parallel = shell(*sweep, "paths.runs=joblib", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+def test_the_joblib_launcher_gives_the_same_records_and_divides_the_cores(shell, tmp_path):
+    sweep = ("-m", "seed=0,1", *TINY)
+    assert shell(*sweep, "paths.runs=local", "runtime.threads=1").returncode == 0
+    joblib = ("paths.runs=joblib", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    parallel = shell(*sweep, *joblib, env={"LOKY_MAX_CPU_COUNT": "2"})
     assert parallel.returncode == 0 and "sweep: 2 done" in parallel.stdout
     for path in (tmp_path / "local").iterdir():
+        provenance = json.loads((tmp_path / "joblib" / path.name / "provenance.json").read_text())
+        assert [session["threads"] for session in provenance["sessions"]] == [1]
         assert (path / "metrics.jsonl").read_bytes() == (tmp_path / "joblib" / path.name / "metrics.jsonl").read_bytes()
 
 

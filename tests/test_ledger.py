@@ -113,7 +113,7 @@ def test_a_run_that_ends_between_two_looks_is_not_stale(tmp_path, monkeypatch):
         next(looks, lambda: None)()
         return False
 
-    monkeypatch.setattr(ledger, "_has_owner", look)
+    monkeypatch.setattr(runs.RunDirectory, "held", property(look))
     assert ledger.entry_of(directory).state == "done"
 
 

@@ -4,6 +4,7 @@ Called by ``train``, with the values of ``configs/runtime``.
 """
 
 import contextlib
+import functools
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from wdlab import parallel
+from wdlab import gpus, parallel
 from wdlab.errors import ConfigError
 
 KEYS = ("device", "precision", "threads", "onednn", "channels_last", "compile", "checkpoint_seconds")
@@ -80,15 +81,15 @@ class Machine:
         }
 
 
-def check(config: Mapping[str, Any]) -> None:
-    """Raise a ConfigError for a runtime value that is not allowed, or a device that is not there."""
+def check(config: Mapping[str, Any], here: bool = True) -> None:
+    """Raise a ConfigError for a runtime value that is not allowed, or, if it is for ``here``, a device that is not."""
     choices = {"device": DEVICES, "precision": PRECISIONS, "onednn": ONEDNN, "channels_last": CHANNELS_LAST}
     for key, allowed in choices.items():
         if config[key] not in allowed:
             raise ConfigError(f"runtime.{key}={config[key]}: must be one of {', '.join(allowed)}")
-    if config["device"] == "cuda" and not torch.cuda.is_available():
+    if here and config["device"] == "cuda" and not torch.cuda.is_available():
         raise ConfigError("runtime.device=cuda: no CUDA device is visible here; use runtime=auto or runtime=cpu")
-    if config["precision"] == "tf32" and not _uses_cuda(config):
+    if config["precision"] == "tf32" and not (_uses_cuda(config) or (not here and config["device"] == "auto")):
         raise ConfigError("runtime.precision=tf32: only on a CUDA device; use fp32 or bf16")
     if not isinstance(config["compile"], bool):
         raise ConfigError(f"runtime.compile={config['compile']}: must be true or false")
@@ -105,6 +106,8 @@ def set_up(config: Mapping[str, Any], model: nn.Module, stacked: bool = False) -
     check(config)
     device = chosen(config)
     group = parallel.join(device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
     precision = config["precision"]
@@ -122,7 +125,15 @@ def set_up(config: Mapping[str, Any], model: nn.Module, stacked: bool = False) -
 
 def chosen(config: Mapping[str, Any]) -> torch.device:
     """The device of ``configs/runtime``; of several GPUs the one that is this process's."""
-    return torch.device("cuda", parallel.group().local_rank) if _uses_cuda(config) else torch.device("cpu")
+    return torch.device("cuda", _own_gpu()) if _uses_cuda(config) else torch.device("cpu")
+
+
+@functools.cache
+def _own_gpu() -> int:
+    count, group = torch.cuda.device_count(), parallel.group()
+    if count == 1 or group.size > 1:
+        return group.local_rank
+    return gpus.take([str(torch.cuda.get_device_properties(index).uuid) for index in range(count)])
 
 
 def _uses_cuda(config: Mapping[str, Any]) -> bool:

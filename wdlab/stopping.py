@@ -93,15 +93,15 @@ def is_orphan() -> bool:
 def exit_requests(notice: Notice | None = None) -> Iterator[Callable[[], bool]]:
     """A function that says whether to stop at this step, asked in every one.
 
-    SIGINT and SIGTERM say so instead of ending the process in the middle of a step; twice ends it, but not a worker,
-    which hears the same from its parent and from the terminal. So do a sweep's notice and the death of a worker's
-    parent.
+    SIGINT and SIGTERM say so instead of ending the process in the middle of a step. A second SIGINT ends it, but not a
+    worker, which hears the same from its parent and from the terminal; of SIGTERM clusters send several. So do a
+    sweep's notice and the death of a worker's parent.
     """
     requested = threading.Event()
     looked = -SECONDS_BETWEEN_LOOKS
 
-    def on_signal(*_: object) -> None:
-        if requested.is_set() and not is_worker():
+    def on_signal(number: int, _: FrameType | None) -> None:
+        if requested.is_set() and number == signal.SIGINT and not is_worker():
             raise KeyboardInterrupt
         requested.set()
 

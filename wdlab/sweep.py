@@ -29,6 +29,7 @@ from wdlab import parallel, runs, stopping
 from wdlab.errors import ConfigError, RunFailed, explain
 from wdlab.launchers import StackedLauncher
 from wdlab.progress import SweepProgress
+from wdlab.slurm import SlurmLauncher
 
 
 @dataclass
@@ -143,8 +144,9 @@ class Sweep(Sweeper):
         if not jobs:
             raise ConfigError("-m: this sweep is empty, no combination of values is left")
         todo = [job for job in jobs if not job.directory.finished]
+        here = not isinstance(self.launcher, SlurmLauncher)
         for job in todo:
-            fault_of_code(job.config)  # its run will say it again, and be recorded
+            fault_of_code(job.config, here)  # its run will say it again, and be recorded
             job.status_before = job.directory.read("status.json")
         print(f"{len(jobs)} runs: {len(jobs) - len(todo)} finished before, {len(todo)} to do", flush=True)
         if todo:
@@ -188,6 +190,8 @@ class Sweep(Sweeper):
             if any(job.config["fail_fast"] for job in jobs):
                 notice.tell_failed()
             return notice.interrupted
+        except ConfigError:
+            raise
         except Exception as error:
             print(f"the launcher failed: {explain(error) or repr(error)}", flush=True)
             return True
@@ -221,7 +225,7 @@ def register() -> None:
         hydra_plugins = sys.modules["hydra_plugins"] = types.ModuleType("hydra_plugins")
         hydra_plugins.__path__ = []
     hydra_plugins.wdlab = sys.modules["hydra_plugins.wdlab"] = sys.modules[__name__]
-    for plugin in (Sweep, StackedLauncher):
+    for plugin in (Sweep, StackedLauncher, SlurmLauncher):
         plugin.__module__ = "hydra_plugins.wdlab"
         Plugins.instance().register(plugin)
 

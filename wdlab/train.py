@@ -32,8 +32,11 @@ from wdlab.progress import clock
 log = logging.getLogger("wdlab")
 
 
-def check(config: DictConfig) -> None:
-    """Raise a WdlabError, in one line, for anything in the config that a run could not use. Trains nothing."""
+def check(config: DictConfig, here: bool = True) -> None:
+    """Raise a WdlabError, in one line, for anything in the config that a run could not use. Trains nothing.
+
+    ``here`` is whether the run will be on this machine, and so its devices matter.
+    """
     seed = config["seed"]
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise ConfigError(f"seed={seed}: must be a whole number between 0 and {2**32 - 1}")
@@ -44,14 +47,14 @@ def check(config: DictConfig) -> None:
     _check_numbers(config, "optimizer")
     _check_numbers(config, "lr_schedule")
     loop.check(config["train"])
-    device.check(config["runtime"])
+    device.check(config["runtime"], here)
     recorder.check(config["logger"])
     ranks = parallel.group().size
     _try_forward(build(config)[0], config, ranks)
     data.check(config["dataset"], config["paths"]["data"], config["train"]["batch_size"], ranks)
 
 
-def fault_of_code(config: DictConfig) -> BaseException | None:
+def fault_of_code(config: DictConfig, here: bool = True) -> BaseException | None:
     """What the network's or the method's own code raises while a config is checked, a call of sys.exit too.
 
     That is no mistake in the config, so it is recorded with the run and stops no other; such a mistake is raised.
@@ -60,7 +63,7 @@ def fault_of_code(config: DictConfig) -> BaseException | None:
         WdlabError: as ``check`` does.
     """
     try:
-        check(config)
+        check(config, here)
     except (Exception, SystemExit) as error:
         if explain(error) is not None:
             raise

@@ -1,0 +1,175 @@
+"""Sweeps on a real SLURM of one node: drained, requeued, out of time, cancelled; the numbers are those of ``local``."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT
+from tests.test_train import same_ending
+from wdlab import runs
+
+SCRIPT = PROJECT / "scripts" / "slurm" / "single_node.sh"
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
+OVERRIDES = (
+    *("dataset=digits", "model=mlp", "model.width=32", "regularizer=pathprox", "optimizer.momentum=0.9"),
+    *("train.log_every=50", "train.eval_every=200", "lr_schedule=cosine", "logger=disabled"),
+    *("runtime=cpu", "runtime.checkpoint_seconds=0.02"),
+)
+SLURM = ("hydra/launcher=slurm", "hydra.launcher.timeout_min=5")  # a signal to end always means that the time is up
+LONG, SHORT = 2000, 300  # steps of runs that are to be struck, and of the others
+JOBS = [[f"seed={seed}", f"train.steps={LONG if seed < 2 else SHORT}"] for seed in range(12)]
+
+
+class Cluster:
+    """The SLURM in ``folder``, seen from a user's shell in ``home``."""
+
+    def __init__(self, folder: Path, home: Path) -> None:
+        self.home, self.started = home, []
+        self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PYTHONPATH": str(PROJECT)}
+        for name in ("WDLAB_DATA", "HYDRA_FULL_ERROR", "OMP_NUM_THREADS"):
+            self.environment.pop(name, None)
+
+    def ask(self, *command: str) -> str:
+        return subprocess.run(command, env=self.environment, check=True, capture_output=True, text=True).stdout.strip()
+
+    def sweep(self, *overrides: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "wdlab.train", "-m", *OVERRIDES, *overrides]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        self.started.append(subprocess.Popen(command, cwd=self.home, env=self.environment, **streams))
+        return self.started[-1]
+
+    def states(self) -> list[str]:
+        """Of the jobs that are not over."""
+        return self.ask("squeue", "--array", "--noheader", "--format=%T").split()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    if missing:
+        pytest.skip(f"no {', '.join(missing)}; as root: {SCRIPT.relative_to(PROJECT)} install")
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: munge's socket is in it
+    it = Cluster(folder / "it", tmp_path_factory.mktemp("home"))
+    try:
+        subprocess.run([SCRIPT, "start", folder / "it"], check=True, timeout=120)
+        yield it
+    finally:
+        for process in it.started:
+            process.kill()
+            process.communicate()
+        subprocess.run([SCRIPT, "stop", folder / "it"], check=True, timeout=120)
+        shutil.rmtree(folder)
+
+
+def until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def array_of(process: subprocess.Popen) -> str:
+    """The number of the job array that a sweep has submitted."""
+    for line in process.stdout:
+        if line.startswith("SLURM has them: squeue --job="):
+            return line.split("=")[1].split(";")[0]
+    raise AssertionError(process.communicate()[1])
+
+
+def directory(folder: Path, job: list[str]) -> runs.RunDirectory:
+    return runs.RunDirectory(folder, runs.identity(runs.compose([*OVERRIDES, *job])))
+
+
+def trains(run: runs.RunDirectory) -> bool:
+    return run.checkpoint.exists() and run.status == "running"
+
+
+def strike(cluster: Cluster, commands: list[tuple[runs.RunDirectory, tuple[str, ...]]]) -> None:
+    """Give each command as soon as its run trains."""
+    while commands:
+        until(lambda: any(trains(run) for run, _ in commands))
+        for run, command in [item for item in commands if trains(item[0])]:
+            cluster.ask(*command)
+            commands.remove((run, command))
+
+
+def sessions(run: runs.RunDirectory) -> list[dict]:
+    return run.read("provenance.json")["sessions"]
+
+
+@pytest.fixture(scope="module")
+def local(cluster) -> list[runs.RunDirectory]:
+    """What JOBS give, one after another on this machine."""
+    (cluster.home / "jobs.json").write_text(json.dumps(JOBS))
+    process = cluster.sweep("hydra.sweeper.jobs=jobs.json", "paths.runs=local", "runtime.threads=1")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return [directory(cluster.home / "local", job) for job in JOBS]
+
+
+def test_drained_requeued_out_of_time_and_still_bitwise_that_of_local(cluster, local):
+    sweep = cluster.sweep("hydra.sweeper.jobs=jobs.json", "paths.runs=cluster/runs", *SLURM)
+    array = array_of(sweep)
+    there = [directory(cluster.home / "cluster" / "runs", job) for job in JOBS]
+    requeued, out_of_time = there[:2]
+    time_is_up = ("scancel", "--signal=USR2", f"{array}_1.0")  # what SLURM sends then
+    strike(cluster, [(requeued, ("scontrol", "requeue", f"{array}_0")), (out_of_time, time_is_up)])
+    until(lambda: any(run.finished for run in there[2:]))
+    cluster.ask("scontrol", "update", "nodename=node", "state=drain", "reason=test")
+    until(lambda: "RUNNING" not in cluster.states() and "COMPLETING" not in cluster.states())
+    assert cluster.ask("sinfo", "--noheader", "--format=%T") == "drained" and "PENDING" in cluster.states()
+    assert sweep.poll() is None
+    cluster.ask("scontrol", "update", "nodename=node", "state=resume")
+    printed, errors = sweep.communicate(timeout=300)
+    assert sweep.returncode == 0, errors
+    assert "sweep: 12 done" in printed and errors == ""
+    for here, run in zip(local, there, strict=True):
+        same_ending(here, run)
+    for run, number in ((requeued, 0), (out_of_time, 1)):
+        assert len(sessions(run)) == 2
+        output = (cluster.home / "cluster" / "slurm" / array / f"{array}_{number}_0_log.out").read_text()
+        assert f"{run.name}: started" in output and f"{run.name}: going on at step" in output
+    assert all(session["threads"] == 1 for run in there for session in sessions(run))
+    assert {path.name for path in cluster.home.iterdir()} == {"jobs.json", "cluster", "local"}
+
+
+def test_jobs_that_are_lost_take_no_other_with_them_and_the_same_command_goes_on(cluster, local):
+    (cluster.home / "three.json").write_text(json.dumps(JOBS[:3]))
+    command = ("hydra.sweeper.jobs=three.json", "paths.runs=lost/runs", *SLURM)
+    sweep = cluster.sweep(*command, "hydra.launcher.max_num_timeout=0")
+    array = array_of(sweep)
+    there = [directory(cluster.home / "lost" / "runs", job) for job in JOBS[:3]]
+    cancelled, out_of_time, done = there
+    time_is_up = ("scancel", "--signal=USR2", f"{array}_1.0")
+    strike(cluster, [(cancelled, ("scancel", f"{array}_0")), (out_of_time, time_is_up)])
+    printed, errors = sweep.communicate(timeout=300)
+    assert sweep.returncode == 1 and errors == "error: 2 of 3 runs did not end well; see above\n"
+    assert "sweep: 1 done, 2 interrupted" in printed and done.finished
+    assert f"  {cancelled.name}: not run, SLURM job {array}_0 ended without a result; its output is in " in printed
+    assert f"  {out_of_time.name}: not run, SLURM job {array}_1 failed; its output is in " in printed
+    again = cluster.sweep(*command)
+    printed, errors = again.communicate(timeout=300)
+    assert again.returncode == 0 and "3 runs: 1 finished before, 2 to do" in printed, errors
+    for here, run in zip(local[:3], there, strict=True):
+        same_ending(here, run)
+
+
+def test_ctrl_c_leaves_the_jobs_and_says_how_to_end_them(cluster):
+    sweep = cluster.sweep("seed=30", f"train.steps={LONG}", "paths.runs=left/runs", *SLURM)
+    job = array_of(sweep)
+    until(lambda: cluster.states() == ["RUNNING"])
+    sweep.send_signal(signal.SIGINT)
+    _, errors = sweep.communicate(timeout=60)
+    assert sweep.returncode == 130 and f"to end them: scancel {job}\n" in errors
+    assert cluster.states() == ["RUNNING"]
+    cluster.ask("scancel", job)
+    until(lambda: not cluster.states())
