@@ -15,7 +15,8 @@ import pytest
 
 from tests.conftest import PROJECT
 from tests.test_train import same_ending
-from wdlab import runs
+from wdlab import device, runs
+from wdlab.errors import ConfigError
 
 SCRIPT = PROJECT / "scripts" / "slurm" / "single_node.sh"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
@@ -173,3 +174,37 @@ def test_ctrl_c_leaves_the_jobs_and_says_how_to_end_them(cluster):
     assert cluster.states() == ["RUNNING"]
     cluster.ask("scancel", job)
     until(lambda: not cluster.states())
+
+
+BAD = {
+    "hydra.launcher.timeout_min=fast": "hydra.launcher.timeout_min=fast: must be a whole number >= 1",
+    "hydra.launcher.mem_gb=0": "hydra.launcher.mem_gb=0: must be null or a whole number >= 1",
+    "hydra.launcher.partion=gpu": "hydra.launcher.partion: unknown key; did you mean partition? allowed: partition, ",
+    "runtime.device=moon": "runtime.device=moon: must be one of auto, cpu, cuda",
+}
+
+
+@pytest.mark.parametrize("override", BAD)
+def test_bad_input_is_one_line_and_submits_nothing(cluster, override):
+    submitted = sorted(cluster.home.rglob("*.pkl"))
+    told = cluster.sweep("seed=40,41", *SLURM, override).communicate(timeout=120)[1]
+    assert told.startswith(f"error: {BAD[override]}") and told.count("\n") == 1
+    assert sorted(cluster.home.rglob("*.pkl")) == submitted
+
+
+def test_what_slurm_refuses_is_told_in_its_words(cluster):
+    sweep = cluster.sweep("seed=40,41", *SLURM, "paths.runs=refused/runs", "hydra.launcher.partition=moon")
+    _, errors = sweep.communicate(timeout=120)
+    assert sweep.returncode == 2
+    assert errors.splitlines()[-1].startswith("error: hydra/launcher=slurm: ") and "Invalid partition name" in errors
+
+
+def test_a_device_that_only_the_cluster_has_is_not_asked_for_here(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for overrides in (["runtime=gpu"], ["runtime=gpu", "runtime.precision=tf32"], ["runtime.precision=tf32"]):
+        config = runs.compose(overrides)["runtime"]
+        device.check(config, here=False)
+        with pytest.raises(ConfigError):
+            device.check(config)
+    with pytest.raises(ConfigError, match="tf32: only on a CUDA device"):
+        device.check(runs.compose(["runtime=cpu", "runtime.precision=tf32"])["runtime"], here=False)
