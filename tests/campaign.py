@@ -1,0 +1,236 @@
+"""Kills at random moments, each followed by a resume; at the end every run must equal one that was never stopped.
+
+``make test-faults``, or ``python -m tests.campaign --kills 100 --seed 0 --minutes 15``; ``test_kill.py`` is its short
+form. The seed fixes who is killed, how, and when; what a process has done by then depends on the machine.
+
+A target is a folder of runs that one launcher trains. It is killed a few times, then trained to its end and compared,
+bit for bit, with the same runs as ``local`` makes them in one go.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.conftest import PROJECT
+from tests.test_train import same_ending
+from wdlab import runs
+
+COMMON = (
+    *("train.steps=2500", "train.log_every=25", "train.eval_every=100", "model.width=16", "lr_schedule=cosine"),
+    *("runtime=cpu", "runtime.threads=1", "runtime.checkpoint_seconds=0.01"),
+)
+JOBS = (
+    ("regularizer=pathprox", "optimizer.momentum=0.9"),
+    ("optimizer=adam", "optimizer.lr=1e-3", "regularizer=pnorm", "regularizer/over_time=gradient_scale"),
+    ("optimizer=adams", "optimizer.lr=1e-3", "seed=1"),
+    ("regularizer=coherent", "model=mlp_factorized", "seed=2"),
+)
+LAUNCHERS = {  # a sweep of JOBS, or, where there are no options, one of them as a run of its own
+    "run": None,
+    "local": ("hydra/launcher=local",),
+    "joblib": ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+}
+STAGES = ("start-up", "training", "checkpoint", "end")  # when a kill comes
+SCOPES = ("process", "group")  # what it hits: the process started, or it and all that it started
+LONGEST = 300  # seconds that a command may take
+AT_MOST = 4  # kills per target
+
+
+@dataclass
+class Target:
+    """A folder of runs and the command that trains it."""
+
+    folder: Path
+    launcher: str
+    jobs: tuple[tuple[str, ...], ...]
+    kills: int = 0
+    trouble: list[str] = field(default_factory=list)
+
+    @property
+    def command(self) -> list[str]:
+        options = [*COMMON, f"paths.runs={self.folder}"]
+        chosen = LAUNCHERS[self.launcher]
+        if chosen is None:
+            return [sys.executable, "-m", "wdlab.train", *self.jobs[0], *options]
+        listed = self.folder.with_suffix(".json")
+        listed.write_text(json.dumps(self.jobs))
+        return [sys.executable, "-m", "wdlab.train", "-m", f"hydra.sweeper.jobs={listed}", *options, *chosen]
+
+    @property
+    def directories(self) -> list[runs.RunDirectory]:
+        return [runs.RunDirectory(self.folder, name_of(job)) for job in self.jobs]
+
+    @property
+    def steps(self) -> list[int]:
+        """Of each run's newest record."""
+        return [directory.last_step for directory in self.directories]
+
+    @property
+    def finished(self) -> bool:
+        return all(directory.finished for directory in self.directories)
+
+    def start(self, logger: str) -> subprocess.Popen:
+        log = self.folder.with_suffix(".log").open("ab")
+        environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+        return subprocess.Popen(
+            [*self.command, f"logger={logger}"],
+            env=environment, cwd=self.folder.parent, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+
+
+NAMES: dict[tuple[str, ...], str] = {}
+NAMING = threading.Lock()
+
+
+def name_of(job: tuple[str, ...]) -> str:
+    """The name of a job's run; composing is slow, and not for several threads at once."""
+    with NAMING:
+        if job not in NAMES:
+            NAMES[job] = runs.identity(runs.compose([*COMMON, *job]))
+        return NAMES[job]
+
+
+def kill_once(target: Target, dice: random.Random) -> str:
+    """Start a target's command, kill it at a random moment, and say in a line what that was."""
+    stage, scope = dice.choice(STAGES), dice.choice(SCOPES)
+    logger = "offline" if dice.random() < 0.2 else "disabled"
+    moment = dice.random()
+    before = sum(target.steps)
+    began = time.monotonic()
+    process = target.start(logger)
+    wait_for(stage, target, process, moment)
+    seconds = time.monotonic() - began
+    ended = process.poll() is not None
+    if not ended:
+        (os.killpg if scope == "group" else os.kill)(process.pid, signal.SIGKILL)
+    process.wait()
+    target.kills += not ended
+    hit = "had ended" if ended else f"killed {scope}"
+    return f"{target.launcher:7} {stage:10} {hit:14} after {seconds:5.1f} s, step {before} -> {sum(target.steps)}"
+
+
+def wait_for(stage: str, target: Target, process: subprocess.Popen, moment: float) -> None:
+    """Return at a moment (0 to 1) of a stage of a launch, or when it ends before."""
+    if stage == "start-up":
+        sleep(5 * moment, process)
+        return
+    before = target.steps
+    limit = time.monotonic() + LONGEST
+    while process.poll() is None and time.monotonic() < limit and target.steps == before:
+        time.sleep(0.005)  # until it trains
+    if stage == "training":
+        sleep(2 * moment, process)
+        return
+    sleep(moment, process)
+    paths = [directory.path for directory in target.directories]
+    while process.poll() is None and time.monotonic() < limit:
+        if stage == "checkpoint" and any((path / ".checkpoint.tmp").exists() for path in paths):
+            return
+        if stage == "end" and any(
+            step >= 2450 and not d.finished for step, d in zip(target.steps, target.directories, strict=True)
+        ):
+            sleep(0.3 * moment, process)
+            return
+
+
+def sleep(seconds: float, process: subprocess.Popen) -> None:
+    """As long as the process lives."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and process.poll() is None:
+        time.sleep(0.002)
+
+
+def finish(target: Target, whole: Path) -> None:
+    """Train a target to its end and note every run that does not equal the one never stopped."""
+    limit = time.monotonic() + LONGEST
+    while not target.finished and time.monotonic() < limit:  # more than once only if a killed sweep's workers still end
+        target.start("disabled").wait()
+    for directory in target.directories:
+        try:
+            same_ending(runs.RunDirectory(whole, directory.name), directory)
+            assert directory.status == "done", directory.status
+            assert not list(directory.path.glob(".*.tmp")), "a temporary file is left"
+        except Exception as error:
+            target.trouble.append(f"{directory.path}: {type(error).__name__}: {error}")
+
+
+def campaign(folder: Path, kills: int, seed: int, minutes: float, lanes: int = 2, launchers: Iterable[str] = LAUNCHERS):
+    """Kill until there were ``kills`` or the time is up; every target begun is trained to its end.
+
+    Returns:
+        All targets.
+    """
+    whole = Target(folder / "whole", "local", JOBS)
+    whole.start("disabled").wait()
+    assert whole.finished, whole.folder.with_suffix(".log").read_text()
+    until = time.monotonic() + 60 * minutes
+    targets: list[Target] = []
+    turns = list(launchers)
+    counting = threading.Lock()
+
+    def lane(number: int) -> None:
+        dice = random.Random(f"{seed} {number}")
+        turn = number
+        while time.monotonic() < until:
+            with counting:
+                if sum(target.kills for target in targets) >= kills:
+                    return
+                jobs = JOBS if LAUNCHERS[turns[turn % len(turns)]] else (dice.choice(JOBS),)
+                target = Target(folder / f"target-{len(targets)}", turns[turn % len(turns)], jobs)
+                targets.append(target)
+            turn += 1
+            for _ in range(dice.randint(1, AT_MOST)):
+                if target.finished or time.monotonic() >= until or sum(t.kills for t in targets) >= kills:
+                    break
+                line = kill_once(target, dice)
+                print(f"{sum(t.kills for t in targets):4}  {target.folder.name:10} {line}", flush=True)
+            finish(target, whole.folder)
+            print(
+                "\n".join(target.trouble) or f"      {target.folder.name:10} equal, after {target.kills} kills",
+                flush=True,
+            )
+
+    with ThreadPoolExecutor(lanes) as pool:
+        list(pool.map(lane, range(lanes)))
+    return targets
+
+
+def summary(targets: list[Target], seed: int) -> str:
+    """What came out."""
+    kills, good = (sum(t.kills for t in chosen) for chosen in (targets, [t for t in targets if not t.trouble]))
+    by = ", ".join(f"{name} {sum(t.kills for t in targets if t.launcher == name)}" for name in LAUNCHERS)
+    compared = sum(len(t.jobs) for t in targets)
+    return (
+        f"seed {seed}: {kills} kills ({by}), each followed by a resume; {good} of {kills} ended bitwise equal to runs "
+        f"never stopped ({compared} runs in {len(targets)} folders, {sum(len(t.trouble) for t in targets)} differ)"
+    )
+
+
+def main() -> None:
+    """The command line; exit code 1 if a run differs, or there were fewer kills than asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=15, help="no further kill after that")
+    parser.add_argument("--lanes", type=int, default=2, help="how many at once")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="wdlab-faults-") as folder:
+        targets = campaign(Path(folder), arguments.kills, arguments.seed, arguments.minutes, arguments.lanes)
+    print(summary(targets, arguments.seed))
+    enough = sum(target.kills for target in targets) >= arguments.kills
+    sys.exit(not enough or any(target.trouble for target in targets))
+
+
+if __name__ == "__main__":
+    main()
