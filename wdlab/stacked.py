@@ -32,6 +32,7 @@ from wdlab.regularizers.in_loss import InLoss, add_
 from wdlab.regularizers.pathprox import prox_step_
 from wdlab.runs import RunDirectory
 
+ALIGNMENT = 16  # elements: 64 bytes of float32
 CHUNK_VALUES = 2**22  # numbers of one layer when whole splits are evaluated
 NETWORKS = (MLP, FactorizedMLP)
 OPTIMIZERS = (torch.optim.SGD, SGDS, torch.optim.Adam, torch.optim.AdamW, PAdam)
@@ -92,7 +93,8 @@ def why_not(config: Mapping[str, Any], experiment: Experiment) -> str | None:
 class Network:
     """The linear layers of a stack of MLPs, in one block of memory: a row for each run, weights first, then biases.
 
-    The models' parameters become views of their rows, and so do their gradients.
+    The models' parameters become views of their rows, and so do their gradients. Between them are zeros, which stay
+    zero under every step, so that a run's numbers do not depend on how many others are in its stack.
 
     Args:
         models: of one shape, on one device.
@@ -106,10 +108,10 @@ class Network:
     def __init__(self, models: Sequence[nn.Module]) -> None:
         layers = [linear_layers(model) for model in models]
         shapes = [layer.weight.shape for layer in layers[0]]
-        self.weight_count = sum(map(math.prod, shapes))
-        count = self.weight_count + sum(out for out, _ in shapes)
+        self.weight_count = sum(_aligned(math.prod(shape)) for shape in shapes)
+        count = self.weight_count + sum(_aligned(out) for out, _ in shapes)
         like = layers[0][0].weight
-        self.memory = torch.empty(len(models), count, device=like.device, dtype=like.dtype)
+        self.memory = torch.zeros(len(models), count, device=like.device, dtype=like.dtype)
         self.gradient = torch.zeros_like(self.memory)
         self.weights, self.biases = _views(self.memory, shapes)
         self.weight_gradients, self.bias_gradients = _views(self.gradient, shapes)
@@ -195,11 +197,16 @@ def _views(memory: Tensor, shapes: Sequence[tuple[int, int]]) -> tuple[list[Tens
     weights, biases, start = [], [], 0
     for out, inputs in shapes:
         weights.append(memory[:, start : start + out * inputs].unflatten(1, (out, inputs)))
-        start += out * inputs
+        start += _aligned(out * inputs)
     for out, _ in shapes:
         biases.append(memory[:, None, start : start + out])
-        start += out
+        start += _aligned(out)
     return weights, biases
+
+
+def _aligned(count: int) -> int:
+    """So many elements that what follows begins where torch would put it: sums depend on it in their last bits."""
+    return -(-count // ALIGNMENT) * ALIGNMENT
 
 
 # -- the optimizers' steps, with a learning rate for each run
@@ -297,7 +304,7 @@ class Rows:
         if isinstance(method, regularizers.PathProx):
             self._on_pairs(model, network)
         else:
-            everything = sum(p.numel() for p in method.params) > network.weight_count
+            everything = len(method.params) > len(network.weights)
             count = network.memory.shape[1] if everything else network.weight_count
             whole = network.memory[rows, :count]
             whole.grad = network.gradient[rows, :count]

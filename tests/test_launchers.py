@@ -1,0 +1,177 @@
+"""``hydra/launcher=stacked`` from the command line: the same runs as ``local``, whatever is in the sweep."""
+
+import json
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import open_dict
+
+from tests.conftest import TINY
+from wdlab import checkpoint, launchers, runs, stacked, sweep, train
+
+STACKED = ("hydra/launcher=stacked", "runtime=cpu", "runtime.threads=1", "paths.runs=runs")
+
+
+def records(folder) -> dict[str, list[dict]]:
+    return {
+        path.parent.name: [json.loads(line) for line in path.read_text().splitlines()]
+        for path in sorted(folder.glob("*/metrics.jsonl"))
+    }
+
+
+def nearly(value):
+    return None if value is None else pytest.approx(value, rel=1e-3, abs=1e-5)
+
+
+def test_a_sweep_gives_the_records_of_local_and_says_what_is_not_stacked(shell, tmp_path):
+    jobs = [
+        ["regularizer=l2", "regularizer.strength=1e-3"],
+        ["regularizer=pathprox", "optimizer.lr=0.05"],
+        ["regularizer=pnorm", "regularizer.p=0.5"],
+        ["optimizer=adams", "optimizer.lr=1e-3"],
+    ]
+    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
+    command = ("-m", *TINY, "seed=0,1", "hydra.sweeper.jobs=jobs.json", "runtime=cpu", "runtime.threads=1")
+    done = shell(*command, "hydra/launcher=stacked", "paths.runs=stacked")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 8 runs by themselves: optimizer=adams takes its scale from the gradients of one run" in done.stdout
+    assert "8 runs: 0 finished before, 8 to do" in done.stdout and "sweep: 8 done" in done.stdout
+    assert shell(*command, "paths.runs=local").returncode == 0
+    ours, theirs = records(tmp_path / "stacked"), records(tmp_path / "local")
+    assert ours.keys() == theirs.keys() and len(ours) == 8
+    for name in ours:
+        assert ours[name] == [{key: nearly(value) for key, value in row.items()} for row in theirs[name]]
+        both = [runs.RunDirectory(tmp_path / folder, name) for folder in ("stacked", "local")]
+        assert {path.name for path in both[0].path.iterdir()} == {path.name for path in both[1].path.iterdir()}
+        assert [run.read("provenance.json")["sessions"][0]["stacked"] for run in both] == ["adams" not in name, False]
+    again = shell(*command, "hydra/launcher=stacked", "paths.runs=stacked")
+    assert again.returncode == 0 and "8 runs: 8 finished before, 0 to do" in again.stdout
+
+
+def test_a_run_that_diverges_leaves_the_others_of_its_stack_alone(shell, tmp_path):
+    done = shell("-m", *TINY, "optimizer.lr=0.1,1e20", "seed=0,1", *STACKED)
+    assert done.returncode == 1
+    assert "sweep: 2 diverged, 2 done" in done.stdout and "error: 2 of 4 runs did not end well" in done.stderr
+    assert done.stdout.count("diverged, step 10") == 2
+
+
+def test_fail_fast_skips_the_stacks_that_follow(shell):
+    sweep_of_8 = ("optimizer.lr=1e20,0.1", "seed=0,1,2,3", "hydra.launcher.most=2", "fail_fast=true")
+    done = shell("-m", *TINY, *sweep_of_8, *STACKED)
+    assert done.returncode == 1 and "sweep: 2 diverged, 6 skipped" in done.stdout
+
+
+@pytest.mark.parametrize("most", ["0", "many", "1.5"])
+def test_a_bad_number_of_runs_is_told_in_one_line(shell, most):
+    done = shell("-m", *TINY, "seed=0,1", f"hydra.launcher.most={most}", *STACKED)
+    assert done.returncode == 2
+    assert done.stderr == f"error: hydra.launcher.most={most}: must be a whole number >= 1\n"
+
+
+def test_a_checkpoint_of_a_stack_goes_on_by_itself_and_the_other_way_round(compose, tmp_path):
+    overrides = ("optimizer=adam", "optimizer.lr=1e-3", "regularizer=pathprox", "train.steps=40")
+    whole = [compose(*overrides, f"seed={seed}", runs_in="whole") for seed in range(2)]
+    for config in whole:
+        train.run(config)
+    for first in ("stack", "single"):
+        configs = [compose(*overrides, f"seed={seed}", runs_in=first) for seed in range(2)]
+        stop_after(20, configs, first)
+        if first == "stack":
+            for config in configs:
+                assert train.run(config) == "done"
+        else:
+            jobs = [launchers.Job([], config) for config in configs]
+            launchers.train_stack(jobs)
+            assert [job.outcome for job in jobs] == ["done", "done"]
+        for config, expected in zip(configs, whole, strict=True):
+            ours, theirs = (checkpoint.load(runs.RunDirectory.of(c)) for c in (config, expected))
+            assert ours["step"] == theirs["step"] == 40
+            for key, value in theirs["model"].items():
+                assert ours["model"][key].allclose(value, rtol=1e-3, atol=1e-4)
+            rows, others = (len(runs.RunDirectory.of(c).metrics.read_text().splitlines()) for c in (config, expected))
+            assert rows == others
+
+
+def stop_after(steps, configs, how):
+    """Train to an interrupt behind so many updates."""
+    asked = iter(range(10**6))
+    stop = lambda: next(asked) >= steps - 1  # noqa: E731
+    if how == "stack":
+        from tests.test_stacked import members
+
+        of = members(configs, configs[0]["paths"]["runs"])
+        stacked.fit(of, ["same"] * len(of), configs[0]["train"], float("inf"), stop)
+        for member in of:
+            assert member.outcome == "interrupted"
+            member.recorder.close()
+        return
+    for config in configs:
+        asked = iter(range(10**6))
+        directory = runs.RunDirectory.of(config)
+        directory.create()
+        with pytest.raises(KeyboardInterrupt):
+            train._train(config, directory, stop)
+
+
+def test_a_run_that_another_process_has_is_left_to_it(compose):
+    configs = [compose(f"seed={seed}") for seed in range(3)]
+    jobs = [launchers.Job([], config) for config in configs]
+    held = runs.RunDirectory.of(configs[1])
+    held.create()
+    with held.lock():
+        launchers.train_stack(jobs)
+    assert [job.outcome for job in jobs] == ["done", None, "done"]
+    assert jobs[1].reason is not None and held.status == "new"
+
+
+def test_stacks_are_of_one_network_and_length_and_keep_methods_together(compose):
+    def job(*overrides):
+        return launchers.Job(list(overrides), compose(*overrides))
+
+    same = [job(f"regularizer={r}", f"seed={s}", "optimizer.lr=0.2") for s in range(3) for r in ("l2", "l1")]
+    other = [job("model.width=9"), job("train.steps=21"), job("optimizer.momentum=0.5"), job("runtime.onednn=never")]
+    found = launchers.stacks([*same, *other], most=4)
+    assert [len(stack) for stack in found] == [3, 3] and all(job.reason for job in other)
+    assert [[j.config["regularizer"]["name"] for j in stack] for stack in found] == [["l1"] * 3, ["l2"] * 3]
+
+
+@pytest.mark.parametrize(
+    "overrides, told",
+    [
+        (("optimizer=adams",), "optimizer=adams"),
+        (("regularizer=coherent",), "regularizer=coherent"),
+        (("regularizer=l2", "regularizer.route=separate", "optimizer=adam"), "regularizer.route=separate"),
+        (("regularizer=l1", "regularizer/over_time=coherent"), "CoherenceGate"),
+        (("regularizer=scheduled", "optimizer=adam"), "GradientScale"),
+        (("runtime.precision=bf16",), "runtime.precision=bf16"),
+        (("+optimizer.weight_decay=1e-4",), "optimizer.weight_decay"),
+        (("model=vgg11", "dataset=cifar10"), "model=vgg11"),
+    ],
+)
+def test_what_cannot_be_stacked_says_why(compose, overrides, told):
+    config = compose(*overrides)
+    parts = train.build(config)
+    machine = train.device.set_up(config["runtime"], parts[0])
+    experiment = train.loop.Experiment(parts[0], None, *parts[1:], machine, 0)
+    assert told in stacked.why_not(config, experiment)
+
+
+def test_the_quick_way_to_compose_gives_what_hydra_does():
+    with runs.initialize_config_dir(str(runs.CONFIGS), version_base="1.3"):
+        sweep.register()
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("train", ["dataset=digits", "seed=7"], run_mode=RunMode.MULTIRUN)
+        composer = sweep.Composer(loader, master)
+        for overrides in (
+            ["regularizer=pathprox", "regularizer.strength=1e-3", "seed=3"],
+            ["regularizer=pathprox", "regularizer.strength=1e-2", "seed=4", "train.steps=5"],
+            ["regularizer=l1", "regularizer/over_time=early", "regularizer.over_time.epochs=3"],
+            ["+optimizer.dampening=0.1", "optimizer.lr=2"],
+            ["lr_schedule=multistep", "lr_schedule.milestones=[1,2]", "paths.runs=elsewhere"],
+            ["~lr_schedule.name", "lr_schedule=cosine"],
+        ):
+            expected = loader.load_sweep_config(master, overrides)
+            with open_dict(expected):
+                del expected["hydra"]
+            assert composer(overrides) == expected
