@@ -8,6 +8,7 @@ import json
 import sys
 import types
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,6 +155,8 @@ class Sweep(Sweeper):
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # not before Hydra has scanned its plugins
 
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        if not isinstance(self.params, Mapping):
+            raise ConfigError(f"hydra.sweeper.params={self.params}: must be a group of keys")
         swept = [f"{key}={values}" for key, values in self.params.items()]
         (grid,) = BasicSweeper.split_arguments(parser.parse_overrides([*swept, *arguments]), None)
         if self.jobs is None:
