@@ -40,7 +40,7 @@ def writing(path: Path, undo: Callable[[], object]) -> Iterator[None]:
     except OSError as error:
         with contextlib.suppress(OSError):
             undo()
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 NAME = "a name: letters, digits, dots, dashes, underscores"

@@ -130,7 +130,7 @@ class Sweep(Sweeper):
         alone: list[Job] = []
         while todo and not self._launch(todo, notice):
             left = [job for job in todo if not job.ended]
-            died = [job for job in left if job.state == "stale"] or left
+            died = [job for job in left if job.directory.status == "running"] or left
             alone += died
             todo = [job for job in left if job not in died]
         for job in alone:
