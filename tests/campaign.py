@@ -164,7 +164,13 @@ def finish(target: Target, whole: Path) -> None:
 
 
 def campaign(
-    folder: Path, kills: int, seed: int, minutes: float, lanes: int = 2, at_most: int = AT_MOST
+    folder: Path,
+    kills: int,
+    seed: int,
+    minutes: float,
+    lanes: int = 2,
+    at_most: int = AT_MOST,
+    sweep: tuple[tuple[str, ...], ...] = JOBS,
 ) -> list[Target]:
     """Kill until there were ``kills`` or the time is up; every target begun is trained to its end.
 
@@ -175,8 +181,9 @@ def campaign(
         minutes: after which nobody is killed any more.
         lanes: targets at once.
         at_most: kills per target.
+        sweep: the runs that each launcher trains.
     """
-    whole = Target(folder / "whole", "local", JOBS)
+    whole = Target(folder / "whole", "local", sweep)
     whole.start("disabled").wait()
     assert whole.finished, whole.folder.with_suffix(".log").read_text()
     until = time.monotonic() + 60 * minutes
@@ -191,7 +198,7 @@ def campaign(
         while not over():
             with taking:
                 launcher = list(LAUNCHERS)[len(targets) % len(LAUNCHERS)]
-                jobs = JOBS if LAUNCHERS[launcher] else (dice.choice(JOBS),)
+                jobs = sweep if LAUNCHERS[launcher] else (dice.choice(sweep),)
                 target = Target(folder / f"target-{len(targets)}", launcher, jobs)
                 targets.append(target)
             for _ in range(dice.randint(1, at_most)):
