@@ -8,7 +8,7 @@ LAUNCHER ?= auto
 LOGGER ?= offline
 
 .DEFAULT_GOAL := help
-.PHONY: help setup status bench test lint
+.PHONY: help setup status bench test test-faults lint
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-zA-Z%-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ bench: $(READY)  ## what things cost, beside torch's own: tables in results/benc
 
 test: $(READY)  ## the whole test suite; no network, GPU or account needed
 	@$(BIN)/python -m pytest
+
+test-faults: $(READY)  ## kill sweeps and runs 100 times at random moments and compare what they become: about 15 minutes
+	@$(BIN)/python -m tests.campaign --kills 100 --minutes 15
 
 lint: $(READY)  ## ruff, check and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -17,7 +17,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +42,7 @@ LAUNCHERS = {  # a sweep of JOBS, or, where there are no options, one of them as
 }
 STAGES = ("start-up", "training", "checkpoint", "end")  # when a kill comes
 SCOPES = ("process", "group")  # what it hits: the process started, or it and all that it started
+LAST = 2450  # the step from which on a run is about to end
 LONGEST = 300  # seconds that a command may take
 AT_MOST = 4  # kills per target
 
@@ -137,9 +137,7 @@ def wait_for(stage: str, target: Target, process: subprocess.Popen, moment: floa
     while process.poll() is None and time.monotonic() < limit:
         if stage == "checkpoint" and any((path / ".checkpoint.tmp").exists() for path in paths):
             return
-        if stage == "end" and any(
-            step >= 2450 and not d.finished for step, d in zip(target.steps, target.directories, strict=True)
-        ):
+        if stage == "end" and any(d.last_step >= LAST and not d.finished for d in target.directories):
             sleep(0.3 * moment, process)
             return
 
@@ -165,41 +163,51 @@ def finish(target: Target, whole: Path) -> None:
             target.trouble.append(f"{directory.path}: {type(error).__name__}: {error}")
 
 
-def campaign(folder: Path, kills: int, seed: int, minutes: float, lanes: int = 2, launchers: Iterable[str] = LAUNCHERS):
+def campaign(
+    folder: Path,
+    kills: int,
+    seed: int,
+    minutes: float,
+    lanes: int = 2,
+    at_most: int = AT_MOST,
+    sweep: tuple[tuple[str, ...], ...] = JOBS,
+) -> list[Target]:
     """Kill until there were ``kills`` or the time is up; every target begun is trained to its end.
 
-    Returns:
-        All targets.
+    Args:
+        folder: for everything.
+        kills: in all; a process that ends before its moment is none.
+        seed: of the moments and of what is killed.
+        minutes: after which nobody is killed any more.
+        lanes: targets at once.
+        at_most: kills per target.
+        sweep: the runs that each launcher trains.
     """
-    whole = Target(folder / "whole", "local", JOBS)
+    whole = Target(folder / "whole", "local", sweep)
     whole.start("disabled").wait()
     assert whole.finished, whole.folder.with_suffix(".log").read_text()
     until = time.monotonic() + 60 * minutes
     targets: list[Target] = []
-    turns = list(launchers)
-    counting = threading.Lock()
+    taking = threading.Lock()
+
+    def over() -> bool:
+        return time.monotonic() >= until or sum(target.kills for target in targets) >= kills
 
     def lane(number: int) -> None:
         dice = random.Random(f"{seed} {number}")
-        turn = number
-        while time.monotonic() < until:
-            with counting:
-                if sum(target.kills for target in targets) >= kills:
-                    return
-                jobs = JOBS if LAUNCHERS[turns[turn % len(turns)]] else (dice.choice(JOBS),)
-                target = Target(folder / f"target-{len(targets)}", turns[turn % len(turns)], jobs)
+        while not over():
+            with taking:
+                launcher = list(LAUNCHERS)[len(targets) % len(LAUNCHERS)]
+                jobs = sweep if LAUNCHERS[launcher] else (dice.choice(sweep),)
+                target = Target(folder / f"target-{len(targets)}", launcher, jobs)
                 targets.append(target)
-            turn += 1
-            for _ in range(dice.randint(1, AT_MOST)):
-                if target.finished or time.monotonic() >= until or sum(t.kills for t in targets) >= kills:
-                    break
-                line = kill_once(target, dice)
-                print(f"{sum(t.kills for t in targets):4}  {target.folder.name:10} {line}", flush=True)
+            for _ in range(dice.randint(1, at_most)):
+                if not over() and not target.finished:
+                    line = kill_once(target, dice)
+                    print(f"{sum(t.kills for t in targets):4}  {target.folder.name:10} {line}", flush=True)
             finish(target, whole.folder)
-            print(
-                "\n".join(target.trouble) or f"      {target.folder.name:10} equal, after {target.kills} kills",
-                flush=True,
-            )
+            came_out = "\n".join(target.trouble) or f"equal, after {target.kills} kills"
+            print(f"      {target.folder.name:10} {came_out}", flush=True)
 
     with ThreadPoolExecutor(lanes) as pool:
         list(pool.map(lane, range(lanes)))

@@ -147,6 +147,23 @@ def test_a_sweep_told_to_stop_ends_at_a_step_and_the_same_command_finishes(tmp_p
     assert again.returncode == 0 and "sweep: 4 done\n" in again.stdout and "going on at step" in again.stdout
 
 
+@launchers
+def test_a_damaged_checkpoint_in_a_sweep_is_named_and_the_others_are_trained(sweep, tmp_path, launcher):
+    assert sweep("local", good(0, 1), "runtime.checkpoint_seconds=0").returncode == 0
+    folder = tmp_path / "results" / "runs"
+    for path, damage in zip(sorted(folder.iterdir()), (b"", b"garbage"), strict=True):
+        (path / "status.json").write_text('{"status": "running"}')
+        (path / "checkpoint.pt").write_bytes(damage)
+    ended = sweep(launcher, good(0, 1, 2))
+    assert ended.returncode == 1 and "sweep: 1 done, 2 failed\n" in ended.stdout
+    line = r"^  [\w-]+: failed, .*checkpoint\.pt: damaged, .*; delete it to go on from the checkpoint before it$"
+    assert len(re.findall(line, ended.stdout, re.MULTILINE)) == 2
+    for path in folder.glob("*/checkpoint.pt"):
+        if path.stat().st_size < 100:
+            path.unlink()
+    assert "sweep: 3 done\n" in sweep(launcher, good(0, 1, 2)).stdout
+
+
 def test_two_launches_of_one_sweep_share_its_runs(tmp_path):
     command = [sys.executable, "-m", "wdlab.train", "-m", "seed=0,1,2,3,4,5", *TINY, "train.steps=500"]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -139,6 +140,24 @@ def test_a_sweep_on_a_full_disk_names_its_runs_and_finishes_when_there_is_room(s
     again = shell(*sweep)
     assert again.returncode == 0 and "sweep: 3 done\n" in again.stdout
     assert not [path.name for path in disk.iterdir() if path.name.startswith(".")]
+
+
+def test_a_disk_full_of_what_wandb_writes(shell, disk):
+    """W&B shares the disk, loses rows in silence, and is mirrored anew by the session that finishes."""
+    run = (*STEPS, "logger=offline", "runtime.threads=1", f"paths.runs={disk}")
+    leave(disk, 14)
+    ended = shell(*run)
+    assert ended.returncode == 1, ended.stdout
+    assert re.fullmatch(r"error: .*: failed, .*: No space left on device\n", ended.stderr), ended.stderr
+    (directory,) = (runs.RunDirectory(disk, path.name) for path in disk.glob("digits-*"))
+    check_what_is_there(directory)
+    (disk / "filler").unlink()
+    again = shell(*run)
+    assert again.returncode == 0 and "done after" in again.stdout, again.stderr
+    (stored,) = directory.path.glob("wandb/offline-run-*/*.wandb")
+    content = stored.read_bytes()
+    rows = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
+    assert len(rows) == 13 and all(str(row["norm/weight_l2"]).encode() in content for row in rows)
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(compose, disk):

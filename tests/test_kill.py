@@ -6,11 +6,10 @@ import subprocess
 import sys
 import time
 
+from tests import campaign
 from tests.conftest import PROJECT
-from tests.test_train import same_ending
 from wdlab import checkpoint, runs
 
-KILLS = 5
 OVERRIDES = (
     *("dataset=digits", "model=mlp", "model.width=32", "regularizer=pathprox", "optimizer.momentum=0.9"),
     *("train.steps=6000", "train.log_every=50", "train.eval_every=200", "lr_schedule=cosine"),
@@ -36,28 +35,25 @@ def test_a_polite_end_is_at_a_step_with_a_checkpoint(tmp_path):
     assert checkpoint.load(directory)["step"] >= directory.last_step
 
 
-def started(folder) -> subprocess.Popen:
-    """The command, once it has said that it trains."""
-    process = subprocess.Popen(command(folder), cwd=PROJECT, stdout=subprocess.PIPE, text=True)
-    line = process.stdout.readline()
-    assert "started" in line or "going on at step" in line
-    return process
-
-
 def test_killed_and_resumed_equals_never_stopped(tmp_path):
-    process, began = started(tmp_path / "whole"), time.monotonic()
-    process.communicate(timeout=300)
-    seconds = time.monotonic() - began
-    name = runs.identity(runs.compose(OVERRIDES))
-    whole, killed = (runs.RunDirectory(tmp_path / part, name) for part in ("whole", "killed"))
-    steps = []  # of the newest checkpoint after each kill
-    for _ in range(KILLS):
-        process = started(tmp_path / "killed")
-        time.sleep(random.uniform(0, 0.7 * seconds / KILLS))  # all together less than the run takes
-        process.kill()
-        process.communicate()
-        newest = checkpoint.load(killed)
-        steps.append(newest["step"] if newest else 0)
-    assert not killed.finished and steps == sorted(steps) and steps[-1] < 6000
-    subprocess.run(command(tmp_path / "killed"), cwd=PROJECT, check=True, timeout=300)
-    same_ending(whole, killed)
+    """The short form of ``make test-faults``: every launcher killed once."""
+    seed = random.randrange(1000)
+    few = {"at_most": 1, "sweep": campaign.JOBS[:2]}
+    targets = campaign.campaign(tmp_path, kills=len(campaign.LAUNCHERS), seed=seed, minutes=5, **few)
+    assert not any(target.trouble for target in targets), campaign.summary(targets, seed)
+    assert {target.launcher for target in targets} == campaign.LAUNCHERS.keys()
+
+
+def test_the_workers_of_a_killed_sweep_stop_with_a_checkpoint(tmp_path):
+    target = campaign.Target(tmp_path / "runs", "joblib", campaign.JOBS)
+    process = target.start("disabled")
+    while not any(target.steps):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    limit = time.monotonic() + 60
+    while any(directory.held for directory in target.directories) and time.monotonic() < limit:
+        time.sleep(0.1)
+    states = [directory.status for directory in target.directories]
+    assert "interrupted" in states and not {"running", "done", "failed"} & set(states)

@@ -4,6 +4,7 @@ import builtins
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,17 @@ def test_a_wandb_that_fails_stops_nothing(compose, monkeypatch, caplog, moment):
     assert sum("W&B stopped" in record.message for record in caplog.records) == 1
     directory = runs.RunDirectory.of(config)
     assert len(directory.metrics.read_text().splitlines()) == 3
+
+
+def test_online_without_a_network_goes_on_within_seconds(compose, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(recorder, "SECONDS_TO_START", 2)
+    began = time.monotonic()
+    assert train.run(compose("logger=online")) == "done"
+    assert time.monotonic() - began < 60  # of W&B's own, 90 would pass before the first step
+    (told,) = [record.message for record in caplog.records if "W&B stopped" in record.message]
+    assert "\n" not in told and "the run and its local records go on" in told
 
 
 def test_online_without_an_account_goes_on_without_asking(shell, tmp_path):

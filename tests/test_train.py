@@ -259,6 +259,21 @@ def test_records_that_a_checkpoint_vouches_for_must_be_there(compose):
         train.run(config)
 
 
+@pytest.mark.parametrize("garbage", [b"\xff\x00garbage", b'{"step": 10, "tra', b"3", b""])
+def test_a_damaged_line_in_the_middle_is_told_and_nothing_is_touched(compose, garbage):
+    config = compose("runtime.checkpoint_seconds=0", "train.log_every=5")
+    train.run(config)
+    directory = runs.RunDirectory.of(config)
+    directory.write_status("running")
+    lines = directory.metrics.read_bytes().split(b"\n")
+    lines[2] = garbage.ljust(len(lines[2]))
+    damaged = b"\n".join(lines)
+    directory.metrics.write_bytes(damaged)
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: line 3 is damaged; delete .* to start again"):
+        train.run(config)
+    assert directory.metrics.read_bytes() == damaged and directory.status == "failed"
+
+
 def test_a_half_written_line_is_cut_off(compose):
     config = compose("runtime.checkpoint_seconds=0")
     train.run(config)

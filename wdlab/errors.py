@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import re
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def writing(path: Path, undo: Callable[[], object]) -> Iterator[None]:
     except OSError as error:
         with contextlib.suppress(OSError):
             undo()
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 NAME = "a name: letters, digits, dots, dashes, underscores"
@@ -79,11 +80,9 @@ def explain(error: BaseException) -> str | None:
 
 def _raised_in_hydra(error: BaseException) -> bool:
     """Whether a plain exception comes out of Hydra itself, as for some malformed overrides."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    module = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
-    return module.split(".")[0] in ("hydra", "omegaconf")
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    own = [module for module in modules if module != "codecs"]  # which Hydra reads its files with
+    return bool(own) and own[-1].split(".")[0] in ("hydra", "omegaconf")
 
 
 def _unknown_key(error: BaseException) -> str | None:

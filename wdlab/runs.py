@@ -120,6 +120,8 @@ class RunDirectory:
         Raises:
             ConfigError: if ``paths`` does not name folders.
         """
+        if not isinstance(config["paths"], DictConfig):
+            raise ConfigError(f"paths={config['paths']}: must be a group of keys")
         for key, path in config["paths"].items():
             if not isinstance(path, str) or not path:
                 raise ConfigError(f"paths.{key}={path}: must be a folder")

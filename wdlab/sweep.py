@@ -9,7 +9,7 @@ import json
 import sys
 import types
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,7 +174,7 @@ class Sweep(Sweeper):
         alone: list[Job] = []
         while todo and not self._launch(todo, notice):
             left = [job for job in todo if not job.ended]
-            died = [job for job in left if job.state == "stale"] or left
+            died = [job for job in left if job.directory.status == "running"] or left
             alone += died
             todo = [job for job in left if job not in died]
         for job in alone:
@@ -203,6 +203,8 @@ class Sweep(Sweeper):
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # not before Hydra has scanned its plugins
 
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        if not isinstance(self.params, Mapping):
+            raise ConfigError(f"hydra.sweeper.params={self.params}: must be a group of keys")
         swept = [f"{key}={values}" for key, values in self.params.items()]
         (grid,) = BasicSweeper.split_arguments(parser.parse_overrides([*swept, *arguments]), None)
         if self.jobs is None:

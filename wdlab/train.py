@@ -372,7 +372,7 @@ def outcome_of(directory: runs.RunDirectory) -> str:
 def _hydra_main(config: DictConfig) -> str | Exception:
     """One run, alone or as a job of a sweep. Its error is returned, since Hydra would add lines to a raised one.
 
-    A job of a sweep also returns ``skipped`` if the sweep has stopped, and, in a worker, ``interrupted``.
+    A job of a sweep also returns ``skipped`` if the sweep has stopped before, ``interrupted`` if it stops meanwhile.
     """
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     notice = stopping.Notice.of_this_job(config["paths"]["runs"]) if in_sweep else None
@@ -388,11 +388,11 @@ def _hydra_main(config: DictConfig) -> str | Exception:
             log.info("records: %s", runs.RunDirectory.of(config).path)
         return outcome
     except KeyboardInterrupt:
-        if not stopping.is_worker():
-            raise
         if stopping.is_orphan():  # nobody would tell it to go
             os._exit(130)
-        return "interrupted"  # an exception would make the launcher end the other workers in the middle of a step
+        if stopping.is_worker() or (notice is not None and notice.interrupted):
+            return "interrupted"  # an exception would make the launcher end the others in the middle of a step
+        raise
     except Exception as error:
         line = explain(error)
         if in_sweep:
@@ -410,7 +410,7 @@ _errors: list[Exception] = []
 
 
 def _check_command_line(arguments: list[str]) -> None:
-    """Refuse what Hydra answers with its usage, or takes in silence."""
+    """Raise a ConfigError for what Hydra answers with its usage, or takes in silence."""
 
     def refuse(message: str) -> NoReturn:
         raise ConfigError(f"command line: {message}")
