@@ -4,7 +4,7 @@
 form. The seed fixes who is killed, how, and when; what a process has done by then depends on the machine.
 
 A target is a folder of runs that one launcher trains. It is killed a few times, then trained to its end and compared,
-bit for bit, with the same runs as ``local`` makes them in one go.
+bit for bit, with the same runs as ``local`` (of a stack: as ``stacked``) makes them in one go.
 """
 
 import argparse
@@ -35,10 +35,17 @@ JOBS = (
     ("optimizer=adams", "optimizer.lr=1e-3", "seed=1"),
     ("regularizer=coherent", "model=mlp_factorized", "seed=2"),
 )
-LAUNCHERS = {  # a sweep of JOBS, or, where there are no options, one of them as a run of its own
+TOGETHER = (  # what a stack can hold
+    *JOBS[:1],
+    ("regularizer=pathprox", "optimizer.momentum=0.9", "seed=1", "optimizer.lr=0.05"),
+    ("regularizer=pnorm", "optimizer.momentum=0.9", "seed=1"),
+    ("regularizer=l1", "optimizer.momentum=0.9", "seed=2"),
+)
+LAUNCHERS = {  # a sweep of JOBS, or, where there are no options, one of them as a run of its own; a stack of TOGETHER
     "run": None,
     "local": ("hydra/launcher=local",),
     "joblib": ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+    "stacked": ("hydra/launcher=stacked",),
 }
 STAGES = ("start-up", "training", "checkpoint", "end")  # when a kill comes
 SCOPES = ("process", "group")  # what it hits: the process started, or it and all that it started
@@ -163,6 +170,14 @@ def finish(target: Target, whole: Path) -> None:
             target.trouble.append(f"{directory.path}: {type(error).__name__}: {error}")
 
 
+def never_stopped(folder: Path, launcher: str, jobs: tuple[tuple[str, ...], ...]) -> Target:
+    """What the others are compared with."""
+    target = Target(folder, launcher, jobs)
+    target.start("disabled").wait()
+    assert target.finished, folder.with_suffix(".log").read_text()
+    return target
+
+
 def campaign(
     folder: Path,
     kills: int,
@@ -170,7 +185,7 @@ def campaign(
     minutes: float,
     lanes: int = 2,
     at_most: int = AT_MOST,
-    sweep: tuple[tuple[str, ...], ...] = JOBS,
+    of_each: int = len(JOBS),
 ) -> list[Target]:
     """Kill until there were ``kills`` or the time is up; every target begun is trained to its end.
 
@@ -181,11 +196,11 @@ def campaign(
         minutes: after which nobody is killed any more.
         lanes: targets at once.
         at_most: kills per target.
-        sweep: the runs that each launcher trains.
+        of_each: how many runs each sweep has.
     """
-    whole = Target(folder / "whole", "local", sweep)
-    whole.start("disabled").wait()
-    assert whole.finished, whole.folder.with_suffix(".log").read_text()
+    sweep = JOBS[:of_each]
+    whole = never_stopped(folder / "whole", "local", sweep)
+    together = never_stopped(folder / "together", "stacked", TOGETHER[:of_each])
     until = time.monotonic() + 60 * minutes
     targets: list[Target] = []
     taking = threading.Lock()
@@ -199,13 +214,14 @@ def campaign(
             with taking:
                 launcher = list(LAUNCHERS)[len(targets) % len(LAUNCHERS)]
                 jobs = sweep if LAUNCHERS[launcher] else (dice.choice(sweep),)
+                jobs, expected = (together.jobs, together) if launcher == "stacked" else (jobs, whole)
                 target = Target(folder / f"target-{len(targets)}", launcher, jobs)
                 targets.append(target)
             for _ in range(dice.randint(1, at_most)):
                 if not over() and not target.finished:
                     line = kill_once(target, dice)
                     print(f"{sum(t.kills for t in targets):4}  {target.folder.name:10} {line}", flush=True)
-            finish(target, whole.folder)
+            finish(target, expected.folder)
             came_out = "\n".join(target.trouble) or f"equal, after {target.kills} kills"
             print(f"      {target.folder.name:10} {came_out}", flush=True)
 

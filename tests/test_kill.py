@@ -38,7 +38,7 @@ def test_a_polite_end_is_at_a_step_with_a_checkpoint(tmp_path):
 def test_killed_and_resumed_equals_never_stopped(tmp_path):
     """The short form of ``make test-faults``: every launcher killed once."""
     seed = random.randrange(1000)
-    few = {"at_most": 1, "sweep": campaign.JOBS[:2]}
+    few = {"at_most": 1, "of_each": 2}
     targets = campaign.campaign(tmp_path, kills=len(campaign.LAUNCHERS), seed=seed, minutes=5, **few)
     assert not any(target.trouble for target in targets), campaign.summary(targets, seed)
     assert {target.launcher for target in targets} == campaign.LAUNCHERS.keys()

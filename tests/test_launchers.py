@@ -70,7 +70,7 @@ def test_a_bad_number_of_runs_is_told_in_one_line(shell, most):
 
 
 def test_a_checkpoint_of_a_stack_goes_on_by_itself_and_the_other_way_round(compose, tmp_path):
-    overrides = ("optimizer=adam", "optimizer.lr=1e-3", "regularizer=pathprox", "train.steps=40")
+    overrides = ("optimizer=adam", "optimizer.lr=1e-3", "regularizer=pathprox", "train.steps=40", "lr_schedule=cosine")
     whole = [compose(*overrides, f"seed={seed}", runs_in="whole") for seed in range(2)]
     for config in whole:
         train.run(config)

@@ -104,6 +104,12 @@ class Job:
         )
 
     @property
+    def begun_in_a_stack(self) -> bool:
+        """Whether the run goes on from what a stack has made of it."""
+        sessions = runs.RunDirectory.of(self.config).read("provenance.json").get("sessions", [])
+        return bool(sessions) and bool(sessions[-1].get("stacked"))
+
+    @property
     def kind(self) -> str:
         """What tells its method from others; equal for those that differ in strength only."""
         science = runs.scientific_config(self.config)
@@ -120,7 +126,11 @@ class Job:
 
 
 def stacks(jobs: Sequence[Job], most: int) -> list[list[Job]]:
-    """Groups of at least two jobs, at most ``most``, that may be trained side by side; those of one method together."""
+    """Groups of jobs, at most ``most``, that may be trained side by side; those of one method together.
+
+    A job without others is no group, unless it has begun in a stack: its numbers are then to the last bit as if the
+    others were still there.
+    """
     found: dict[str, list[Job]] = {}
     for job in jobs:
         found.setdefault(job.stack, []).append(job)
@@ -130,9 +140,9 @@ def stacks(jobs: Sequence[Job], most: int) -> list[list[Job]]:
         size = math.ceil(len(group) / math.ceil(len(group) / most))
         result += [group[first : first + size] for first in range(0, len(group), size)]
     for group in result:
-        if len(group) == 1:
+        if len(group) == 1 and not group[0].begun_in_a_stack:
             group[0].reason = "no other run of this sweep has the same network, data and length"
-    return [group for group in result if len(group) > 1]
+    return [group for group in result if group[0].reason is None]
 
 
 def train_stack(jobs: Sequence[Job], notice: stopping.Notice | None = None) -> None:

@@ -366,6 +366,7 @@ class Stack:
 
     def __init__(self, members: Sequence[Member], kinds: Sequence[str], step: int) -> None:
         self.experiments = [member.experiment for member in members]
+        self._base_lrs = [experiment.optimizer.param_groups[0]["lr"] for experiment in self.experiments]
         for member in members:
             if member.start is not None:
                 for part in ("model", "optimizer", "regularizer"):
@@ -375,7 +376,6 @@ class Stack:
         kind = SGDStep if is_sgd(group) else AdamStep
         self._step = kind(self.network.memory, self.network.gradient, group, step > 0)
         self._take_over_moments()
-        self._base_lrs = [experiment.optimizer.param_groups[0]["lr"] for experiment in self.experiments]
         self._lrs = self._numbers(self._base_lrs)[:, None]
         first, self._rows = 0, []
         for _, same in itertools.groupby(kinds):
