@@ -12,7 +12,7 @@ LOGGER ?= offline
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-zA-Z%-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  SCALE=quick|cpu|paper LAUNCHER=auto|local|joblib|slurm LOGGER=offline|online|disabled go with reproduce-figN"
+	@echo "  SCALE=quick|cpu|paper LAUNCHER=auto|local|joblib|stacked|slurm LOGGER=offline|online|disabled go with reproduce-figN"
 
 setup: $(READY)  ## build .venv with exactly the versions of requirements.lock
 

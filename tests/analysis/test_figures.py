@@ -64,7 +64,7 @@ def test_a_diverged_run_is_a_result(short, tmp_path):
     [
         (["fig99"], "figure fig99: does not exist; available: fig3"),
         (["fig3", "--scale", "huge"], "SCALE=huge: must be one of quick, cpu, paper"),
-        (["fig3", "--launcher", "moon"], "LAUNCHER=moon: must be one of auto, local, joblib, slurm"),
+        (["fig3", "--launcher", "moon"], "LAUNCHER=moon: must be one of auto, local, joblib, stacked, slurm"),
     ],
 )
 def test_bad_input_is_one_clear_line(arguments, message, monkeypatch, capsys, tmp_path):
