@@ -30,7 +30,6 @@ TARGETS = {  # of the sections of several parts: part, case, and the quantity th
     "stacked": [
         ("Training", "stacked", "speed-up", 7),
         ("Wide networks", "stacked", "speed-up", 0.98),
-        ("From end to end", "stacked", "speed-up", 3),
     ],
     "ledger": [("40 runs", "analysis.load, for the first time", "ratio", 1)],
 }

@@ -27,7 +27,9 @@ NEVER = 10**6
 
 def table(options: Options) -> Page:
     """Measure; records in temporary folders."""
-    parts = [_training(options), _wide(options), _end_to_end(options)]
+    parts = [_training(options), _wide(options)]
+    if not options.quick:  # every launch takes seconds
+        parts.append(_end_to_end(options))
     return Page("Sweeps of MLPs, stacked", parts)
 
 
@@ -121,7 +123,7 @@ def _wide(options: Options) -> Part:
 
 
 def _end_to_end(options: Options) -> Part:
-    seeds, steps = options.sized(8, 2), options.sized(1000, 20)
+    seeds, steps = 8, 1000
     command = (
         *("-m", "wdlab.train", "-m", "dataset=digits", "model=mlp", "regularizer=l2", f"train.steps={steps}"),
         "regularizer.strength=1e-4,1e-3,1e-2,1e-1",
