@@ -38,7 +38,8 @@ bench: $(READY)  ## what things cost, beside torch's own: tables in results/benc
 test: $(READY)  ## the whole test suite; no network, GPU or account needed
 	@$(BIN)/python -m pytest
 
-test-faults: $(READY)  ## kill sweeps and runs 100 times at random moments and compare what they become: about 15 minutes
+test-faults: $(READY)  ## the long tests of faults, then 100 kills at random moments: about 25 minutes
+	@$(BIN)/python -m pytest -m long
 	@$(BIN)/python -m tests.campaign --kills 100 --minutes 15
 
 lint: $(READY)  ## ruff, check and format

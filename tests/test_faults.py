@@ -123,6 +123,7 @@ SIGNALS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("launcher", "number", "scope"), SIGNALS)
 def test_a_sweep_told_to_stop_ends_at_a_step_and_the_same_command_finishes(tmp_path, launcher, number, scope):
     long = ("train.steps=4000", "train.log_every=100", "train.eval_every=4000", "runtime.checkpoint_seconds=1000")
@@ -147,6 +148,7 @@ def test_a_sweep_told_to_stop_ends_at_a_step_and_the_same_command_finishes(tmp_p
     assert again.returncode == 0 and "sweep: 4 done\n" in again.stdout and "going on at step" in again.stdout
 
 
+@pytest.mark.long
 @launchers
 def test_a_damaged_checkpoint_in_a_sweep_is_named_and_the_others_are_trained(sweep, tmp_path, launcher):
     assert sweep("local", good(0, 1), "runtime.checkpoint_seconds=0").returncode == 0
@@ -164,6 +166,7 @@ def test_a_damaged_checkpoint_in_a_sweep_is_named_and_the_others_are_trained(swe
     assert "sweep: 3 done\n" in sweep(launcher, good(0, 1, 2)).stdout
 
 
+@pytest.mark.long
 def test_two_launches_of_one_sweep_share_its_runs(tmp_path):
     command = [sys.executable, "-m", "wdlab.train", "-m", "seed=0,1,2,3,4,5", *TINY, "train.steps=500"]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
@@ -177,6 +180,7 @@ def test_two_launches_of_one_sweep_share_its_runs(tmp_path):
         assert sum(f"{path.name}: started" in text for text in told) == 1
 
 
+@pytest.mark.long
 def test_with_fail_fast_a_worker_that_dies_ends_the_sweep(sweep):
     ended = sweep("joblib", [faulty("Dies"), *good(*range(12))], "fail_fast=true")
     assert ended.returncode == 1

@@ -130,6 +130,7 @@ def test_a_disk_that_fills_up_at_a_certain_file(compose, disk, monkeypatch, name
     same_ending(runs.RunDirectory.of(whole), directory)
 
 
+@pytest.mark.long
 def test_a_sweep_on_a_full_disk_names_its_runs_and_finishes_when_there_is_room(shell, disk):
     sweep = ("-m", "seed=0,1,2", *STEPS, "logger=disabled", "runtime.threads=1", f"paths.runs={disk}")
     leave(disk, 12)
@@ -142,6 +143,7 @@ def test_a_sweep_on_a_full_disk_names_its_runs_and_finishes_when_there_is_room(s
     assert not [path.name for path in disk.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.long
 def test_a_disk_full_of_what_wandb_writes(shell, disk):
     """W&B shares the disk, loses rows in silence, and is mirrored anew by the session that finishes."""
     run = (*STEPS, "logger=offline", "runtime.threads=1", f"paths.runs={disk}")

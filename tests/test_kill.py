@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from tests import campaign
 from tests.conftest import PROJECT
 from wdlab import checkpoint, runs
@@ -44,6 +46,7 @@ def test_killed_and_resumed_equals_never_stopped(tmp_path):
     assert {target.launcher for target in targets} == campaign.LAUNCHERS.keys()
 
 
+@pytest.mark.long
 def test_the_workers_of_a_killed_sweep_stop_with_a_checkpoint(tmp_path):
     target = campaign.Target(tmp_path / "runs", "joblib", campaign.JOBS)
     process = target.start("disabled")

@@ -143,6 +143,7 @@ def test_drained_requeued_out_of_time_and_still_bitwise_that_of_local(cluster, l
     assert {path.name for path in cluster.home.iterdir()} == {"jobs.json", "cluster", "local"}
 
 
+@pytest.mark.long
 def test_jobs_that_are_lost_take_no_other_with_them_and_the_same_command_goes_on(cluster, local):
     (cluster.home / "three.json").write_text(json.dumps(JOBS[:3]))
     command = ("hydra.sweeper.jobs=three.json", "paths.runs=lost/runs", *SLURM)
@@ -164,6 +165,7 @@ def test_jobs_that_are_lost_take_no_other_with_them_and_the_same_command_goes_on
         same_ending(here, run)
 
 
+@pytest.mark.long
 def test_ctrl_c_leaves_the_jobs_and_says_how_to_end_them(cluster):
     sweep = cluster.sweep("seed=30", f"train.steps={LONG}", "paths.runs=left/runs", *SLURM)
     job = array_of(sweep)
