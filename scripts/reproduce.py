@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument(
         "--launcher",
         default="auto",
-        help="auto: stacked for MLPs at quick scale, else local on a GPU, joblib on a CPU; " + "; ".join(LAUNCHERS[1:]),
+        help="auto: local on a GPU, joblib on a CPU; " + "; ".join(LAUNCHERS[1:]),
     )
     parser.add_argument("--logger", default="offline", help="offline, online, disabled")
     parser.add_argument("--results", default="results", help="where tables, figures and claims go")
@@ -57,21 +57,15 @@ def reproduce(figure: str, scale: str, launcher: str, logger: str, results: Path
     missing = [job for job in jobs if not job.directory.finished]
     print(f"{figure} at {scale} scale: {len(jobs)} runs, {len(missing)} to do", flush=True)
     if missing:
-        chosen = launcher_for(missing, scale) if launcher == "auto" else launcher
-        run_missing(missing, chosen, logger, results)
+        run_missing(missing, launcher, logger, results)
     files, judged = figures.write(declared, jobs, results)
     tell(files, judged)
 
 
-def launcher_for(jobs: list[figures.Job], scale: str) -> str:
-    """The one that is fastest here. Stacked runs equal single ones up to rounding, which will do for a quick look."""
-    if scale == "quick" and all(job.directory.name.split("-")[1].startswith("mlp") for job in jobs):
-        return "stacked"
-    return "local" if shutil.which("nvidia-smi") or (os.cpu_count() or 1) == 1 else "joblib"
-
-
 def run_missing(missing: list[figures.Job], launcher: str, logger: str, results: Path) -> None:
     """Hand the runs to ``python -m wdlab.train -m``, in a process of its own so that this one needs no torch."""
+    if launcher == "auto":
+        launcher = "local" if shutil.which("nvidia-smi") or (os.cpu_count() or 1) == 1 else "joblib"
     with tempfile.TemporaryDirectory() as folder:
         listed = Path(folder) / "jobs.json"
         listed.write_text(json.dumps([list(job.overrides) for job in missing]))
