@@ -156,8 +156,8 @@ def test_jobs_that_are_lost_take_no_other_with_them_and_the_same_command_goes_on
     printed, errors = sweep.communicate(timeout=300)
     assert sweep.returncode == 1 and errors == "error: 2 of 3 runs did not end well; see above\n"
     assert "sweep: 1 done, 2 interrupted" in printed and done.finished
-    assert f"  {cancelled.name}: not run, SLURM job {array}_0 ended without a result; its output is in " in printed
-    assert f"  {out_of_time.name}: not run, SLURM job {array}_1 failed; its output is in " in printed
+    assert f"  {cancelled.name}: interrupted, SLURM job {array}_0 ended without a result; its output is in " in printed
+    assert f"  {out_of_time.name}: interrupted, SLURM job {array}_1 failed; its output is in " in printed
     again = cluster.sweep(*command)
     printed, errors = again.communicate(timeout=300)
     assert again.returncode == 0 and "3 runs: 1 finished before, 2 to do" in printed, errors

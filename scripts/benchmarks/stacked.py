@@ -1,6 +1,5 @@
 """How much faster a sweep of MLPs is as one batched program (``hydra/launcher=stacked``) than run after run."""
 
-import dataclasses
 import itertools
 import os
 import subprocess
@@ -15,7 +14,7 @@ from omegaconf import DictConfig
 
 from benchmarks.setups import AS_TORCH_HAS_THEM, Setup
 from benchmarks.timing import SPEED_UP, Case, Options, Page, Part, part
-from wdlab import loop, runs, stacked, train
+from wdlab import device, loop, runs, stacked, train
 from wdlab.data import Data
 from wdlab.recorder import Mirror, Recorder
 
@@ -69,14 +68,20 @@ class Sweep:
 
         return self._timed(fit)
 
+    def _experiment(self, config: DictConfig, beside: loop.Experiment | None, together: bool) -> loop.Experiment:
+        if self._data is None:
+            return train.experiment(config, beside, together)
+        model, optimizer, regularizer, lr_factor = train.build(config)
+        machine = device.set_up(config["runtime"], model, together)
+        machine.place(model)
+        return loop.Experiment(model, self._data, optimizer, regularizer, lr_factor, machine, config["seed"])
+
     def _timed(self, fit: Callable[[list[stacked.Member], DictConfig], object], together: bool = False) -> float:
         AS_TORCH_HAS_THEM()
         with tempfile.TemporaryDirectory() as folder:
             members, beside = [], None
             for config in self._configs:
-                experiment = train.experiment(config, beside, together)
-                if self._data is not None:
-                    experiment = dataclasses.replace(experiment, data=self._data)
+                experiment = self._experiment(config, beside, together)
                 beside = experiment
                 run = runs.RunDirectory(folder, runs.identity(config))
                 run.create()
