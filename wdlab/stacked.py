@@ -139,12 +139,7 @@ class Network:
             inputs: (runs, batch, ...).
             labels: int64, (runs, batch).
         """
-        values, read = inputs.flatten(2), []
-        for weight, bias, relu in zip(self.weights, self.biases, self._relu_behind, strict=True):
-            read.append(values)
-            values = torch.baddbmm(bias, values, weight.transpose(1, 2))
-            if relu:
-                values.relu_()
+        *read, values = self._forward(inputs.flatten(2))
         logs, labels = torch.log_softmax(values, 2), labels.unsqueeze(2)
         losses = -logs.gather(2, labels).mean((1, 2))
         slopes = logs.exp_().scatter_add_(2, labels, labels.new_full((), -1).to(logs.dtype).expand_as(labels))
@@ -157,6 +152,14 @@ class Network:
                 if self._relu_behind[k - 1]:
                     slopes = torch.ops.aten.threshold_backward(slopes, read[k], 0)
         return losses
+
+    def _forward(self, values: Tensor) -> list[Tensor]:
+        """What every layer reads, (runs, examples, in), and at the end the logits."""
+        read = [values]
+        for weight, bias, relu in zip(self.weights, self.biases, self._relu_behind, strict=True):
+            values = torch.baddbmm(bias, read[-1], weight.transpose(1, 2))
+            read.append(values.relu_() if relu else values)
+        return read
 
     @torch.no_grad()
     def evaluate(self, data: Data) -> list[Evaluated]:
@@ -171,11 +174,7 @@ class Network:
         losses, hits = [], []
         for start in range(0, len(split), size):
             inputs, labels = split.examples(slice(start, start + size))
-            values = inputs.flatten(1).expand(len(self.memory), -1, -1)
-            for weight, bias, relu in zip(self.weights, self.biases, self._relu_behind, strict=True):
-                values = torch.baddbmm(bias, values, weight.transpose(1, 2))
-                if relu:
-                    values.relu_()
+            *_, values = self._forward(inputs.flatten(1).expand(len(self.memory), -1, -1))
             logs = torch.log_softmax(values.double(), 2)
             losses.append(-logs.gather(2, labels.expand(len(self.memory), -1)[:, :, None]).sum((1, 2)))
             hits.append((values.argmax(2) == labels).sum(1))
