@@ -131,7 +131,7 @@ def test_drained_requeued_out_of_time_and_still_bitwise_that_of_local(cluster, l
     assert sweep.poll() is None
     cluster.ask("scontrol", "update", "nodename=node", "state=resume")
     printed, errors = sweep.communicate(timeout=300)
-    assert sweep.returncode == 0, errors
+    assert sweep.returncode == 0, printed + errors
     assert "sweep: 12 done" in printed and errors == ""
     for here, run in zip(local, there, strict=True):
         same_ending(here, run)

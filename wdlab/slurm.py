@@ -37,6 +37,7 @@ LARGEST_ARRAY = 1000  # what SLURM allows where nobody has changed it
 STOPPING = (signal.SIGINT, signal.SIGTERM)  # what ends the command that waits
 SECONDS_BETWEEN_LOOKS = 1
 SECONDS_BETWEEN_QUESTIONS = 10
+QUESTIONS = 10  # until a job takes SLURM's silence for its end
 SECONDS_FOR_FILES = 15  # that another machine has written, until they are seen here
 
 
@@ -55,16 +56,22 @@ class Job(submitit_launcher.SlurmLauncher):
         try:
             return super().__call__(*arguments)
         except KeyboardInterrupt:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it may come once more, and did already what it should
+            for number in (signal.SIGTERM, time_is_up):  # done what they should; also for the programs started here,
+                signal.signal(number, signal.SIG_IGN)  # SLURM sends them to every process of the job
             if _state(job.job_id) == "RUNNING":  # out of time, or out of the way of a job that matters more
                 requeue(time_is_up, None)
             sys.exit(130)  # cancelled, or already requeued
 
 
 def _state(job: str) -> str:
-    """What SLURM has in mind with a job: RUNNING until it wants it away for good, then COMPLETING."""
+    """What SLURM has in mind with a job: RUNNING until it wants it away for good, then COMPLETING; empty: no answer."""
     question = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
-    return subprocess.run(question, capture_output=True, text=True, check=False).stdout.strip()
+    for _ in range(QUESTIONS):  # when many jobs end at once it is busy
+        answer = subprocess.run(question, capture_output=True, text=True, check=False)
+        if answer.returncode == 0:
+            break
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    return answer.stdout.strip()
 
 
 class SlurmLauncher(Launcher):
