@@ -16,7 +16,7 @@ IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, 3, 12, 
 @pytest.mark.parametrize("padding", ["zero", "reflect"])
 def test_a_crop_is_a_window_of_the_padded_image(padding):
     augment = Augment(crop=3, padding=padding, flip=True)
-    drawn = augment.draw(np.random.default_rng(1), 40)
+    drawn = augment.draw(np.random.default_rng(1), 40, (12, 10))
     assert set(drawn.top.tolist()) == set(drawn.left.tolist()) == set(range(7)) and 8 < drawn.mirrored.sum() < 32
     out = augment(augment.pad(IMAGES), drawn)
     assert out.dtype == torch.uint8 and out.shape == IMAGES.shape
@@ -38,12 +38,28 @@ def test_a_rotation_is_that_of_torchvision():
 
 def test_turned_images_are_cropped_from_the_padded_ones():
     augment = Augment(crop=2, padding="reflect", rotation=10.0, flip=True)
-    drawn = augment.draw(np.random.default_rng(1), 40)
+    drawn = augment.draw(np.random.default_rng(1), 40, (12, 10))
     padded = augment.pad(IMAGES)
     assert drawn.angle.abs().max() <= np.deg2rad(10) and drawn.angle.std() > 0.05
     whole = Augment(rotation=10.0)(padded, Drawn(0 * drawn.top, 0 * drawn.top, None, drawn.angle))
     cropped = Augment(crop=2, flip=True)(whole, drawn._replace(angle=None))
     assert torch.equal(augment(padded, drawn), cropped)
+
+
+def test_a_square_is_hidden_by_the_mean_behind_everything_else():
+    device, rows = torch.device("cpu"), torch.arange(40)
+    cut, whole = (
+        Images(IMAGES, rows, [0.5] * 3, [0.2] * 3, device, Augment(crop=2, flip=True, cutout=side)) for side in (5, 0)
+    )
+    drawn = cut.draw(np.random.default_rng(1))
+    assert all(
+        a is b or torch.equal(a, b) for a, b in zip(drawn[:4], whole.draw(np.random.default_rng(1)), strict=False)
+    )
+    assert [set(places.tolist()) for places in drawn.hidden.T] == [set(range(-2, 10)), set(range(-2, 8))]
+    expected = whole.varied(rows, drawn)[0].clone()
+    for image, (top, left) in zip(expected, drawn.hidden.tolist(), strict=True):
+        image[:, max(0, top) : top + 5, max(0, left) : left + 5] = 0
+    assert torch.equal(cut.varied(rows, drawn)[0], expected) and not torch.equal(expected, whole.varied(rows, drawn)[0])
 
 
 def test_nothing_to_vary_is_no_augmentation():
@@ -55,7 +71,7 @@ def test_nothing_to_vary_is_no_augmentation():
 AUGMENTS = [
     Augment(crop=4),
     Augment(flip=True),
-    Augment(crop=4, padding="reflect", flip=True, rotation=10.0),
+    Augment(crop=4, padding="reflect", flip=True, rotation=10.0, cutout=5),
 ]
 
 

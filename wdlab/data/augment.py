@@ -23,6 +23,7 @@ class Drawn(NamedTuple):
     left: Tensor  # int64 (n,): first column
     mirrored: Tensor | None  # bool (n,)
     angle: Tensor | None  # float32 (n,), radians, counter-clockwise as seen
+    hidden: Tensor | None = None  # int64 (n, 2): row and column of the first pixel of the square that is cut out
 
     def part(self, rows: slice) -> Self:
         """What was drawn for a slice of the examples."""
@@ -35,7 +36,7 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class Augment:
-    """Pad, rotate, crop, mirror, in this order, with the padding as it is before normalization.
+    """Pad, rotate, crop, mirror, cut out, in this order, with the padding as it is before normalization.
 
     Args:
         crop: pixels of padding on every side; a window of the image's size is then cut out anywhere. 0: no crop.
@@ -43,18 +44,21 @@ class Augment:
         flip: mirror left and right with probability 1/2.
         rotation: turn about the centre by an angle uniform in +- so many degrees, nearest neighbour; black where
             nothing is. 0: no rotation.
+        cutout: side of a square that is hidden, in pixels; its middle is anywhere in the image, so that a part of it
+            may be outside (Cutout, arXiv 1708.04552). 0: none.
     """
 
     crop: int = 0
     padding: str = "zero"
     flip: bool = False
     rotation: float = 0.0
+    cutout: int = 0
 
     @classmethod
     def of(cls, config: Mapping[str, Any] | None) -> Self | None:
         """From ``dataset.augment``; None if it varies nothing."""
         augment = cls(**{key: value for key, value in (config or {}).items() if value is not None})
-        return augment if augment.crop or augment.flip or augment.rotation else None
+        return None if augment == cls(padding=augment.padding) else augment
 
     def pad(self, images: Tensor) -> Tensor:
         """Images (n, c, h, w) with ``crop`` more pixels on every side."""
@@ -64,14 +68,15 @@ class Augment:
         parts = (nn.functional.pad(part.float(), (self.crop,) * 4, mode=mode) for part in images.split(4096))
         return torch.cat([part.to(images.dtype) for part in parts])  # reflection is not there for uint8
 
-    def draw(self, generator: np.random.Generator, examples: int) -> Drawn:
-        """What varies ``examples`` images, on the CPU."""
+    def draw(self, generator: np.random.Generator, examples: int, size: tuple[int, int]) -> Drawn:
+        """What varies ``examples`` images of (height, width) ``size``, on the CPU."""
         corner = generator.integers(0, 2 * self.crop + 1, (2, examples))
         mirrored = generator.random(examples) < 0.5 if self.flip else None
         limit = np.deg2rad(self.rotation)
         angle = generator.uniform(-limit, limit, examples).astype(np.float32) if self.rotation else None
+        hidden = generator.integers(0, size, (examples, 2)) - self.cutout // 2 if self.cutout else None
         top, left = torch.from_numpy(corner)
-        return Drawn(top, left, *(None if v is None else torch.from_numpy(v) for v in (mirrored, angle)))
+        return Drawn(top, left, *(None if v is None else torch.from_numpy(v) for v in (mirrored, angle, hidden)))
 
     def __call__(self, padded: Tensor, drawn: Drawn) -> Tensor:
         """The variations ``drawn`` of padded images (n, c, h + 2 crop, w + 2 crop): (n, c, h, w), of the same type."""
@@ -86,6 +91,17 @@ class Augment:
             return _take(padded, index).unflatten(2, (rows.shape[1], -1))
         index, inside = _turned(rows[:, :, None], columns[:, None, :], drawn.angle[:, None, None], height, width)
         return (_take(padded, index.flatten(1)) * inside.flatten(1)[:, None]).unflatten(2, (rows.shape[1], -1))
+
+    def hide(self, images: Tensor, drawn: Drawn) -> Tensor:
+        """Normalized images (n, c, h, w), zero (the mean of the data set) in place where ``drawn`` says so."""
+        if drawn.hidden is None:
+            return images
+        inside = []
+        for dim in (2, 3):
+            behind = torch.arange(images.shape[dim], device=images.device) - drawn.hidden[:, dim - 2, None]
+            inside.append((behind >= 0) & (behind < self.cutout))
+        rows, columns = inside
+        return images.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0)
 
 
 def _take(images: Tensor, index: Tensor) -> Tensor:

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from wdlab.data.augment import PADDINGS
+from wdlab.data.augment import PADDINGS, Augment
 from wdlab.errors import NAME, ConfigError, is_name
 
 REQUIRED = ("name", "classes", "val_size", "split_seed")
 REQUIRED_OF_IMAGES = ("mean", "std", "per_class")
+AUGMENTS = tuple(field.name for field in fields(Augment))
 
 
 def is_text(config: Mapping[str, Any]) -> bool:
@@ -65,7 +67,7 @@ def _of_images(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
         "std": (good_std, "a list with a number > 0 per channel"),
         "per_class": (per_class is None or _whole(per_class, 1), "null or a whole number >= 1"),
         "label_noise": (noise is None or (_number(noise) and 0 <= noise <= 1), "null or a share between 0 and 1"),
-        "augment": (augment is None or isinstance(augment, dict), "null or a mapping: crop, padding, flip, rotation"),
+        "augment": (augment is None or isinstance(augment, dict), f"null or a mapping: {', '.join(AUGMENTS)}"),
     }
 
 
@@ -75,12 +77,16 @@ def _of_text(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
 
 
 def _check_augment(augment: Mapping[str, Any], pixels: int) -> None:
-    crop, flip, padding, rotation = (augment.get(key) for key in ("crop", "flip", "padding", "rotation"))
+    crop, padding, flip, rotation, cutout = (augment.get(key) for key in AUGMENTS)
     allowed = {
         "crop": (crop is None or (_whole(crop, 0) and crop < pixels), f"null or a whole number below {pixels}"),
         "padding": (padding is None or (isinstance(padding, str) and padding in PADDINGS), " or ".join(PADDINGS)),
         "flip": (flip is None or isinstance(flip, bool), "true or false"),
         "rotation": (rotation is None or (_number(rotation) and 0 <= rotation <= 180), "null or degrees up to 180"),
+        "cutout": (
+            cutout is None or (_whole(cutout, 0) and cutout <= pixels),
+            f"null or a whole number up to {pixels}",
+        ),
     }
     _check_values("dataset.augment", augment, allowed)
 

@@ -82,11 +82,14 @@ class Images(Split):
         return self._normalize(_take(inside, rows)), _take(self.labels, rows)
 
     def draw(self, generator: np.random.Generator) -> Drawn | None:
-        return self._augment.draw(generator, len(self)) if self._augment else None
+        if self._augment is None:
+            return None
+        height, width = (size - 2 * self._border for size in self._stored.shape[2:])
+        return self._augment.draw(generator, len(self), (height, width))
 
     def varied(self, rows: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
         pixels = self._augment(self._stored.index_select(0, rows), drawn)
-        return self._normalize(pixels), self.labels.index_select(0, rows)
+        return self._augment.hide(self._normalize(pixels), drawn), self.labels.index_select(0, rows)
 
     def _normalize(self, images: Tensor) -> Tensor:
         if images.is_floating_point():
