@@ -139,11 +139,11 @@ class Network:
             inputs: (runs, batch, ...).
             labels: int64, (runs, batch).
         """
-        *read, values = self._forward(inputs.flatten(2))
-        logs, labels = torch.log_softmax(values, 2), labels.unsqueeze(2)
-        losses = -logs.gather(2, labels).mean((1, 2))
-        slopes = logs.exp_().scatter_add_(2, labels, labels.new_full((), -1).to(logs.dtype).expand_as(labels))
-        slopes /= labels.shape[1]
+        *read, logits = self._forward(inputs.flatten(2))
+        logs, labels = torch.log_softmax(logits, 1), labels.unsqueeze(1)
+        losses = -logs.gather(1, labels).mean((1, 2))
+        slopes = logs.exp_().scatter_add_(1, labels, labels.new_full((), -1).to(logs.dtype).expand_as(labels))
+        slopes = slopes.div_(labels.shape[2]).transpose(1, 2)
         for k in reversed(range(len(self.weights))):
             self.weight_gradients[k].copy_(torch.bmm(slopes.transpose(1, 2), read[k]))
             torch.sum(slopes, 1, keepdim=True, out=self.bias_gradients[k])
@@ -154,12 +154,17 @@ class Network:
         return losses
 
     def _forward(self, values: Tensor) -> list[Tensor]:
-        """What every layer reads, (runs, examples, in), and at the end the logits."""
+        """What every layer reads, (runs, examples, in), and at the end the logits, (runs, classes, examples).
+
+        That is the layout in which torch has a fast softmax over few classes.
+        """
         read = [values]
-        for weight, bias, relu in zip(self.weights, self.biases, self._relu_behind, strict=True):
+        *hidden, last = zip(self.weights, self.biases, self._relu_behind, strict=True)
+        for weight, bias, relu in hidden:
             values = torch.baddbmm(bias, read[-1], weight.transpose(1, 2))
             read.append(values.relu_() if relu else values)
-        return read
+        weight, bias, _ = last
+        return [*read, torch.baddbmm(bias.transpose(1, 2), weight, read[-1].transpose(1, 2))]
 
     @torch.no_grad()
     def evaluate(self, data: Data) -> list[Evaluated]:
@@ -174,10 +179,10 @@ class Network:
         losses, hits = [], []
         for start in range(0, len(split), size):
             inputs, labels = split.examples(slice(start, start + size))
-            *_, values = self._forward(inputs.flatten(1).expand(len(self.memory), -1, -1))
-            logs = torch.log_softmax(values.double(), 2)
-            losses.append(-logs.gather(2, labels.expand(len(self.memory), -1)[:, :, None]).sum((1, 2)))
-            hits.append((values.argmax(2) == labels).sum(1))
+            *_, logits = self._forward(inputs.flatten(1).expand(len(self.memory), -1, -1))
+            logs = torch.log_softmax(logits.double(), 1)
+            losses.append(-logs.gather(1, labels.expand(len(self.memory), 1, -1)).sum((1, 2)))
+            hits.append((logits.argmax(1) == labels).sum(1))
         return torch.stack(losses).sum(0) / len(split), torch.stack(hits).sum(0).double() / len(split)
 
     @torch.no_grad()
