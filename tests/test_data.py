@@ -4,10 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from tests.conftest import png
 from wdlab import data
-from wdlab.data import splits
+from wdlab.data import sources, splits
 from wdlab.errors import ConfigError, DataError
 from wdlab.runs import compose
 
@@ -20,6 +21,15 @@ def config(*overrides: str):
 
 def inputs(split: data.Split) -> torch.Tensor:
     return split.examples(slice(None))[0]
+
+
+def test_digits_are_those_of_scikit_learn():
+    pixels, labels, test_pixels, test_labels = sources.images("digits", "nowhere")
+    digits = load_digits()
+    test = np.arange(len(digits.target)) % 5 == 4
+    for rows, of_pixels, of_labels in ((~test, pixels, labels), (test, test_pixels, test_labels)):
+        assert np.array_equal(of_pixels[:, 0], (digits.images[rows] * (255 / 16)).round())
+        assert np.array_equal(of_labels, digits.target[rows])
 
 
 def test_digits_are_split_normalized_and_the_same_every_time():

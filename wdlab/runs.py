@@ -269,8 +269,9 @@ def package_versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def code_version() -> dict[str, str]:
-    """Git commit of the checkout and its uncommitted difference, {} outside a checkout."""
+    """Git commit of the checkout and its uncommitted difference as this process met them, {} outside a checkout."""
     commit = _git("rev-parse", "HEAD")
     if not commit:
         return {}

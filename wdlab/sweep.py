@@ -88,6 +88,7 @@ class Composer:
         self._loader, self._config = loader, config
         self._parser = OverridesParser.create(config_loader=loader)
         self._composed: dict[tuple[str, ...], DictConfig] = {}
+        self._groups: dict[str, bool] = {}
 
     def __call__(self, overrides: Sequence[str]) -> DictConfig:
         """The config that the overrides make."""
@@ -107,7 +108,9 @@ class Composer:
 
     def _names_a_file(self, override: Override) -> bool:
         key = override.key_or_group
-        return override.package is not None or key.startswith("hydra.") or self._loader.get_group_options(key) != []
+        if key not in self._groups:  # Hydra looks through all folders each time
+            self._groups[key] = self._loader.get_group_options(key) != []
+        return override.package is not None or key.startswith("hydra.") or self._groups[key]
 
 
 class Sweep(Sweeper):

@@ -7,6 +7,7 @@ Text: ``<root>/<name>.txt``.
 
 import contextlib
 import functools
+import importlib.util
 import io
 import socket
 from pathlib import Path
@@ -49,12 +50,14 @@ def images(name: str, root: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _read_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """scikit-learn's 1,797 digits, pixels 0..16 stretched to 0..255; every fifth one is the test set."""
-    from sklearn.datasets import load_digits
+    """scikit-learn's 1,797 digits, pixels 0..16 stretched to 0..255; every fifth one is the test set.
 
-    digits = load_digits()
-    pixels = torch.from_numpy((digits.images * (255 / 16)).round().astype(np.uint8)).unsqueeze(1)
-    labels = torch.from_numpy(digits.target.astype(np.int64))
+    Read from its file: importing scikit-learn takes longer than many a run.
+    """
+    (package,) = importlib.util.find_spec("sklearn").submodule_search_locations
+    table = np.loadtxt(Path(package) / "datasets" / "data" / "digits.csv.gz", delimiter=",")  # 64 pixels and the label
+    pixels = torch.from_numpy((table[:, :64] * (255 / 16)).round().astype(np.uint8)).reshape(-1, 1, 8, 8)
+    labels = torch.from_numpy(table[:, 64].astype(np.int64))
     test = torch.arange(len(labels)) % 5 == 4
     return pixels[~test], labels[~test], pixels[test], labels[test]
 
