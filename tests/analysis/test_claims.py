@@ -123,5 +123,63 @@ def test_a_step_that_is_not_logged_and_a_column_that_does_not_vary_are_refused()
 
 def test_a_group_with_two_runs_of_one_seed_is_refused():
     rows = pd.concat([ending([0.0], [1.0]), ending([0.0], []).assign(run="another")])
-    with pytest.raises(ConfigError, match="holds 2 runs of seed 0, expected 1"):
+    with pytest.raises(ConfigError, match="claim c: 2 runs of seed 0 in a group"):
         claims.judge(claim(), rows)
+
+
+def tuned() -> pd.DataFrame:
+    """Two methods at three strengths, two seeds; validation accuracy, test accuracy and active units at the end."""
+    ends = {  # strength: accuracy on both splits, active units
+        "a": {1: (0.90, 1.0), 2: (0.895, 0.4), 3: (0.80, 0.1)},
+        "b": {1: (0.90, 1.0), 2: (0.88, 1.0), 3: (0.70, 1.0)},
+    }
+    rows = [
+        {
+            "run": f"{m}{s}-{seed}",
+            "method": m,
+            "strength": s,
+            "seed": seed,
+            "step": step,
+            "val": v,
+            "test": v,
+            "units": u,
+        }
+        for m, strengths in ends.items()
+        for s, (v, u) in strengths.items()
+        for seed in (0, 1)
+        for step in (0, 10)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_a_tuned_group_is_judged_by_the_run_that_is_best_on_validation():
+    judged = claims.judge(claim(metric="units", choose={"highest": "val"}), tuned())
+    assert judged["a_mean"] == judged["b_mean"] == 1.0
+    assert judged["chosen"] == [["a1-0", "a1-1"], ["b1-0", "b1-1"]]
+
+
+def test_the_sparsest_near_the_best_of_both_groups():
+    choose = {"lowest": "units", "near_best": {"highest": "val", "within": 0.01}}
+    judged = claims.judge(claim(metric="units", choose=choose), tuned())
+    assert judged["a_mean"] == 0.4 and judged["b_mean"] == 1.0 and judged["verdict"] == "reproduced"
+    worse = tuned()
+    worse.loc[worse["method"] == "a", "val"] -= 0.1
+    judged = claims.judge(claim(metric="units", choose=choose), worse)
+    assert judged["verdict"] == "inconclusive" and "no run of seed 0 to choose" in judged["note"]
+
+
+def test_only_runs_with_enough_of_something():
+    choose = {"highest": "val", "a_at_least": {"strength": 3}}
+    judged = claims.judge(claim(metric="test", choose=choose, direction="higher", smallest_difference=-0.05), tuned())
+    assert judged["chosen"] == [["a3-0", "a3-1"], ["b1-0", "b1-1"]] and judged["verdict"] == "contradicted"
+
+
+def test_a_filter_may_name_several_values():
+    rows = claims.select(tuned(), {"strength": [1, 3], "method": "b"})
+    assert set(rows["run"]) == {"b1-0", "b1-1", "b3-0", "b3-1"}
+
+
+def test_largest_after_a_share_of_the_run():
+    rows = table({("a", s): np.array([9, 9, 9, 9, 9, 1, 2, 3, 2, 1, 0.0]) for s in (0, 1)})
+    judged = claims.judge(claim(statistic={"name": "largest_after", "share": 0.5}, b=0.0), rows)
+    assert judged["a_mean"] == 3.0

@@ -9,9 +9,14 @@ difference that counts, a claim that a is lower is
 - ``inconclusive`` otherwise, or with fewer than two seeds;
 
 ``higher`` mirrors this, and ``equal`` asks for the interval to be within, or outside of, [-m, m].
+
+A group that was tuned holds several runs of a seed; the claim says how one of them is chosen, by its last log line:
+``choose: {highest: val/accuracy}``, or ``choose: {lowest: sparsity/active_units, near_best: {highest: val/accuracy,
+within: 0.01}}``, the fewest active units among those that are near the best of both groups. ``a_at_least:
+{sparsity/weights: 0.9}`` beside it leaves only such runs of the first group.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,13 +34,14 @@ def judge(claim: Mapping[str, Any], table: pd.DataFrame) -> dict[str, Any]:
 
     Args:
         claim: ``id, statement, metric, statistic, a, b, direction, smallest_difference, reason``. ``a`` and ``b`` are
-            column filters (``{regularizer: l2}``); ``b`` may be a number. ``statistic`` has a ``name`` from
-            ``STATISTICS`` and that function's options.
+            column filters (``{regularizer: l2}``, ``{optimizer.p: [0.5, 0.8]}``); ``b`` may be a number.
+            ``statistic`` has a ``name`` from ``STATISTICS`` and that function's options. With ``choose`` one run of
+            each group and seed is taken, see above.
         table: the rows of the runs that the claim is about, as ``analysis.load`` gives them.
 
     Returns:
-        The claim with ``n``, ``a_mean``, ``b_mean``, ``mean_difference``, ``interval``, ``verdict`` and, where
-        something needs saying, ``note``.
+        The claim with ``n``, ``a_mean``, ``b_mean``, ``mean_difference``, ``interval``, ``verdict``, the runs that
+        were ``chosen`` and, where something needs saying, ``note``.
     """
     options = dict(claim["statistic"])
     try:
@@ -43,15 +49,17 @@ def judge(claim: Mapping[str, Any], table: pd.DataFrame) -> dict[str, Any]:
         verdict = {"lower": _lower, "higher": _higher, "equal": _equal}[claim["direction"]]
     except KeyError as error:
         raise ConfigError(f"claim {claim['id']}: {error} is unknown; statistics: {', '.join(STATISTICS)}") from error
-    a_curves, b = _curves(table, claim["a"], claim["metric"]), claim["b"]
-    b_curves = None if isinstance(b, int | float) else _curves(table, b, claim["metric"])
+    b = claim["b"]
+    groups = [select(table, where) for where in (claim["a"], b) if not isinstance(where, int | float)]
     notes: list[str] = []
+    chosen = _chosen(groups, claim["choose"], notes) if "choose" in claim else groups
+    a_curves, *rest = [_curves(rows, claim["metric"], f"claim {claim['id']}") for rows in chosen]
+    b_curves = rest[0] if rest else None
     a_values, b_values = [], []
-    for seed, a_curve in a_curves.items():
-        if b_curves is not None and seed not in b_curves:
-            continue
-        b_curve = None if b_curves is None else b_curves[seed]
-        if np.isnan(a_curve.iloc[-1]) or (b_curve is not None and np.isnan(b_curve.iloc[-1])):  # one diverged
+    for seed in sorted(set.intersection(*(set(rows["seed"]) for rows in groups))):
+        a_curve, b_curve = a_curves.get(seed), None if b_curves is None else b_curves.get(seed)
+        missing = a_curve is None or (b_curves is not None and b_curve is None)
+        if missing or np.isnan(a_curve.iloc[-1]) or (b_curve is not None and np.isnan(b_curve.iloc[-1])):
             a_values.append(float("nan"))
             b_values.append(float("nan"))
             continue
@@ -69,7 +77,9 @@ def judge(claim: Mapping[str, Any], table: pd.DataFrame) -> dict[str, Any]:
         "verdict": verdict(interval, claim["smallest_difference"]) if interval else "inconclusive",
     }
     if interval is None:
-        notes.append("fewer than two seeds, or a run that diverged")
+        notes.append("fewer than two seeds, or a run that diverged or is missing")
+    if "choose" in claim:
+        outcome["chosen"] = [sorted(set(rows["run"])) for rows in chosen]
     if notes:
         outcome["note"] = "; ".join(sorted(set(notes)))
     return dict(claim) | outcome
@@ -92,6 +102,11 @@ def bootstrap_interval(differences: np.ndarray) -> list[float] | None:
 def value_at(curve: pd.Series, other: pd.Series | None, notes: list[str], step: int | str) -> float:
     """The metric at ``step``, a logged step or ``last``."""
     return float(curve.iloc[-1] if step == "last" else _at(curve, step))
+
+
+def largest_after(curve: pd.Series, other: pd.Series | None, notes: list[str], share: float) -> float:
+    """The largest value of the metric after a share of the run."""
+    return float(curve[curve.index >= share * curve.index[-1]].max())
 
 
 def share_of_run_to_reach(curve: pd.Series, other: pd.Series, notes: list[str], where_b_is_at: list[float]) -> float:
@@ -137,29 +152,63 @@ def _at(curve: pd.Series, step: int) -> float:
 
 STATISTICS: dict[str, Callable[..., float]] = {
     "value_at": value_at,
+    "largest_after": largest_after,
     "share_of_run_to_reach": share_of_run_to_reach,
     "worst_deviation": worst_deviation,
 }
 
 
 def select(table: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
-    """The rows whose columns have the given values."""
+    """The rows whose columns have the given values, or one of several."""
     chosen = pd.Series(True, index=table.index)
     for column, value in where.items():
         if column not in table:
             raise ConfigError(f"a claim selects {column}={value}, which does not vary between these runs")
-        chosen &= table[column] == value
+        chosen &= table[column].isin(value if isinstance(value, list) else [value])
     return table[chosen]
 
 
-def _curves(table: pd.DataFrame, where: Mapping[str, Any], metric: str) -> dict[int, pd.Series]:
+def last_lines(rows: pd.DataFrame) -> pd.DataFrame:
+    """The last log line of each run."""
+    return rows.sort_values("step", kind="stable").groupby("run", sort=False).tail(1)
+
+
+def _chosen(groups: Sequence[pd.DataFrame], choose: Mapping[str, Any], notes: list[str]) -> list[pd.DataFrame]:
+    """Of each group the rows of one run per seed; none of a seed that has no candidate."""
+    ends = [last_lines(rows) for rows in groups]
+    sign, metric = _order(choose)
+    result = []
+    limits = [choose.get("a_at_least", {}), {}]
+    for rows, last, limit in zip(groups, ends, limits, strict=False):
+        names = []
+        for seed, part in last.groupby("seed"):
+            candidates = part.dropna(subset=[metric])
+            for column, least in limit.items():
+                candidates = candidates[candidates[column] >= least]
+            if near := choose.get("near_best"):
+                near_sign, near_metric = _order(near)
+                best = max((near_sign * end.loc[end["seed"] == seed, near_metric]).max() for end in ends)
+                candidates = candidates[near_sign * candidates[near_metric] >= best - near["within"]]
+            if candidates.empty:
+                notes.append(f"no run of seed {seed} to choose")
+            else:
+                names.append(candidates["run"].iloc[int(np.argmax(sign * candidates[metric].to_numpy()))])
+        result.append(rows[rows["run"].isin(names)])
+    return result
+
+
+def _order(choose: Mapping[str, Any]) -> tuple[int, str]:
+    """1 for the ``highest`` of a metric, -1 for the ``lowest``, and the metric."""
+    return (1, choose["highest"]) if "highest" in choose else (-1, choose["lowest"])
+
+
+def _curves(rows: pd.DataFrame, metric: str, where: str) -> dict[int, pd.Series]:
     """Per seed, the metric by step where it was due; of a run that diverged the last value is missing."""
-    rows = select(table, where)
     curves = {}
     for seed, part in rows.groupby("seed"):
         found = part["run"].nunique()
         if found != 1:
-            raise ConfigError(f"claim group {dict(where)} holds {found} runs of seed {seed}, expected 1")
+            raise ConfigError(f"{where}: {found} runs of seed {seed} in a group, expected 1; choose says which")
         curve = part.set_index("step")[metric].sort_index()
         curves[int(seed)] = curve[curve.notna() | (curve.index == curve.index[-1])]
     return curves

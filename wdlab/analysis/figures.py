@@ -1,17 +1,24 @@
-"""A figure: a declaration, the runs it names, one table, one picture, its verdicts. Called by ``scripts/reproduce.py``
-and the notebooks."""
+"""A figure: a declaration, the runs it names, its tables, one picture, its verdicts. Called by ``scripts/reproduce.py``
+and the notebooks.
+
+A panel of a declaration has either runs, one for each seed and each line of ``vary`` (``a=1,2`` in a line stands for
+two lines), or ``simulate``, which makes rows of the table without training. ``derived`` adds columns to the table,
+formulas of others. ``measure`` makes a second table of what is measured on each finished run's checkpoint.
+"""
 
 import importlib
+import itertools
 import json
 import textwrap
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
@@ -61,12 +68,23 @@ def jobs(declared: Mapping[str, Any], root: str | Path) -> list[Job]:
     """Every run of the figure at its scale: panel x (shared + one of vary) x seed."""
     found = []
     for panel in declared["at"]["panels"]:
+        lines = [line for vary in panel.get("vary", ()) for line in _lines(vary)]
         for seed in seeds(declared, panel):
-            for vary in panel["vary"]:
-                overrides = (*panel["shared"], *vary, f"seed={seed}")
+            for line in lines:
+                overrides = (*panel["shared"], *line, f"seed={seed}")
                 directory = runs.RunDirectory(root, runs.identity(runs.compose(overrides)))
                 found.append(Job(panel["panel"], overrides, directory))
     return found
+
+
+def _lines(vary: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """What a line of ``vary`` stands for: every combination of its values, written as for Hydra's multirun."""
+    choices = []
+    for override in OverridesParser.create().parse_overrides(list(vary)):
+        key = override.get_key_element()
+        values = override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_string()]
+        choices.append([f"{key}={value}" for value in values])
+    return itertools.product(*choices)
 
 
 def seeds(declared: Mapping[str, Any], panel: Mapping[str, Any]) -> list[int]:
@@ -74,38 +92,92 @@ def seeds(declared: Mapping[str, Any], panel: Mapping[str, Any]) -> list[int]:
     return list(panel.get("seeds", declared["at"]["seeds"]))
 
 
-def table(figure_jobs: list[Job]) -> pd.DataFrame:
-    """The tidy table of a figure's runs, with the panel of each in a first column."""
-    panels = {job.directory.name: job.panel for job in figure_jobs}
-    rows = load(figure_jobs[0].directory.path.parent, panels)
-    rows.insert(0, "panel", rows["run"].map(panels))
-    return rows
+def table(declared: Mapping[str, Any], figure_jobs: list[Job]) -> pd.DataFrame:
+    """The tidy table of a figure's runs and simulations, with the panel of each in a first column."""
+    parts = []
+    if figure_jobs:
+        panels = {job.directory.name: job.panel for job in figure_jobs}
+        rows = load(figure_jobs[0].directory.path.parent, panels)
+        rows.insert(0, "panel", rows["run"].map(panels))
+        parts.append(rows)
+    for panel in declared["at"]["panels"]:
+        if "simulate" in panel:
+            settings = dict(panel["simulate"])
+            rows = _named(settings.pop("function"))(**settings)
+            rows.insert(0, "panel", panel["panel"])
+            parts.append(rows)
+    joined = pd.concat(parts, ignore_index=True)
+    for column, formula in declared.get("derived", {}).items():
+        joined[column] = joined.eval(formula)
+    return joined
 
 
-def draw(declared: Mapping[str, Any], rows: pd.DataFrame) -> Figure:
-    """The picture, with a caption: its title and paper, the scale and what was scaled down."""
-    module, _, function = declared["plot"].rpartition(".")
+def measured(declared: Mapping[str, Any], figure_jobs: list[Job]) -> pd.DataFrame | None:
+    """What the declaration's ``measure`` finds on the runs, their panels and settings in front; None without one.
+
+    A run is measured once; what was found stays in its directory.
+    """
+    if "measure" not in declared:
+        return None
+    settings = table(declared, figure_jobs)
+    settings = settings[[c for c in settings if c not in _metrics(settings)]].drop_duplicates("run")
+    parts = []
+    for job in figure_jobs:
+        kept = job.directory.path / f"{declared['measure'].rpartition('.')[2]}.csv"
+        if not kept.exists():
+            _named(declared["measure"])(job.directory).to_csv(kept, index=False)
+        parts.append(pd.read_csv(kept).assign(run=job.directory.name))
+    return settings.merge(pd.concat(parts, ignore_index=True), on="run", validate="one_to_many")
+
+
+def _metrics(rows: pd.DataFrame) -> list[str]:
+    """The columns from the step on."""
+    return list(rows.columns[list(rows).index("step") :])
+
+
+def _named(dotted: str) -> Callable[..., Any]:
+    module, _, function = dotted.rpartition(".")
+    return getattr(importlib.import_module(module), function)
+
+
+def draw(declared: Mapping[str, Any], rows: pd.DataFrame, of_checkpoints: pd.DataFrame | None = None) -> Figure:
+    """The picture, with a caption: its title and paper, the scale and what was scaled down.
+
+    The plot function is called with the table and the panels, and with the table of measurements if there is one.
+    """
+    tables = (rows,) if of_checkpoints is None else (rows, of_checkpoints)
     drawn = [panel for panel in declared["at"]["panels"] if (rows["panel"] == panel["panel"]).any()]
     with style.context():
-        figure = getattr(importlib.import_module(module), function)(rows, drawn)
+        figure = _named(declared["plot"])(*tables, drawn)
         counts = sorted(set(rows.groupby("panel")["seed"].nunique()))
         shown = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
-        heading = f"{declared['name']} at {declared['scale']} scale, {shown} seeds: {declared['title']}."
+        over = declared.get("over", "seeds")
+        heading = f"{declared['name']} at {declared['scale']} scale, {shown} {over}: {declared['title']}."
         note = f"{heading} {declared['caption']} {declared['paper']}. Scale-downs: {declared['at']['scale_down']}"
         width = int(NOTE_CHARACTERS_PER_INCH * figure.get_figwidth())
         figure.supxlabel(textwrap.fill(note, width), fontsize=7, color="0.3")
     return figure
 
 
-def verdicts(declared: Mapping[str, Any], rows: pd.DataFrame, figure_jobs: list[Job]) -> dict[str, Any]:
-    """All claims of the figure judged at its scale, with what a reader needs to weigh them."""
+def verdicts(
+    declared: Mapping[str, Any],
+    rows: pd.DataFrame,
+    figure_jobs: list[Job],
+    of_checkpoints: pd.DataFrame | None = None,
+) -> dict[str, Any]:
+    """All claims of the figure judged at its scale, with what a reader needs to weigh them.
+
+    A claim is about the table, or with ``of: measured`` about the measurements.
+    """
     judged = []
     for claim in declared["claims"]:
+        source = of_checkpoints if claim.get("of") == "measured" else rows
         for panel in claim["panels"]:
-            part = rows[rows["panel"] == panel]
+            part = source[source["panel"] == panel]
             if len(part) and declared["scale"] in claim.get("scales", SCALES):
                 judged.append(claims.judge({**claim, "panel": panel}, part))
     sessions = [s for job in figure_jobs for s in job.directory.read("provenance.json").get("sessions", [])]
+    codes = [s["code"] for s in sessions] or [runs.code_version()]
     ended = Counter(job.directory.status for job in figure_jobs)
     return {
         "figure": declared["name"],
@@ -119,7 +191,7 @@ def verdicts(declared: Mapping[str, Any], rows: pd.DataFrame, figure_jobs: list[
         },
         "runs": dict(ended),
         "devices": sorted({_device(s) for s in sessions}),
-        "code": sorted({s["code"].get("commit", "unknown") + _dirty(s["code"]) for s in sessions}),
+        "code": sorted({code.get("commit", "unknown") + _dirty(code) for code in codes}),
         "claims": judged,
     }
 
@@ -143,9 +215,10 @@ def numbers(claim: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Files:
-    """Where the committed parts of a figure are."""
+    """Where the committed parts of a figure are; ``measured`` only if it measures checkpoints."""
 
     table: Path
+    measured: Path
     picture: Path
     print_picture: Path
     verdicts: Path
@@ -156,6 +229,7 @@ class Files:
         root = Path(results)
         return cls(
             table=root / "tables" / scale / f"{name}.csv",
+            measured=root / "tables" / scale / f"{name}_measured.csv",
             picture=root / "figures" / scale / f"{name}.png",
             print_picture=root / "figures" / scale / f"{name}.pdf",
             verdicts=root / "claims" / scale / f"{name}.json",
@@ -177,7 +251,12 @@ def committed(name: str, scale: str, results: str | Path = runs.PROJECT / "resul
         {"panel": c["panel"], "claim": " ".join(c["statement"].split()), "verdict": c["verdict"], "numbers": numbers(c)}
         for c in judged["claims"]
     ]
-    return draw(declared, pd.read_csv(files.table)), pd.DataFrame(shown)
+    return draw(declared, *tables(declared, files)), pd.DataFrame(shown)
+
+
+def tables(declared: Mapping[str, Any], files: Files) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """The table of a figure and its measurements, if it has some, as they stand on disk."""
+    return pd.read_csv(files.table), pd.read_csv(files.measured) if "measure" in declared else None
 
 
 def write(declared: Mapping[str, Any], figure_jobs: list[Job], results: str | Path) -> tuple[Files, dict[str, Any]]:
@@ -185,11 +264,14 @@ def write(declared: Mapping[str, Any], figure_jobs: list[Job], results: str | Pa
     files = Files.of(declared["name"], declared["scale"], results)
     for path in (files.table, files.picture, files.verdicts):
         path.parent.mkdir(parents=True, exist_ok=True)
-    table(figure_jobs).to_csv(files.table, index=False)
-    rows = pd.read_csv(files.table)
-    judged = verdicts(declared, rows, figure_jobs)
+    table(declared, figure_jobs).to_csv(files.table, index=False)
+    found = measured(declared, figure_jobs)
+    if found is not None:
+        found.to_csv(files.measured, index=False)
+    rows, found = tables(declared, files)
+    judged = verdicts(declared, rows, figure_jobs, found)
     files.verdicts.write_text(json.dumps(judged, indent=2) + "\n")
-    figure = draw(declared, rows)
+    figure = draw(declared, rows, found)
     with style.context():
         figure.savefig(files.picture, metadata={"Software": None})
         figure.savefig(files.print_picture, metadata={"CreationDate": None, "Producer": None, "Creator": None})

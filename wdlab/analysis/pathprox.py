@@ -9,7 +9,96 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
-from wdlab.analysis import style
+from wdlab.analysis import claims, style
+
+
+def fig1(table: pd.DataFrame, units: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
+    """Imbalance against iteration (left), and output against input norm of every unit at the beginning and the end."""
+    figure, rows_of_axes = plt.subplots(
+        len(panels), 3, figsize=(9.6, 3.3 * len(panels)), squeeze=False, layout="constrained"
+    )
+    for axes, panel in zip(rows_of_axes, panels, strict=True):
+        rows, dots = (part[part["panel"] == panel["panel"]] for part in (table, units))
+        _curves(axes[0], rows, "imbalance", {})
+        axes[0].set_title(panel["title"])
+        axes[0].set_ylim(bottom=0)
+        axes[0].set_xlabel("iteration")
+        axes[0].set_ylabel("imbalance (share of the penalty)")
+        axes[0].xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes[0].legend()
+        ends = [dots[dots["step"] == step] for step in (0, dots["step"].max())]
+        for scatter, part, title in zip(axes[1:], ends, ("at the beginning", "at the end"), strict=True):
+            largest = 1.05 * max(part["input_norm"].max(), part["output_norm"].max())
+            scatter.plot([0, largest], [0, largest], color="0.5", linewidth=1)
+            for name, of_method in part.groupby("regularizer", sort=False):
+                color, _, label = style.METHODS[name]
+                marker = style.MARKERS[name]
+                scatter.plot(
+                    *(of_method[norm] for norm in ("input_norm", "output_norm")),
+                    marker,
+                    color=color,
+                    mfc="none",
+                    ms=3,
+                    alpha=0.5,
+                    label=label,
+                )
+            scatter.set_xlim(0, largest)
+            scatter.set_ylim(0, largest)
+            scatter.set_aspect("equal")
+            scatter.set_title(title)
+            scatter.set_xlabel("input norm |w|")
+            scatter.set_ylabel("output norm |v|")
+    return figure
+
+
+def fig2(table: pd.DataFrame, pruned: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
+    """Test accuracy against active units (left) and the parameters left by pruning; and latency against parameters."""
+    figure, rows_of_axes = plt.subplots(
+        len(panels), 3, figsize=(9.6, 3.3 * len(panels)), squeeze=False, layout="constrained"
+    )
+    ends = claims.last_lines(table)
+    for axes, panel in zip(rows_of_axes, panels, strict=True):
+        last, small = (part[part["panel"] == panel["panel"]] for part in (ends, pruned))
+        _points(axes[0], last, "sparsity/active_units", "test/accuracy")
+        _points(axes[1], small, "parameters", "test_accuracy")
+        _points(axes[2], small, "parameters", "latency")
+        axes[0].set_title(panel["title"])
+        axes[0].set_xlabel("active units (non-zero path)")
+        axes[1].set_title("dead units taken out")
+        axes[2].set_title("dead units taken out")
+        for one in axes[:2]:
+            one.set_ylabel("test accuracy")
+            one.yaxis.set_major_formatter(PercentFormatter(1.0))
+        for one in axes[1:]:
+            one.set_xlabel("parameters left")
+        for one in axes:
+            one.xaxis.set_major_formatter(PercentFormatter(1.0))
+            one.set_xlim(0, 1.04)
+        axes[2].set_ylabel("latency left")
+        axes[2].set_ylim(0, 1.2)
+        axes[2].yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes[0].legend()
+    return figure
+
+
+def _points(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
+    """A marker per strength at the mean over seeds, with the range of both; joined in the order of strengths."""
+    for name, part in rows.groupby("regularizer", sort=False):
+        color, line, label = style.METHODS[name]
+        found = part.groupby("regularizer.strength")[[x, y]].agg(["mean", "min", "max"])
+        bars = [[found[key]["mean"] - found[key]["min"], found[key]["max"] - found[key]["mean"]] for key in (y, x)]
+        axes.errorbar(
+            found[x]["mean"],
+            found[y]["mean"],
+            *bars,
+            color=color,
+            linestyle=line,
+            marker=style.MARKERS[name],
+            ms=4.5,
+            mfc="white",
+            elinewidth=0.8,
+            label=label,
+        )
 
 
 def fig3(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:

@@ -12,6 +12,7 @@ METHODS = {
     "l2": (PALETTE[0], "--", "weight decay (SGD)"),
     "pathprox": (PALETTE[1], "-", "PathProx"),
 }
+MARKERS = {"none": "x", "l2": "o", "pathprox": "D"}
 
 RC = {
     "figure.dpi": 110,

@@ -1,0 +1,97 @@
+"""What can be followed without a network or data. Named in ``configs/figure``, called by ``analysis.figures``."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from scipy.optimize import brentq
+
+from wdlab.regularizers import Lp, PNormDecay, Regularizer
+
+EPSILON = 1e-12  # of the gradient form: as good as none
+METHODS = {"lp": Lp, "pnorm": PNormDecay}
+
+
+def one_weight(
+    p: Sequence[float],
+    targets: Sequence[float],
+    starts: Sequence[float] | None,
+    lr: float,
+    strength: float,
+    steps: int,
+    log_every: int,
+) -> pd.DataFrame:
+    """Gradient descent on ``(w - target)^2 / 2`` with the penalty ``s |w|^p``, in its gradient and decoupled (P2).
+
+    Both have the same fixed points, the solutions of ``w - target + s p sign(w) |w|^(p-1) = 0``, and 0 for p < 2. Of
+    these a path belongs to the one that gradient flow from its start ends in, the ``fixed_point``.
+
+    Args:
+        p: exponents.
+        targets: where the loss is least.
+        starts: of each weight; where not given a weight starts at its target.
+        lr: step size.
+        strength: s.
+        steps: how many.
+        log_every: between the rows of a path.
+
+    Returns:
+        A row per path and logged step: ``run, regularizer`` (lp: in the gradient, pnorm: decoupled), ``p, target,
+        start, seed`` (the number of the path among those of a method and p), ``step, weight, fixed_point, distance``
+        (to the fixed point) and ``jump`` (the size of the last step).
+    """
+    points = [(t, s) for t in targets for s in (starts if starts is not None else [t])]
+    rows = []
+    for name, kind in METHODS.items():
+        for power in p:
+            fixed = [fixed_point(power, strength, *point) for point in points]
+            weights = torch.tensor([start for _, start in points], dtype=torch.float64, requires_grad=True)
+            wanted = torch.tensor([target for target, _ in points], dtype=torch.float64)
+            optimizer = torch.optim.SGD([weights], lr=lr)
+            _method(kind, weights, strength, power).attach(optimizer)
+            for step in range(steps + 1):
+                before = weights.detach().clone()
+                if step:
+                    optimizer.zero_grad()
+                    ((weights - wanted).square().sum() / 2).backward()
+                    optimizer.step()
+                if step % log_every == 0 or step == steps:
+                    jumps = (weights.detach() - before).abs().tolist()
+                    for k, (weight, jump) in enumerate(zip(weights.tolist(), jumps, strict=True)):
+                        path = {"run": f"{name}-p{power}-{k}", "regularizer": name, "p": power, "seed": k}
+                        path |= dict(zip(("target", "start"), points[k], strict=True))
+                        found = {"weight": weight, "fixed_point": fixed[k], "distance": abs(weight - fixed[k])}
+                        rows.append(path | {"step": step} | found | {"jump": jump})
+    return pd.DataFrame(rows).sort_values(["run", "step"], kind="stable", ignore_index=True)
+
+
+def _method(kind: type, weights: torch.Tensor, strength: float, p: float) -> Regularizer:
+    options = {"epsilon": EPSILON} if kind is Lp else {}
+    return kind([weights], strength, p, **options)
+
+
+def fixed_point(p: float, strength: float, target: float, start: float) -> float:
+    """Where gradient flow on ``(w - target)^2 / 2 + s |w|^p`` ends that starts at ``start``; target and start >= 0.
+
+    Above zero its slope is ``w - target + s p w^(p-1)``. For p >= 1 this grows with w; for p < 1 it is least at ``w*``
+    and falls from infinity before: below its first zero (everywhere, if it has none) the flow ends at 0.
+
+    Raises:
+        ValueError: for a negative target or start.
+    """
+    if target < 0 or start < 0:
+        raise ValueError(f"target={target}, start={start}: must be >= 0")
+
+    def slope(w: float) -> float:
+        return w - target + strength * p * w ** (p - 1)
+
+    if target == 0 or (p == 1 and target <= strength):
+        return 0.0
+    if p == 1:
+        return target - strength
+    if p > 1:
+        return brentq(slope, 0.0, target, xtol=1e-15)
+    least = (strength * p * (1 - p)) ** (1 / (2 - p))
+    if slope(least) >= 0 or start <= brentq(slope, 1e-300, least, xtol=1e-300):
+        return 0.0
+    return brentq(slope, least, target, xtol=1e-15)
