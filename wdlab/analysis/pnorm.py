@@ -9,12 +9,24 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
-from wdlab.analysis import style
+from wdlab.analysis import claims, style
 
 FORMS = {"lp": "in the gradient", "pnorm": "decoupled (pWD)"}
 TAIL = 0.75  # of a path: what comes behind it counts as its end
 MARKERS = "osD^v"
+CLOSER = 0.08  # of accuracy
+# (regularizer, p) of each method: colour, line style, marker, name.
+METHODS = {
+    ("pnorm", 0.5): (style.PALETTE[1], "-", "o", "p = 0.5"),
+    ("pnorm", 0.8): (style.PALETTE[3], "-", "s", "p = 0.8"),
+    ("pnorm", 1.0): (style.PALETTE[2], "--", "D", "p = 1"),
+    ("pnorm", 1.5): (style.PALETTE[5], "-.", "^", "p = 1.5"),
+    ("decoupled", None): (style.PALETTE[0], ":", "v", "p = 2 (AdamW)"),
+    ("pnorm_prox", 1.0): ("0.45", "--", "x", "soft threshold"),
+    ("lp", 0.8): (style.PALETTE[4], ":", "+", "Lp, p = 0.8, in the gradient"),
+}
 
 
 def fig4(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
@@ -59,3 +71,80 @@ def _ends(axes: Axes, rows: pd.DataFrame) -> None:
             by_target.index, by_target["mean"], bars, fmt=marker, color=color, mfc="white", ms=4.5, label=f"p = {p:g}"
         )
     axes.set_xlabel("target: where the loss is least")
+
+
+def _by_method(rows: pd.DataFrame) -> list[tuple[tuple, pd.DataFrame]]:
+    """The rows of each method that is there, in the order of ``METHODS``, with its looks."""
+    exponent = rows["regularizer.p"]
+    parts = []
+    for (name, p), looks in METHODS.items():
+        part = rows[(rows["regularizer"] == name) & (exponent.isna() if p is None else np.isclose(exponent, p or 0))]
+        if len(part):
+            parts.append((looks, part))
+    return parts
+
+
+def fig5(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
+    """Test accuracy against the share of weights that are not zero: a curve over strengths per p; right: closer."""
+    figure, rows_of_axes = plt.subplots(
+        len(panels), 2, figsize=(8.4, 3.4 * len(panels) + 0.4), squeeze=False, layout="constrained"
+    )
+    ends = claims.last_lines(table)
+    ends = ends.assign(density=1 - ends["sparsity/weights"])
+    for (whole, close), panel in zip(rows_of_axes, panels, strict=True):
+        rows = ends[ends["panel"] == panel["panel"]]
+        for looks, part in _by_method(rows):
+            found = part.groupby("regularizer.strength")[["density", "test/accuracy"]].agg(["mean", "min", "max"])
+            for axes in (whole, close):
+                _strengths(axes, found["density"], found["test/accuracy"], *looks)
+        close.set_ylim(rows["test/accuracy"].max() + np.array([-CLOSER, CLOSER / 10]))
+        whole.set_title(panel["title"])
+        close.set_title("closer")
+        whole.set_ylabel("test accuracy")
+        for axes in (whole, close):
+            axes.set_xscale("log")
+            axes.invert_xaxis()
+            axes.set_xlabel("weights that are not zero")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    figure.legend(*rows_of_axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    return figure
+
+
+def _strengths(axes: Axes, x: pd.DataFrame, y: pd.DataFrame, color: str, line: str, marker: str, label: str) -> None:
+    """A marker per strength at the mean over seeds, bars over the range; x and y have columns mean, min, max."""
+    bars = [np.maximum(0, [v["mean"] - v["min"], v["max"] - v["mean"]]) for v in (y, x)]
+    looks = {"color": color, "linestyle": line, "marker": marker, "ms": 4.5, "mfc": "white", "elinewidth": 0.7}
+    axes.errorbar(x["mean"], y["mean"], *bars, label=label, **looks)
+
+
+def fig6(table: pd.DataFrame, sizes: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
+    """Histograms of log10 |w|, one below the other for each p, with the share of zeros as a bar on the left."""
+    names = [label for (_, _, _, label), _ in _by_method(sizes)]
+    figure, grid = plt.subplots(
+        len(names),
+        len(panels),
+        figsize=(4.6 * len(panels) + 0.6, 1.15 * len(names) + 1),
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for column, panel in zip(grid.T, panels, strict=True):
+        rows = sizes[sizes["panel"] == panel["panel"]]
+        column[0].set_title(panel["title"])
+        for axes, ((color, _, _, label), part) in zip(column, _by_method(rows), strict=True):
+            width = float(np.diff(np.sort(part["log10_size"].unique())[:2])[0])
+            shares = part.groupby("log10_size")["share"].agg(["mean", "min", "max"])
+            zero = part.groupby("run")["zero"].first().agg(["mean", "min", "max"])
+            for x, found, wide in ((shares.index, shares, width), ([-14], zero.to_frame().T, 4 * width)):
+                bars = np.maximum(0, [found["mean"] - found["min"], found["max"] - found["mean"]])
+                axes.bar(x, found["mean"], wide, yerr=bars, align="edge", color=color, error_kw={"elinewidth": 0.6})
+            axes.set_yscale("log")
+            axes.set_ylim(1e-4, 1.3)
+            strength = part["regularizer.strength"].iloc[0]
+            axes.text(0.3, 0.8, f"{label}, s = {strength:g}", transform=axes.transAxes, fontsize=8)
+            axes.axvline(-13, color="0.7", linewidth=0.8)
+        column[-1].set_xticks([-13.5, -12, -9, -6, -3, 0], ["zero", "-12", "-9", "-6", "-3", "0"])
+        column[-1].set_xlabel("log10 |w|")
+    figure.supylabel("share of weights", fontsize=9)
+    return figure
