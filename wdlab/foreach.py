@@ -69,14 +69,14 @@ def over_shards(tensors: Sequence[Tensor], sums: Tensor) -> Tensor:
 
 def add_number(tensors: Sequence[Tensor], number: float | Tensor) -> list[Tensor]:
     """``t + number`` of each tensor."""
-    if _is_of_a_stack(number):
+    if is_of_a_stack(number):
         return [t + number for t in tensors]
     return torch._foreach_add(tensors, number, **_as_tensor(number))
 
 
 def add_number_(tensors: Sequence[Tensor], number: float | Tensor) -> None:
     """In place ``t += number`` of each tensor."""
-    if _is_of_a_stack(number):
+    if is_of_a_stack(number):
         for t in tensors:
             t.add_(number)
     else:
@@ -85,19 +85,20 @@ def add_number_(tensors: Sequence[Tensor], number: float | Tensor) -> None:
 
 def times(tensors: Sequence[Tensor], number: float | Tensor) -> list[Tensor]:
     """``t * number`` of each tensor."""
-    return [t * number for t in tensors] if _is_of_a_stack(number) else torch._foreach_mul(tensors, number)
+    return [t * number for t in tensors] if is_of_a_stack(number) else torch._foreach_mul(tensors, number)
 
 
 def times_(tensors: Sequence[Tensor], number: float | Tensor) -> None:
     """In place ``t *= number`` of each tensor."""
-    if _is_of_a_stack(number):
+    if is_of_a_stack(number):
         for t in tensors:
             t.mul_(number)
     else:
         torch._foreach_mul_(tensors, number)
 
 
-def _is_of_a_stack(number: float | Tensor) -> bool:
+def is_of_a_stack(number: float | Tensor) -> bool:
+    """Whether it is a number for each run of a stack, which broadcasts over rows."""
     return isinstance(number, Tensor) and number.dim() > 0
 
 

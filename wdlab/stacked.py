@@ -161,10 +161,10 @@ class Network:
         read = [values]
         *hidden, last = zip(self.weights, self.biases, self._relu_behind, strict=True)
         for weight, bias, relu in hidden:
-            values = torch.baddbmm(bias, read[-1], weight.transpose(1, 2))
+            values = torch.bmm(read[-1], weight.transpose(1, 2)).add_(bias)
             read.append(values.relu_() if relu else values)
         weight, bias, _ = last
-        return [*read, torch.baddbmm(bias.transpose(1, 2), weight, read[-1].transpose(1, 2))]
+        return [*read, torch.bmm(weight, read[-1].transpose(1, 2)).add_(bias.transpose(1, 2))]
 
     @torch.no_grad()
     def evaluate(self, data: Data) -> list[Evaluated]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wdlab.foreach import local, times, times_
+from wdlab.foreach import is_of_a_stack, local, times_
 from wdlab.regularizers.base import Part, Regularizer
 from wdlab.regularizers.checks import check_choice, check_number, is_adam
 from wdlab.regularizers.over_time import OverTime
@@ -208,8 +208,11 @@ def ascent_sign(part: Part) -> int:
 
 def add_(tensors: Sequence[Tensor], addends: Sequence[Tensor], factor: float | Tensor) -> None:
     """In place: ``t += factor * addend`` for each pair."""
-    if isinstance(factor, Tensor):
-        torch._foreach_add_(tensors, times(addends, factor))
+    if is_of_a_stack(factor):
+        for t, addend in zip(tensors, addends, strict=True):
+            t.addcmul_(addend, factor)
+    elif isinstance(factor, Tensor):
+        torch._foreach_add_(tensors, torch._foreach_mul(addends, factor))
     else:
         torch._foreach_add_(tensors, addends, alpha=factor)
 
