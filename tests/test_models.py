@@ -29,6 +29,17 @@ def test_resnets_are_torchvisions_with_another_stem(depth, name):
     assert torch.equal(ours.eval()(images), theirs.eval()(images))
 
 
+def test_blocks_may_begin_as_the_identity():
+    torch.manual_seed(0)
+    usual = ResNet((3, 8, 8), 10, 4, 18)
+    torch.manual_seed(0)
+    model = ResNet((3, 8, 8), 10, 4, 18, zero_init_residual=True)
+    changed = [name for name, p in model.named_parameters() if not torch.equal(p, usual.get_parameter(name))]
+    assert changed == [f"layer{k}.{block}.bn2.weight" for k in (1, 2, 3, 4) for block in (0, 1)]
+    hidden = torch.rand(2, 4, 8, 8)
+    assert torch.equal(model.layer1(hidden), hidden)
+
+
 @pytest.mark.parametrize(("depth", "layers"), [(8, 8), (20, 20), (32, 32)])
 def test_small_resnets_have_as_many_layers_as_they_say(depth, layers):
     model = ResNet(CIFAR, 10, 16, depth)
@@ -124,6 +135,7 @@ def test_every_network_reads_every_kind_of_image(name, dataset):
 BAD = {
     "model=resnet18 model.depth=12": "model.depth=12: must be 18 or 34",
     "model=resnet8 model.depth=0": "model.depth=0: must be a whole number >= 8",
+    "model=resnet18 model.zero_init_residual=2": "model.zero_init_residual=2: must be true or false",
     "model=resnet18 model.width=-1": "model.width=-1: must be a whole number >= 1",
     "model=vgg16 dataset=mnist model.depth=12": "model.depth=12: must be one of 11, 13, 16, 19",
     "model=vgg16 dataset=mnist model.batch_norm=3": "model.batch_norm=3: must be true or false",

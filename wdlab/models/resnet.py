@@ -22,15 +22,20 @@ class ResNet(nn.Module):
         classes: number of logits.
         width: channels of the first stage (64 in ResNet-18, 16 in ResNet-8 and ResNet-20 as published).
         depth: 18, 34, or 6 n + 2: 8, 14, 20, 26, ...
+        zero_init_residual: begin with every block as the identity, its last batch norm's weight zero, as torchvision's.
 
     Maps (batch, *input_shape) to (batch, classes).
 
     Raises:
-        ValueError: for any other depth, a bad width, an input that is no image.
+        ValueError: for any other depth, a bad width, an input that is no image, a flag that is none.
     """
 
-    def __init__(self, input_shape: Sequence[int], classes: int, width: int, depth: int) -> None:
+    def __init__(
+        self, input_shape: Sequence[int], classes: int, width: int, depth: int, zero_init_residual: bool = False
+    ) -> None:
         super().__init__()
+        if not isinstance(zero_init_residual, bool):
+            raise ValueError(f"zero_init_residual={zero_init_residual}: must be true or false")
         check_image(input_shape)
         check_whole("width", width, 1)
         stages = blocks_per_stage(depth)
@@ -48,6 +53,9 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if zero_init_residual:
+            for block in (block for layer in layers for block in layer):
+                nn.init.zeros_(block.bn2.weight)
 
     def forward(self, images: Tensor) -> Tensor:
         hidden = self.relu(self.bn1(self.conv1(images)))
