@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import NullFormatter, PercentFormatter
 
 from wdlab.analysis import claims, style
 
 FORMS = {"lp": "in the gradient", "pnorm": "decoupled (pWD)"}
 TAIL = 0.75  # of a path: what comes behind it counts as its end
 MARKERS = "osD^v"
-CLOSER = 0.08  # of accuracy
+CLOSER, CLOSER_NATS = 0.08, 0.5  # of accuracy, of loss
 # (regularizer, p) of each method: colour, line style, marker, name.
 METHODS = {
     ("pnorm", 0.5): (style.PALETTE[1], "-", "o", "p = 0.5"),
@@ -86,29 +86,49 @@ def _by_method(rows: pd.DataFrame) -> list[tuple[tuple, pd.DataFrame]]:
 
 def fig5(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
     """Test accuracy against the share of weights that are not zero: a curve over strengths per p; right: closer."""
-    figure, rows_of_axes = plt.subplots(
+    figure, axes = _against_density(table, panels, "test/accuracy", "test accuracy")
+    for (whole, close), panel in zip(axes, panels, strict=True):
+        best = table.loc[table["panel"] == panel["panel"], "test/accuracy"].max()
+        close.set_ylim(best - CLOSER, best + CLOSER / 10)
+        for one in (whole, close):
+            one.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    return figure
+
+
+def fig7(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
+    """Test loss against the share of weights that are not zero: a curve over strengths per p; right: closer."""
+    figure, axes = _against_density(table, panels, "test/loss", "test loss (nats per character)")
+    for (_, close), panel in zip(axes, panels, strict=True):
+        best = table.loc[table["panel"] == panel["panel"], "test/loss"].min()
+        close.set_ylim(best - CLOSER_NATS / 10, best + CLOSER_NATS)
+    return figure
+
+
+def _against_density(
+    table: pd.DataFrame, panels: list[Mapping[str, Any]], metric: str, label: str
+) -> tuple[Figure, np.ndarray]:
+    """A metric's last value against the share of weights that are not zero, twice beside each other for each panel."""
+    figure, grid = plt.subplots(
         len(panels), 2, figsize=(8.4, 3.4 * len(panels) + 0.4), squeeze=False, layout="constrained"
     )
     ends = claims.last_lines(table)
     ends = ends.assign(density=1 - ends["sparsity/weights"])
-    for (whole, close), panel in zip(rows_of_axes, panels, strict=True):
-        rows = ends[ends["panel"] == panel["panel"]]
-        for looks, part in _by_method(rows):
-            found = part.groupby("regularizer.strength")[["density", "test/accuracy"]].agg(["mean", "min", "max"])
-            for axes in (whole, close):
-                _strengths(axes, found["density"], found["test/accuracy"], *looks)
-        close.set_ylim(rows["test/accuracy"].max() + np.array([-CLOSER, CLOSER / 10]))
-        whole.set_title(panel["title"])
-        close.set_title("closer")
-        whole.set_ylabel("test accuracy")
-        for axes in (whole, close):
-            axes.set_xscale("log")
-            axes.invert_xaxis()
-            axes.set_xlabel("weights that are not zero")
-            for axis in (axes.xaxis, axes.yaxis):
-                axis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-    figure.legend(*rows_of_axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
-    return figure
+    for axes, panel in zip(grid, panels, strict=True):
+        for looks, part in _by_method(ends[ends["panel"] == panel["panel"]]):
+            found = part.groupby("regularizer.strength")[["density", metric]].agg(["mean", "min", "max"])
+            for one in axes:
+                _strengths(one, found["density"], found[metric], *looks)
+        axes[0].set_title(panel["title"])
+        axes[1].set_title("closer")
+        axes[0].set_ylabel(label)
+        for one in axes:
+            one.set_xscale("log")
+            one.invert_xaxis()
+            one.set_xlabel("weights that are not zero")
+            one.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+            one.xaxis.set_minor_formatter(NullFormatter())
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    return figure, grid
 
 
 def _strengths(axes: Axes, x: pd.DataFrame, y: pd.DataFrame, color: str, line: str, marker: str, label: str) -> None:

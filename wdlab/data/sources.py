@@ -2,7 +2,7 @@
 
 Images, in this order: ``<root>/<name>/{train,test}.parquet`` in the Hugging Face hub's layout, torchvision's own files
 under ``<root>``, torchvision's download. ``digits`` (8x8 images) comes inside scikit-learn and needs none of them.
-Text: ``<root>/<name>.txt``.
+Text: ``<root>/<name>.txt``; ``descriptions``, of the data sets in scikit-learn, comes inside it too.
 """
 
 import contextlib
@@ -54,12 +54,17 @@ def _read_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     Read from its file: importing scikit-learn takes longer than many a run.
     """
-    (package,) = importlib.util.find_spec("sklearn").submodule_search_locations
-    table = np.loadtxt(Path(package) / "datasets" / "data" / "digits.csv.gz", delimiter=",")  # 64 pixels and the label
+    table = np.loadtxt(_scikit_learn() / "data" / "digits.csv.gz", delimiter=",")  # 64 pixels and the label
     pixels = torch.from_numpy((table[:, :64] * (255 / 16)).round().astype(np.uint8)).reshape(-1, 1, 8, 8)
     labels = torch.from_numpy(table[:, 64].astype(np.int64))
     test = torch.arange(len(labels)) % 5 == 4
     return pixels[~test], labels[~test], pixels[test], labels[test]
+
+
+def _scikit_learn() -> Path:
+    """The folder of its data sets."""
+    (package,) = importlib.util.find_spec("sklearn").submodule_search_locations
+    return Path(package) / "datasets"
 
 
 def _read_parquet(path: Path) -> tuple[Tensor, Tensor]:
@@ -138,8 +143,9 @@ def text(name: str, root: str) -> tuple[Tensor, int]:
         DataError: if ``<root>/<name>.txt`` is not there or is no text.
     """
     path = Path(root) / f"{name}.txt"
+    paths = sorted((_scikit_learn() / "descr").glob("*.rst")) if name == "descriptions" else [path]
     try:
-        characters = np.array(list(path.read_text(encoding="utf-8")))
+        characters = np.array(list("\n".join(part.read_text(encoding="utf-8") for part in paths)))
     except FileNotFoundError as error:
         raise DataError(
             f"dataset={name}: not found; put the text at {path}, or set WDLAB_DATA to the folder that has it"
