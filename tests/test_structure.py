@@ -115,6 +115,7 @@ CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((runs.CONFI
 BESIDE = {  # what a choice needs where it does not go with the default
     "model=gpt": ["dataset=tinyshakespeare"],
     "dataset=tinyshakespeare": ["model=gpt"],
+    "dataset=descriptions": ["model=gpt"],
     **{f"model={p.stem}": ["dataset=mnist"] for p in (runs.CONFIGS / "model").glob("vgg*.yaml")},
 }
 

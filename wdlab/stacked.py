@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from wdlab import regularizers
 from wdlab.data import Data, Split, StackedBatches
+from wdlab.foreach import times_
 from wdlab.loop import FULLER, Experiment, Keeper, due
 from wdlab.metrics import SPLITS, Evaluated
 from wdlab.models import MLP, FactorizedMLP
@@ -91,45 +92,52 @@ def why_not(config: Mapping[str, Any], experiment: Experiment) -> str | None:
 
 
 class Network:
-    """The linear layers of a stack of MLPs, in one block of memory: a row for each run, weights first, then biases.
+    """The linear layers of a stack of MLPs: each layer's weights next to each other, run after run, then its biases.
 
-    The models' parameters become views of their rows, and so do their gradients. Between them are zeros, which stay
-    zero under every step, so that a run's numbers do not depend on how many others are in its stack.
+    The models' parameters become views of their runs, and so do their gradients. A run's weights begin where torch
+    would put them, so that its numbers do not depend on how many others are in its stack.
 
     Args:
         models: of one shape, on one device.
 
     Attributes:
-        memory, gradient: (runs, parameters).
-        weights, biases: per layer views of ``memory``, (runs, out, in) and (runs, 1, out).
-        weight_gradients, bias_gradients: the same of ``gradient``.
+        runs: how many.
+        weights, biases: per layer, (runs, out, in) and (runs, 1, out).
+        weight_gradients, bias_gradients: the same of the gradients.
     """
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
         layers = [linear_layers(model) for model in models]
         shapes = [layer.weight.shape for layer in layers[0]]
-        self.weight_count = sum(_aligned(math.prod(shape)) for shape in shapes)
-        count = self.weight_count + sum(_aligned(out) for out, _ in shapes)
+        self.runs = len(models)
         like = layers[0][0].weight
-        self.memory = torch.zeros(len(models), count, device=like.device, dtype=like.dtype)
-        self.gradient = torch.zeros_like(self.memory)
-        self.weights, self.biases = _views(self.memory, shapes)
-        self.weight_gradients, self.bias_gradients = _views(self.gradient, shapes)
+        self.weights, self.weight_gradients = (_blocks(self.runs, shapes, like) for _ in range(2))
+        biases = [(1, out) for out, _ in shapes]
+        self.biases, self.bias_gradients = (_blocks(self.runs, biases, like) for _ in range(2))
         modules = list(models[0].layers)
         behind = [k + 1 for k, module in enumerate(modules) if isinstance(module, nn.Linear)]
         self._relu_behind = [k < len(modules) and isinstance(modules[k], nn.ReLU) for k in behind]
-        self._shapes = shapes
         with torch.no_grad():
             for run, model in enumerate(models):
-                places, gradients = self.of_run(self.memory, run), self.of_run(self.gradient, run)
+                places, gradients = self.of_run(self.parameters, run), self.of_run(self.gradients, run)
                 for p, place, gradient in zip(model.parameters(), places, gradients, strict=True):
                     place.copy_(p)
                     p.data, p.grad = place, gradient
 
-    def of_run(self, rows: Tensor, run: int) -> list[Tensor]:
-        """Views of one run's row of a tensor shaped like ``memory``, in the order and shapes of its parameters."""
-        weights, biases = _views(rows, self._shapes)
-        return [t for k in range(len(weights)) for t in (weights[k][run], biases[k][run, 0])]
+    @property
+    def parameters(self) -> list[Tensor]:
+        """All weights, then all biases."""
+        return [*self.weights, *self.biases]
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """In the order of ``parameters``."""
+        return [*self.weight_gradients, *self.bias_gradients]
+
+    def of_run(self, tensors: Sequence[Tensor], run: int) -> list[Tensor]:
+        """Views of one run's part of tensors like ``parameters``, in the order and shapes of its model's parameters."""
+        pairs = zip(tensors[: len(self.weights)], tensors[len(self.weights) :], strict=True)
+        return [t for weight, bias in pairs for t in (weight[run], bias[run, 0])]
 
     @torch.no_grad()
     def backward(self, inputs: Tensor, labels: Tensor) -> Tensor:
@@ -145,7 +153,7 @@ class Network:
         slopes = logs.exp_().scatter_add_(1, labels, labels.new_full((), -1).to(logs.dtype).expand_as(labels))
         slopes = slopes.div_(labels.shape[2]).transpose(1, 2)
         for k in reversed(range(len(self.weights))):
-            self.weight_gradients[k].copy_(torch.bmm(slopes.transpose(1, 2), read[k]))
+            _product(slopes.transpose(1, 2), read[k], self.weight_gradients[k])
             torch.sum(slopes, 1, keepdim=True, out=self.bias_gradients[k])
             if k:
                 slopes = torch.bmm(slopes, self.weights[k])
@@ -170,26 +178,34 @@ class Network:
     def evaluate(self, data: Data) -> list[Evaluated]:
         """Of each run, loss and accuracy on the three splits, as ``wdlab.metrics.evaluate`` gives them."""
         found = {name: self._evaluate(getattr(data, name)) for name in SPLITS}
-        runs = range(len(self.memory))
-        return [{name: (loss[run], share[run]) for name, (loss, share) in found.items()} for run in runs]
+        return [{name: (loss[run], share[run]) for name, (loss, share) in found.items()} for run in range(self.runs)]
 
     def _evaluate(self, split: Split) -> tuple[Tensor, Tensor]:
         widest = max(max(weight.shape[1:]) for weight in self.weights)
-        size = max(1, CHUNK_VALUES // (len(self.memory) * widest))
+        size = max(1, CHUNK_VALUES // (self.runs * widest))
         losses, hits = [], []
         for start in range(0, len(split), size):
             inputs, labels = split.examples(slice(start, start + size))
-            *_, logits = self._forward(inputs.flatten(1).expand(len(self.memory), -1, -1))
+            *_, logits = self._forward(inputs.flatten(1).expand(self.runs, -1, -1))
             logs = torch.log_softmax(logits.double(), 1)
-            losses.append(-logs.gather(1, labels.expand(len(self.memory), 1, -1)).sum((1, 2)))
+            losses.append(-logs.gather(1, labels.expand(self.runs, 1, -1)).sum((1, 2)))
             hits.append((logits.argmax(1) == labels).sum(1))
         return torch.stack(losses).sum(0) / len(split), torch.stack(hits).sum(0).double() / len(split)
 
     @torch.no_grad()
     def clip(self, norm: float) -> None:
         """Scale every run's gradient down to ``norm`` if it is longer, as ``nn.utils.clip_grad_norm_`` does."""
-        lengths = torch.linalg.vector_norm(self.gradient, dim=1, keepdim=True)
-        self.gradient.mul_((norm / (lengths + 1e-6)).clamp_(max=1.0))
+        lengths = torch.stack([torch.linalg.vector_norm(g, dim=(1, 2), keepdim=True) for g in self.gradients])
+        lengths = torch.linalg.vector_norm(lengths, dim=0)
+        times_(self.gradients, (norm / (lengths + 1e-6)).clamp_(max=1.0))
+
+
+def _product(a: Tensor, b: Tensor, place: Tensor) -> None:
+    """Batched ``place = a @ b``."""
+    if place.is_contiguous():
+        torch.bmm(a, b, out=place)
+    else:
+        place.copy_(torch.bmm(a, b))
 
 
 def linear_layers(model: nn.Module) -> list[nn.Linear]:
@@ -197,15 +213,14 @@ def linear_layers(model: nn.Module) -> list[nn.Linear]:
     return [module for module in model.layers if isinstance(module, nn.Linear)]
 
 
-def _views(memory: Tensor, shapes: Sequence[tuple[int, int]]) -> tuple[list[Tensor], list[Tensor]]:
-    weights, biases, start = [], [], 0
-    for out, inputs in shapes:
-        weights.append(memory[:, start : start + out * inputs].unflatten(1, (out, inputs)))
-        start += _aligned(out * inputs)
-    for out, _ in shapes:
-        biases.append(memory[:, None, start : start + out])
-        start += _aligned(out)
-    return weights, biases
+def _blocks(runs: int, shapes: Sequence[tuple[int, int]], like: Tensor) -> list[Tensor]:
+    """Zeros, (runs, *shape) for each shape."""
+    blocks = []
+    for shape in shapes:
+        count = math.prod(shape)
+        rows = torch.zeros(runs, _aligned(count), device=like.device, dtype=like.dtype)
+        blocks.append(rows[:, :count].unflatten(1, tuple(shape)))
+    return blocks
 
 
 def _aligned(count: int) -> int:
@@ -217,30 +232,35 @@ def _aligned(count: int) -> int:
 
 
 class SGDStep:
-    """``torch.optim.SGD``, on rows.
+    """``torch.optim.SGD``, on the parameters of a stack.
 
     Args:
-        memory, gradient: (runs, parameters).
+        network: of the stack.
         group: the optimizer's settings.
         begun: whether the runs have taken steps before.
+
+    Attributes:
+        state: the optimizer's moments, each like ``network.parameters``.
     """
 
-    def __init__(self, memory: Tensor, gradient: Tensor, group: Mapping[str, Any], begun: bool) -> None:
-        self._memory, self._gradient, self._begun = memory, gradient, begun
+    def __init__(self, network: Network, group: Mapping[str, Any], begun: bool) -> None:
+        self._params, self._gradients, self._begun = network.parameters, network.gradients, begun
         self._momentum, self._dampening, self._nesterov = group["momentum"], group["dampening"], group["nesterov"]
-        self.state = {"momentum_buffer": torch.zeros_like(memory)} if self._momentum else {}
+        self.state = {"momentum_buffer": [torch.zeros_like(p) for p in self._params]} if self._momentum else {}
 
     def __call__(self, lr: Tensor, step: int) -> None:
-        """Update ``step + 1``; ``lr`` (runs, 1)."""
-        direction = self._gradient
+        """Update ``step + 1``; ``lr`` (runs, 1, 1)."""
+        directions = self._gradients
         if self._momentum:
-            mean = self.state["momentum_buffer"]
+            means = self.state["momentum_buffer"]
             if self._begun:
-                mean.mul_(self._momentum).add_(direction, alpha=1 - self._dampening)
+                torch._foreach_mul_(means, self._momentum)
+                torch._foreach_add_(means, directions, alpha=1 - self._dampening)
             else:
-                mean.copy_(direction)
-            direction = direction.add(mean, alpha=self._momentum) if self._nesterov else mean
-        self._memory.addcmul_(direction, lr, value=-1)
+                torch._foreach_copy_(means, directions)
+            directions = torch._foreach_add(directions, means, alpha=self._momentum) if self._nesterov else means
+        for p, direction in zip(self._params, directions, strict=True):
+            p.addcmul_(direction, lr, value=-1)
         self._begun = True
 
     def scalars(self, step: int) -> dict[str, Tensor]:
@@ -249,23 +269,27 @@ class SGDStep:
 
 
 class AdamStep:
-    """``torch.optim.Adam`` and ``AdamW``, on rows. Arguments as for ``SGDStep``."""
+    """``torch.optim.Adam`` and ``AdamW``, on the parameters of a stack. As ``SGDStep``."""
 
-    def __init__(self, memory: Tensor, gradient: Tensor, group: Mapping[str, Any], begun: bool) -> None:
-        self._memory, self._gradient = memory, gradient
+    def __init__(self, network: Network, group: Mapping[str, Any], begun: bool) -> None:
+        self._params, self._gradients = network.parameters, network.gradients
         (self._beta1, self._beta2), self._eps = group["betas"], group["eps"]
         self._decay = group["weight_decay"] if group.get("decoupled_weight_decay") else 0.0
-        self.state = {name: torch.zeros_like(memory) for name in ("exp_avg", "exp_avg_sq")}
+        self.state = {name: [torch.zeros_like(p) for p in self._params] for name in ("exp_avg", "exp_avg_sq")}
 
     def __call__(self, lr: Tensor, step: int) -> None:
-        """Update ``step + 1``; ``lr`` (runs, 1)."""
+        """Update ``step + 1``; ``lr`` (runs, 1, 1)."""
         if self._decay:
-            self._memory.mul_(1 - lr * self._decay)
-        mean, square = self.state["exp_avg"], self.state["exp_avg_sq"]
-        mean.lerp_(self._gradient, 1 - self._beta1)
-        square.mul_(self._beta2).addcmul_(self._gradient, self._gradient, value=1 - self._beta2)
-        root = square.sqrt().div_(math.sqrt(1 - self._beta2 ** (step + 1))).add_(self._eps)
-        self._memory.addcmul_(mean.div(root), lr, value=-1 / (1 - self._beta1 ** (step + 1)))
+            times_(self._params, 1 - lr * self._decay)
+        means, squares = self.state["exp_avg"], self.state["exp_avg_sq"]
+        torch._foreach_lerp_(means, self._gradients, 1 - self._beta1)
+        torch._foreach_mul_(squares, self._beta2)
+        torch._foreach_addcmul_(squares, self._gradients, self._gradients, value=1 - self._beta2)
+        roots = torch._foreach_sqrt(squares)
+        torch._foreach_div_(roots, math.sqrt(1 - self._beta2 ** (step + 1)))
+        torch._foreach_add_(roots, self._eps)
+        for p, mean, root in zip(self._params, means, roots, strict=True):
+            p.addcmul_(torch.div(mean, root, out=root), lr, value=-1 / (1 - self._beta1 ** (step + 1)))
 
     def scalars(self, step: int) -> dict[str, Tensor]:
         """What torch keeps beside, per parameter, behind ``step`` updates."""
@@ -287,7 +311,7 @@ class Rows:
         strengths: of these runs, (rows,).
 
     Attributes:
-        lr: learning rates of the next step, (rows, 1).
+        lr: learning rates of the next step, (rows, 1, 1).
     """
 
     def __init__(
@@ -300,7 +324,7 @@ class Rows:
         strengths: Tensor,
     ) -> None:
         self.method, self._group = method, optimizer.param_groups[0]
-        self.place, self._strengths, self.lr = rows, strengths[:, None], strengths[:, None]
+        self.place, self._strengths, self.lr = rows, _column(strengths), _column(strengths)
         method._optimizer = optimizer
         method.parts = self._parts
         if hasattr(method, "compiled"):
@@ -308,11 +332,8 @@ class Rows:
         if isinstance(method, regularizers.PathProx):
             self._on_pairs(model, network)
         else:
-            everything = len(method.params) > len(network.weights)
-            count = network.memory.shape[1] if everything else network.weight_count
-            whole = network.memory[rows, :count]
-            whole.grad = network.gradient[rows, :count]
-            self._params = [whole]
+            tensors = list(zip(network.parameters, network.gradients, strict=True))
+            self._params = [_with_gradient(p[rows], g[rows]) for p, g in tensors[: _decayed(method, network)]]
 
     @property
     def _factor(self) -> float:
@@ -335,25 +356,39 @@ class Rows:
             tuple(t for k in pair for t in (network.weights[k][self.place], network.biases[k][self.place, 0]))
             for pair in paired
         ]
-        self._params = []
-        for k in sorted(others):
-            weight = network.weights[k][self.place]
-            weight.grad = network.weight_gradients[k][self.place]
-            self._params.append(weight)
+        self._params = [
+            _with_gradient(network.weights[k][self.place], network.weight_gradients[k][self.place])
+            for k in sorted(others)
+        ]
         method.after_backward, method.after_step = self._pull_others, self._prox
 
     def _pull_others(self) -> None:
         for part in self._parts():
-            add_([w.grad for w in part.params], part.params, part.strength[:, :, None])
+            add_([w.grad for w in part.params], part.params, part.strength)
 
     def _prox(self) -> None:
         if factor := self._factor:
-            thresholds = (self.lr * self._strengths * factor).squeeze(1)
+            thresholds = (self.lr * self._strengths * factor).flatten()
             torch.vmap(self._prox_of_one_run, in_dims=(0, 0))(self._pairs, thresholds)
 
     def _prox_of_one_run(self, pairs: list[tuple[Tensor, ...]], threshold: Tensor) -> Tensor:
         prox_step_(pairs, [threshold] * len(pairs), self.method.balance, self.method.regularize_bias)
         return threshold
+
+
+def _column(numbers: Tensor) -> Tensor:
+    """A number for each run, (runs, 1, 1): what broadcasts over a layer."""
+    return numbers[:, None, None]
+
+
+def _with_gradient(p: Tensor, gradient: Tensor) -> Tensor:
+    p.grad = gradient
+    return p
+
+
+def _decayed(method: Regularizer, network: Network) -> int:
+    """How many of ``network.parameters`` a method acts on: the weights, or everything."""
+    return len(network.weights) * (2 if len(method.params) > len(network.weights) else 1)
 
 
 # -- the loop
@@ -378,9 +413,9 @@ class Stack:
         self.network = Network([experiment.model for experiment in self.experiments])
         group = self.experiments[0].optimizer.param_groups[0]
         kind = SGDStep if is_sgd(group) else AdamStep
-        self._step = kind(self.network.memory, self.network.gradient, group, step > 0)
+        self._step = kind(self.network, group, step > 0)
         self._take_over_moments()
-        self._lrs = self._numbers(self._base_lrs)[:, None]
+        self._lrs = _column(self._numbers(self._base_lrs))
         first, self._rows = 0, []
         for _, same in itertools.groupby(kinds):
             last = first + len(list(same))
@@ -408,10 +443,10 @@ class Stack:
                 experiment.optimizer.state[p].update(self._step.scalars(steps))
 
     def _take_over_moments(self) -> None:
-        """Make the optimizers' moments views of the rows, with the values that they have."""
-        for name, rows in self._step.state.items():
+        """Make the optimizers' moments views of the stack's, with the values that they have."""
+        for name, moments in self._step.state.items():
             for run, experiment in enumerate(self.experiments):
-                places = self.network.of_run(rows, run)
+                places = self.network.of_run(moments, run)
                 for p, place in zip(experiment.model.parameters(), places, strict=True):
                     state = experiment.optimizer.state[p]
                     if name in state:
@@ -436,8 +471,8 @@ class Stack:
         ]
 
     def _numbers(self, values: Sequence[float]) -> Tensor:
-        memory = self.network.memory
-        return torch.tensor(values, device=memory.device, dtype=memory.dtype)
+        like = self.network.weights[0]
+        return torch.tensor(values, device=like.device, dtype=like.dtype)
 
 
 def fit(
@@ -456,7 +491,7 @@ def fit(
     batches = StackedBatches(experiments[0].data.train, config["batch_size"], [e.seed for e in experiments])
     first, steps, per_epoch = step_of(members[0]), config["steps"], batches.steps_per_epoch
     finite = torch.tensor([member.start is None or member.start["finite"] for member in members])
-    finite = finite.to(stack.network.memory.device)
+    finite = finite.to(stack.network.weights[0].device)
     with contextlib.ExitStack() as exits:
         keepers = []
         for member in members:
