@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument(
         "--launcher",
         default="auto",
-        help="auto: local on a GPU, joblib on a CPU; " + "; ".join(LAUNCHERS[1:]),
+        help="auto: stacked for the MLPs of quick, else local on a GPU, joblib on a CPU; " + "; ".join(LAUNCHERS[1:]),
     )
     parser.add_argument("--logger", default="offline", help="offline, online, disabled")
     parser.add_argument("--results", default="results", help="where tables, figures and claims go")
@@ -57,26 +57,46 @@ def reproduce(figure: str, scale: str, launcher: str, logger: str, results: Path
     missing = [job for job in jobs if not job.directory.finished]
     print(f"{figure} at {scale} scale: {len(jobs)} runs, {len(missing)} to do", flush=True)
     if missing:
-        run_missing(missing, launcher, logger, results)
+        run_missing(missing, launcher, scale, logger, results)
     files, judged = figures.write(declared, jobs, results)
     tell(files, judged)
 
 
-def run_missing(missing: list[figures.Job], launcher: str, logger: str, results: Path) -> None:
-    """Hand the runs to ``python -m wdlab.train -m``, in a process of its own so that this one needs no torch."""
-    if launcher == "auto":
-        launcher = "local" if shutil.which("nvidia-smi") or (os.cpu_count() or 1) == 1 else "joblib"
+def launcher_of(job: figures.Job, asked: str, scale: str) -> str:
+    """The launcher of a run; where none is asked for, small MLPs go side by side, else one run per core, or per GPU."""
+    if asked != "auto":
+        return asked
+    if scale == "quick" and any(override.startswith("model=mlp") for override in job.overrides):
+        return "stacked"
+    return "local" if shutil.which("nvidia-smi") or (os.cpu_count() or 1) == 1 else "joblib"
+
+
+def run_missing(missing: list[figures.Job], asked: str, scale: str, logger: str, results: Path) -> None:
+    """Hand the runs to their launchers, to one after another.
+
+    Raises:
+        RunFailed: if some are not finished behind that.
+    """
+    by_launcher: dict[str, list[figures.Job]] = {}
+    for job in missing:
+        by_launcher.setdefault(launcher_of(job, asked, scale), []).append(job)
+    for launcher, jobs in by_launcher.items():
+        code = run_with(launcher, jobs, logger, results)
+        left = [job.directory for job in jobs if not job.directory.finished]
+        if left and code in (2, 130):
+            sys.exit(code)  # it has said why
+        if left:
+            raise RunFailed(f"{len(left)} runs are not finished ({left[0].name}: {left[0].status}); no figure was made")
+
+
+def run_with(launcher: str, jobs: list[figures.Job], logger: str, results: Path) -> int:
+    """The exit code of ``python -m wdlab.train -m``, in a process of its own so that this one needs no torch."""
     with tempfile.TemporaryDirectory() as folder:
         listed = Path(folder) / "jobs.json"
-        listed.write_text(json.dumps([list(job.overrides) for job in missing]))
+        listed.write_text(json.dumps([list(job.overrides) for job in jobs]))
         command = [sys.executable, "-m", "wdlab.train", "-m", f"hydra.sweeper.jobs={listed}"]
         options = [f"hydra/launcher={launcher}", f"logger={logger}", f"paths.runs={results / 'runs'}"]
-        code = run_to_its_end([*command, *options])
-    left = [job.directory for job in missing if not job.directory.finished]
-    if left and code in (2, 130):
-        sys.exit(code)  # it has said why
-    if left:
-        raise RunFailed(f"{len(left)} runs are not finished ({left[0].name}: {left[0].status}); no figure was made")
+        return run_to_its_end([*command, *options])
 
 
 def run_to_its_end(command: list[str]) -> int:

@@ -37,8 +37,25 @@ OUTSIDE = (
 
 def table(options: Options) -> Page:
     """Measure; random images, records in a temporary folder."""
-    parts = [_overhead(options), _metrics(options), _seldom(options), *_end_to_end(options)]
+    overhead, line = _overhead(options), _metrics(options)
+    overhead.remarks += _shortfall(overhead, line)
+    parts = [overhead, line, _seldom(options), *_end_to_end(options)]
     return Page("The cost of the loop, its records and its metrics", parts, [OUTSIDE])
+
+
+def _shortfall(overhead: Part, line: Part) -> list[str]:
+    """Where the time goes if the loop misses its target, from what was measured."""
+    missed = [row.case for row in overhead.rows if row.met == "no"]
+    of_a_step = {row.case: row.value for row in line.rows}
+    parts = ", ".join(f"{moment} {of_a_step[moment]:.2f}" for moment in MOMENTS)
+    all_three = of_a_step["all three"]
+    return [
+        f"`{case}` misses its target: the moments of a log line take {all_three:.2f} of a step ({parts}), a tenth of "
+        f"which is {all_three / LOG_EVERY:.3f}. before_step goes once through weights and gradients and writes "
+        "the weights down, after_step goes through old and new weights: their time is the way to memory, where "
+        "that of a training step is products. The rest is the loop itself (`wdlab, not logging`)."
+        for case in missed
+    ]
 
 
 class Fit:

@@ -62,7 +62,7 @@ def test_a_diverged_run_is_a_result(short, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fig99"], "figure fig99: does not exist; available: fig1, fig2, fig3, fig4, fig5, fig6"),
+        (["fig99"], "figure fig99: does not exist; available: fig1, fig2, fig3, fig4, fig5, fig6, fig7"),
         (["fig3", "--scale", "huge"], "SCALE=huge: must be one of quick, cpu, paper"),
         (["fig3", "--launcher", "moon"], "LAUNCHER=moon: must be one of auto, local, joblib, stacked, slurm"),
     ],
