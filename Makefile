@@ -8,7 +8,7 @@ LAUNCHER ?= auto
 LOGGER ?= offline
 
 .DEFAULT_GOAL := help
-.PHONY: help setup status bench test test-faults lint
+.PHONY: help setup status index bench test test-faults lint
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-zA-Z%-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ fetch-%: $(READY)  ## download a data set into ./data: make fetch-mnist
 
 status: $(READY)  ## every run in results/runs: its state, how far it is, what went wrong
 	@$(BIN)/python -m wdlab.runs
+
+index: $(READY)  ## the README's table of figures, from their declarations and verdicts
+	@$(BIN)/python -m scripts.index
 
 bench: $(READY)  ## what things cost, beside torch's own: tables in results/benchmarks
 	@MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824 $(BIN)/python scripts/benchmark.py

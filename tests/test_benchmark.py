@@ -115,7 +115,10 @@ def test_the_page_of_several_parts_shows_every_row(made, section):
         against = "" if row.case == row.against else row.against
         assert f"## {row.part}\n" in page and f"| {row.case} | {against} | " in page
     assert all(part in page for part in ("git commit", "threads", "2 repeats", "torch 2"))
-    assert page.count("misses its target") == ((table["met"] == "no") & (table["part"].str.contains("Net|MLP|The loop"))).sum()
+    assert (
+        page.count("misses its target")
+        == ((table["met"] == "no") & (table["part"].str.contains("Net|MLP|The loop"))).sum()
+    )
 
 
 @pytest.fixture

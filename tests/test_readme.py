@@ -6,7 +6,9 @@ import shlex
 import pandas as pd
 import pytest
 
+from scripts import index
 from wdlab import runs
+from wdlab.analysis import figures
 
 SECTION = "In your own training loop"
 
@@ -35,6 +37,12 @@ def test_the_method_table_names_every_method_and_config():
     for folder in ("regularizer", "regularizer/over_time", "optimizer"):
         for path in {*(runs.CONFIGS / folder).glob("*.yaml")} - {runs.CONFIGS / "regularizer" / "none.yaml"}:
             assert re.search(rf"[`=]{path.stem}`", text), f"{folder}/{path.name}"
+
+
+def test_the_index_of_figures_is_that_of_the_declarations_and_verdicts():
+    readme = index.README.read_text()
+    assert readme == index.written(readme), "make index"
+    assert all(f"`make reproduce-{name}`" in readme for name in figures.names())
 
 
 def commands() -> list[list[str]]:

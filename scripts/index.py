@@ -1,0 +1,48 @@
+"""Write the README's index of figures from their declarations and committed verdicts. Called by ``make index``."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from wdlab.analysis import figures
+from wdlab.runs import PROJECT
+
+README = PROJECT / "README.md"
+BEGIN, END = "<!-- figures: written by make index -->\n", "<!-- end of figures -->\n"
+HEAD = "| | paper | shows | {scales} | command, and its time on two cores |"
+PRINTED = ("quick", "cpu", "paper")
+VERDICTS = ("reproduced", "inconclusive", "contradicted")
+NOT_MADE = "not made yet"
+
+
+def table(results: Path = PROJECT / "results") -> str:
+    """A line for each figure: what it shows, its verdicts at each scale, the command and how long that takes."""
+    lines = [HEAD.format(scales=" | ".join(f"`{scale}`" for scale in PRINTED)), "| --- " * (4 + len(PRINTED)) + "|"]
+    for name in figures.names():
+        declared = {scale: figures.declaration(name, scale) for scale in PRINTED}
+        first = declared["quick"]
+        made = [_verdicts(figures.Files.of(name, scale, results)) for scale in PRINTED]
+        times = ", ".join(f"`{scale}` {declared[scale]['at']['time']}" for scale in PRINTED)
+        paper = first["paper"].split(",")[0]
+        lines.append(f"| {name} | {paper} | {first['title']} | {' | '.join(made)} | `make reproduce-{name}`: {times} |")
+    return "\n".join(lines) + "\n"
+
+
+def _verdicts(files: figures.Files) -> str:
+    if not files.verdicts.exists():
+        return NOT_MADE
+    found = Counter(claim["verdict"] for claim in json.loads(files.verdicts.read_text())["claims"])
+    words = [
+        f"{found[verdict]} {verdict}" for verdict in ("reproduced", "inconclusive", "contradicted") if found[verdict]
+    ]
+    return f"[{', '.join(words)}]({files.picture.relative_to(PROJECT)})"
+
+
+def written(readme: str) -> str:
+    """The README with the index as it should be."""
+    before, rest = readme.split(BEGIN)
+    return before + BEGIN + table() + END + rest.split(END)[1]
+
+
+if __name__ == "__main__":
+    README.write_text(written(README.read_text()))
