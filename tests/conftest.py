@@ -31,14 +31,15 @@ def compose(tmp_path):
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> Path:
-    """A data folder in the hub's layout with 60 random images of CIFAR-10's shape, and a small text."""
+    """A data folder in the hub's layout with 60 random images of CIFAR-10's and of MNIST's shape, and a small text."""
     folder = tmp_path_factory.mktemp("data")
-    (folder / "cifar10").mkdir()
     random = np.random.default_rng(0)
-    for part in ("train", "test"):
-        images = [png(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(60)]
-        table = pd.DataFrame({"img": images, "label": np.arange(60) % 10})
-        table.to_parquet(folder / "cifar10" / f"{part}.parquet")
+    for name, shape in (("cifar10", (32, 32, 3)), ("mnist", (28, 28))):
+        (folder / name).mkdir()
+        for part in ("train", "test"):
+            images = [png(random.integers(0, 256, shape, dtype=np.uint8)) for _ in range(60)]
+            table = pd.DataFrame({"img": images, "label": np.arange(60) % 10})
+            table.to_parquet(folder / name / f"{part}.parquet")
     letters = random.choice(list("abcdefgh"), 2000)
     (folder / "tinyshakespeare.txt").write_text("".join(letters))
     return folder

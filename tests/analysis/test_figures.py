@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from scripts import reproduce
+from wdlab import runs, train
 from wdlab.analysis import figures
 from wdlab.errors import ConfigError, RunFailed
 
@@ -86,6 +87,42 @@ def test_the_mnist_panels_are_the_same_runs_at_cpu_and_paper_scale():
         for s in ("cpu", "paper")
     )
     assert cpu == paper and len(cpu) == 12
+
+
+STEP = (
+    "train.steps=1",
+    "train.log_every=1",
+    "train.eval_every=1",
+    "train.batch_size=4",
+    "logger=disabled",
+    "runtime=cpu",
+)
+SMALL = {  # what little data needs
+    "mnist": ("dataset.val_size=10",),
+    "mnist_subset": ("dataset.val_size=10", "dataset.per_class=2"),
+    "cifar10": ("dataset.val_size=10",),
+    "tinyshakespeare": ("dataset.val_size=300", "dataset.classes=8", "dataset.shape=[64]"),
+}
+
+
+def kinds(scale):
+    """Of each panel of every figure one run per method; they differ in seed and strength only."""
+    found = {}
+    for name in figures.names():
+        for job in figures.jobs(figures.declaration(name, scale), "anywhere"):
+            method = tuple(o for o in job.overrides if not o.startswith(("seed=", "regularizer.strength=")))
+            found.setdefault((name, job.panel, method), job.overrides)
+    return [
+        pytest.param(overrides, id=f"{name}-{panel}-{k}")
+        for k, ((name, panel, _), overrides) in enumerate(found.items())
+    ]
+
+
+@pytest.mark.parametrize("overrides", kinds("paper"))
+def test_every_kind_of_run_at_paper_scale_takes_a_step(overrides, tiny_data, tmp_path):
+    dataset = runs.compose(overrides)["dataset"]["name"]
+    places = f"paths.data={tiny_data}", f"paths.runs={tmp_path}"
+    assert train.run(runs.compose([*overrides, *STEP, *SMALL[dataset], *places])) == "done"
 
 
 def test_a_figure_that_is_not_there_is_refused():
