@@ -38,7 +38,7 @@ def one_weight(
     Returns:
         A row per path and logged step: ``run, regularizer`` (lp: in the gradient, pnorm: decoupled), ``p, target,
         start, seed`` (the number of the path among those of a method and p), ``step, weight, fixed_point, distance``
-        (to the fixed point) and ``jump`` (the size of the last step).
+        (to the fixed point) and ``jump`` (the largest step since the row before).
     """
     points = [(t, s) for t in targets for s in (starts if starts is not None else [t])]
     rows = []
@@ -49,14 +49,16 @@ def one_weight(
             wanted = torch.tensor([target for target, _ in points], dtype=torch.float64)
             optimizer = torch.optim.SGD([weights], lr=lr)
             _method(kind, weights, strength, power).attach(optimizer)
+            largest = torch.zeros_like(wanted)
             for step in range(steps + 1):
                 before = weights.detach().clone()
                 if step:
                     optimizer.zero_grad()
                     ((weights - wanted).square().sum() / 2).backward()
                     optimizer.step()
+                largest = torch.maximum(largest, (weights.detach() - before).abs())
                 if step % log_every == 0 or step == steps:
-                    jumps = (weights.detach() - before).abs().tolist()
+                    jumps, largest = largest.tolist(), torch.zeros_like(wanted)
                     for k, (weight, jump) in enumerate(zip(weights.tolist(), jumps, strict=True)):
                         path = {"run": f"{name}-p{power}-{k}", "regularizer": name, "p": power, "seed": k}
                         path |= dict(zip(("target", "start"), points[k], strict=True))
