@@ -27,7 +27,7 @@ from wdlab.analysis import claims, load, style
 from wdlab.errors import ConfigError
 
 SCALES = ("quick", "cpu", "paper")
-NOTE_CHARACTERS_PER_INCH = 20  # of the caption beneath a picture
+NOTE_CHARACTERS_PER_INCH = 19  # of the caption beneath a picture
 
 
 @dataclass(frozen=True)

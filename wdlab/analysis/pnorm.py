@@ -15,8 +15,11 @@ from wdlab.analysis import claims, style
 
 FORMS = {"lp": "in the gradient", "pnorm": "decoupled (pWD)"}
 TAIL = 0.75  # of a path: what comes behind it counts as its end
+STEPS_SHOWN = 80  # of a path; nothing moves behind them
 MARKERS = "osD^v"
-CLOSER, CLOSER_NATS = 0.08, 0.5  # of accuracy, of loss
+# Of accuracy (the higher the better), of loss: what is near AdamW; what the closer look shows.
+NEAR, NEAR_NATS = 0.01, -0.05
+CLOSER, CLOSER_NATS = 0.08, -0.5
 # (regularizer, p) of each method: colour, line style, marker, name.
 METHODS = {
     ("pnorm", 0.5): (style.PALETTE[1], "-", "o", "p = 0.5"),
@@ -44,6 +47,7 @@ def fig4(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
         axes[1, column].set_title(f"{titles['shrinkage']}: {name}")
     axes[0, 0].set_ylabel("weight w")
     axes[1, 0].set_ylabel("w at the end")
+    axes[0, 1].legend(loc=(0.42, 0.18), ncols=2, fontsize=7)
     axes[1, 1].legend(loc="upper left", fontsize=7.5)
     return figure
 
@@ -54,9 +58,8 @@ def _paths(axes: Axes, rows: pd.DataFrame) -> None:
         axes.axhline(value, color="0.6", linewidth=1)
     for (start, path), color, line in zip(rows.groupby("start"), 2 * style.PALETTE, 3 * style.LINES, strict=False):
         axes.plot(path["step"], path["weight"], line, color=color, linewidth=1.1, label=f"from {start:g}")
-    axes.set_xscale("symlog", linthresh=10)
+    axes.set_xlim(-2, STEPS_SHOWN)
     axes.set_xlabel("step")
-    axes.legend(fontsize=7, ncols=2)
 
 
 def _ends(axes: Axes, rows: pd.DataFrame) -> None:
@@ -85,50 +88,73 @@ def _by_method(rows: pd.DataFrame) -> list[tuple[tuple, pd.DataFrame]]:
 
 
 def fig5(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
-    """Test accuracy against the share of weights that are not zero: a curve over strengths per p; right: closer."""
-    figure, axes = _against_density(table, panels, "test/accuracy", "test accuracy")
-    for (whole, close), panel in zip(axes, panels, strict=True):
-        best = table.loc[table["panel"] == panel["panel"], "test/accuracy"].max()
-        close.set_ylim(best - CLOSER, best + CLOSER / 10)
-        for one in (whole, close):
-            one.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    """Test accuracy against the share of weights that are not zero: a curve over strengths per p; right: closer.
+
+    Grey: more than 90 % zeros, no more than a point below the best strength of AdamW.
+    """
+    figure, grid = _against_density(table, panels, "test/accuracy", "test accuracy", NEAR, CLOSER)
+    for axes in grid.flat:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     return figure
 
 
 def fig7(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
-    """Test loss against the share of weights that are not zero: a curve over strengths per p; right: closer."""
-    figure, axes = _against_density(table, panels, "test/loss", "test loss (nats per character)")
-    for (_, close), panel in zip(axes, panels, strict=True):
-        best = table.loc[table["panel"] == panel["panel"], "test/loss"].min()
-        close.set_ylim(best - CLOSER_NATS / 10, best + CLOSER_NATS)
-    return figure
+    """Test loss against the share of weights that are not zero: a curve over strengths per p; right: closer.
+
+    Grey: more than 90 % zeros, no more than 0.05 nats above the best strength of AdamW.
+    """
+    return _against_density(table, panels, "test/loss", "test loss (nats per character)", NEAR_NATS, CLOSER_NATS)[0]
 
 
 def _against_density(
-    table: pd.DataFrame, panels: list[Mapping[str, Any]], metric: str, label: str
+    table: pd.DataFrame, panels: list[Mapping[str, Any]], metric: str, label: str, near: float, closer: float
 ) -> tuple[Figure, np.ndarray]:
-    """A metric's last value against the share of weights that are not zero, twice beside each other for each panel."""
-    figure, grid = plt.subplots(
-        len(panels), 2, figsize=(8.4, 3.4 * len(panels) + 0.4), squeeze=False, layout="constrained"
-    )
+    """A metric's last value against the share of weights that are not zero; a row per panel, its axes for the grid.
+
+    ``near`` is how far below (above, if negative) AdamW a value may be to be near it; ``closer`` how far below (above)
+    the best one the axes on the right reach. They are left out where they would show hardly less than the left ones.
+    """
     ends = claims.last_lines(table)
     ends = ends.assign(density=1 - ends["sparsity/weights"])
+    values = ends.groupby("panel")[metric]
+    zoom = (values.max() - values.min() > 2 * abs(closer)).any()
+    shape = (len(panels), 1 + zoom)
+    figure, grid = plt.subplots(
+        *shape, figsize=(4.2 * shape[1] + 1.4 * (not zoom), 3.4 * shape[0] + 0.4), squeeze=False, layout="constrained"
+    )
     for axes, panel in zip(grid, panels, strict=True):
-        for looks, part in _by_method(ends[ends["panel"] == panel["panel"]]):
+        rows = ends[ends["panel"] == panel["panel"]]
+        for looks, part in _by_method(rows):
             found = part.groupby("regularizer.strength")[["density", metric]].agg(["mean", "min", "max"])
             for one in axes:
                 _strengths(one, found["density"], found[metric], *looks)
         axes[0].set_title(panel["title"])
-        axes[1].set_title("closer")
         axes[0].set_ylabel(label)
+        best = rows[metric].max() if closer > 0 else rows[metric].min()
+        axes[-1].set_title("closer" if zoom else panel["title"])
+        if zoom:
+            axes[-1].set_ylim(*sorted((best - closer, best + closer / 10)))
         for one in axes:
             one.set_xscale("log")
             one.invert_xaxis()
             one.set_xlabel("weights that are not zero")
             one.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
             one.xaxis.set_minor_formatter(NullFormatter())
+            _near_adamw(one, rows, metric, near)
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure, grid
+
+
+def _near_adamw(axes: Axes, rows: pd.DataFrame, metric: str, near: float) -> None:
+    """Shade where more than 90 % of the weights are zero and the metric is near, or better than, AdamW's best."""
+    means = rows[rows["regularizer"] == "decoupled"].groupby("regularizer.strength")[metric].mean()
+    if means.empty:
+        return
+    (left, right), limits = axes.get_xlim(), axes.get_ylim()
+    edge = (means.max() if near > 0 else means.min()) - near
+    axes.fill_between([min(0.1, left), right], edge, limits[1] if near > 0 else limits[0], color="0.88", zorder=0)
+    axes.set_xlim(left, right)
+    axes.set_ylim(limits)
 
 
 def _strengths(axes: Axes, x: pd.DataFrame, y: pd.DataFrame, color: str, line: str, marker: str, label: str) -> None:
