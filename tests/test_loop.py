@@ -92,3 +92,19 @@ def test_sharpness_has_a_cadence_of_its_own(compose):
     train.run(plain)
     for one, other in zip(rows(config), rows(plain), strict=True):  # to look at it changes nothing
         assert {key: one[key] for key in other} == other
+
+
+def test_smoothed_labels_are_in_the_gradient_and_not_in_what_is_logged(compose):
+    overrides = ("dataset=digits", "model=mlp", "train.steps=1", "train.log_every=1", "train.eval_every=1")
+    plain, smooth = compose(*overrides), compose(*overrides, "train.label_smoothing=0.2")
+    model = train.build(smooth)[0]
+    data = splits.load(smooth["dataset"], smooth["paths"]["data"], torch.device("cpu"))
+    inputs, labels = Batches(data.train, smooth["train"]["batch_size"], 0)(0)
+    targets = 0.8 * torch.nn.functional.one_hot(labels, 10) + 0.02
+    (-(targets * torch.log_softmax(model(inputs), 1)).sum(1).mean()).backward()
+    expected = torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()
+    assert train.run(plain) == train.run(smooth) == "done"
+    ours, without = rows(smooth), rows(plain)
+    assert ours[1]["gradient/loss_norm"] == pytest.approx(expected, rel=1e-5)
+    assert ours[1]["gradient/loss_norm"] != pytest.approx(without[1]["gradient/loss_norm"], rel=1e-3)
+    assert ours[0]["train/loss"] == without[0]["train/loss"]  # before the first step

@@ -98,6 +98,11 @@ def nearly(value):
     return None if value is None else pytest.approx(value, rel=2e-4, abs=2e-6)
 
 
+def test_smoothed_labels_are_not_stacked(compose):
+    config = compose(*COMMON, "train.label_smoothing=0.1")
+    assert stacked.why_not(config, train.experiment(config)) == "train.label_smoothing is for runs by themselves"
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_stack_records_what_its_runs_do_by_themselves(name, compose, tmp_path):
     of = configs(compose, *SETTINGS[name])

@@ -22,7 +22,7 @@ MOST = 10**12
 FULLER = ("eval_every", "sharpness_every")  # how often a log line has more than what is cheap
 WHOLE = ("steps", "batch_size", "log_every", "eval_every")
 WHOLE_OR_NULL = ("sharpness_every", "sharpness_examples")
-KEYS = (*WHOLE, "clip_norm", *WHOLE_OR_NULL)
+KEYS = (*WHOLE, "clip_norm", "label_smoothing", *WHOLE_OR_NULL)
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Experiment:
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Raise a ConfigError for a ``train`` value that is no whole number from 1 to ``MOST``, or no norm."""
+    """Raise a ConfigError for a ``train`` value that is no whole number from 1 to ``MOST``, no norm or no share."""
     for key in (*WHOLE, *WHOLE_OR_NULL):
         value = config[key]
         if value is None and key in WHOLE_OR_NULL:
@@ -50,6 +50,9 @@ def check(config: Mapping[str, Any]) -> None:
     norm = config["clip_norm"]
     if norm is not None and (isinstance(norm, bool) or not isinstance(norm, int | float) or not norm > 0):
         raise ConfigError(f"train.clip_norm={norm}: must be null or a number > 0")
+    share = config["label_smoothing"]
+    if share is not None and (isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1):
+        raise ConfigError(f"train.label_smoothing={share}: must be null or a number from 0 to below 1")
 
 
 class Step:
@@ -62,6 +65,7 @@ class Step:
         optimizer: that of all the network's parameters.
         machine: for the precision.
         clip_norm: largest norm of the gradient of the loss, None for any.
+        label_smoothing: share of every label that is spread over all classes, None for none.
     """
 
     def __init__(
@@ -70,14 +74,15 @@ class Step:
         optimizer: torch.optim.Optimizer,
         machine: Machine,
         clip_norm: float | None = None,
+        label_smoothing: float | None = None,
     ) -> None:
         self._forward, self._optimizer = forward, optimizer
-        self._machine, self._clip_norm = machine, clip_norm
+        self._machine, self._clip_norm, self._label_smoothing = machine, clip_norm, label_smoothing or 0.0
 
     def backward(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Puts the gradient of the mean cross-entropy (nats) into ``p.grad``; returns the loss, detached."""
+        """Puts the gradient of the mean cross-entropy (nats, smoothed) into ``p.grad``; returns the loss, detached."""
         with self._machine.autocast():
-            loss = cross_entropy(self._forward(inputs), labels)
+            loss = cross_entropy(self._forward(inputs), labels, label_smoothing=self._label_smoothing)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         return loss.detach()
@@ -120,7 +125,7 @@ def fit(
         optimizer.load_state_dict(start["optimizer"])
         regularizer.load_state_dict(start["regularizer"])
     _set_random_state(start, machine, experiment.seed)
-    update = Step(machine.training_form(model), optimizer, machine, config["clip_norm"])
+    update = Step(machine.training_form(model), optimizer, machine, config["clip_norm"], config["label_smoothing"])
     keeper = Keeper(experiment, config, run, recorder, batches.steps_per_epoch) if recorder else _NoKeeper()
 
     def set_lr(step: int) -> None:

@@ -19,14 +19,15 @@ Autocast = Callable[[], contextlib.AbstractContextManager]
 Evaluated = Mapping[str, tuple[Tensor, Tensor]]  # of every split loss and accuracy
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean", label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy in nats of logits (b, classes) for labels (b,), or of (b, t, classes) for (b, t).
 
-    The mean is over all labels. It is the training loss too.
+    The mean is over all labels. It is the training loss too, there with ``label_smoothing``: that share of every label
+    spread evenly over all classes.
     """
     if labels.dim() > 1:
         logits, labels = logits.flatten(0, -2), labels.flatten()
-    return nn.functional.cross_entropy(logits, labels, reduction=reduction)
+    return nn.functional.cross_entropy(logits, labels, reduction=reduction, label_smoothing=label_smoothing)
 
 
 @torch.no_grad()
