@@ -1,7 +1,5 @@
 """Write the README's index of figures from their declarations and committed verdicts. Called by ``make index``."""
 
-import json
-from collections import Counter
 from pathlib import Path
 
 from wdlab.analysis import figures
@@ -11,7 +9,6 @@ README = PROJECT / "README.md"
 BEGIN, END = "<!-- figures: written by make index -->\n", "<!-- end of figures -->\n"
 HEAD = "| | paper | shows | {scales} | command, and its time on two cores |"
 PRINTED = ("quick", "cpu", "paper")
-VERDICTS = ("reproduced", "inconclusive", "contradicted")
 NOT_MADE = "not made yet"
 
 
@@ -31,11 +28,7 @@ def table(results: Path = PROJECT / "results") -> str:
 def _verdicts(files: figures.Files) -> str:
     if not files.verdicts.exists():
         return NOT_MADE
-    found = Counter(claim["verdict"] for claim in json.loads(files.verdicts.read_text())["claims"])
-    words = [
-        f"{found[verdict]} {verdict}" for verdict in ("reproduced", "inconclusive", "contradicted") if found[verdict]
-    ]
-    return f"[{', '.join(words)}]({files.picture.relative_to(PROJECT)})"
+    return f"[{figures.counted(files)}]({files.picture.relative_to(PROJECT)})"
 
 
 def written(readme: str) -> str:

@@ -25,6 +25,7 @@ from scipy import stats
 
 from wdlab.errors import ConfigError
 
+VERDICTS = ("reproduced", "inconclusive", "contradicted")
 EXPLORATORY_BELOW = 5  # seeds
 RESAMPLES = 10_000
 

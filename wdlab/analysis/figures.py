@@ -236,6 +236,12 @@ class Files:
         )
 
 
+def counted(files: Files) -> str:
+    """How a figure's claims fell at a scale: ``2 reproduced, 1 contradicted``."""
+    found = Counter(claim["verdict"] for claim in json.loads(files.verdicts.read_text())["claims"])
+    return ", ".join(f"{found[verdict]} {verdict}" for verdict in claims.VERDICTS if found[verdict])
+
+
 def committed(name: str, scale: str, results: str | Path = runs.PROJECT / "results") -> tuple[Figure, pd.DataFrame]:
     """A figure drawn from the table under ``results``, and its verdicts as a table. For notebooks; trains nothing.
 
