@@ -27,6 +27,7 @@ from wdlab.analysis import claims, load, style
 from wdlab.errors import ConfigError
 
 SCALES = ("quick", "cpu", "paper")
+IN_A_RUNS_NAME = ("dataset", "model", "optimizer")  # and so not repeated in every row of what was measured on it
 NOTE_CHARACTERS_PER_INCH = 19  # of the caption beneath a picture
 
 
@@ -120,7 +121,8 @@ def measured(declared: Mapping[str, Any], figure_jobs: list[Job]) -> pd.DataFram
     if "measure" not in declared:
         return None
     settings = table(declared, figure_jobs)
-    settings = settings[[c for c in settings if c not in _metrics(settings)]].drop_duplicates("run")
+    dropped = (*_metrics(settings), *IN_A_RUNS_NAME)
+    settings = settings[[c for c in settings if c not in dropped]].drop_duplicates("run")
     parts = []
     for job in figure_jobs:
         kept = job.directory.path / f"{declared['measure'].rpartition('.')[2]}.csv"
