@@ -1,25 +1,25 @@
 """Write the README's index of figures from their declarations and committed verdicts. Called by ``make index``."""
 
-from pathlib import Path
-
 from wdlab.analysis import figures
 from wdlab.runs import PROJECT
 
 README = PROJECT / "README.md"
 BEGIN, END = "<!-- figures: written by make index -->\n", "<!-- end of figures -->\n"
 HEAD = "| | paper | shows | {scales} | command, and its time on two cores |"
-PRINTED = ("quick", "cpu", "paper")
 NOT_MADE = "not made yet"
 
 
-def table(results: Path = PROJECT / "results") -> str:
+def table() -> str:
     """A line for each figure: what it shows, its verdicts at each scale, the command and how long that takes."""
-    lines = [HEAD.format(scales=" | ".join(f"`{scale}`" for scale in PRINTED)), "| --- " * (4 + len(PRINTED)) + "|"]
+    lines = [
+        HEAD.format(scales=" | ".join(f"`{scale}`" for scale in figures.SCALES)),
+        "| --- " * (4 + len(figures.SCALES)) + "|",
+    ]
     for name in figures.names():
-        declared = {scale: figures.declaration(name, scale) for scale in PRINTED}
+        declared = {scale: figures.declaration(name, scale) for scale in figures.SCALES}
         first = declared["quick"]
-        made = [_verdicts(figures.Files.of(name, scale, results)) for scale in PRINTED]
-        times = ", ".join(f"`{scale}` {declared[scale]['at']['time']}" for scale in PRINTED)
+        made = [_verdicts(figures.Files.of(name, scale, PROJECT / "results")) for scale in figures.SCALES]
+        times = ", ".join(f"`{scale}` {declared[scale]['at']['time']}" for scale in figures.SCALES)
         paper = first["paper"].split(",")[0]
         lines.append(f"| {name} | {paper} | {first['title']} | {' | '.join(made)} | `make reproduce-{name}`: {times} |")
     return "\n".join(lines) + "\n"

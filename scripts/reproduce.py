@@ -90,7 +90,7 @@ def run_missing(missing: list[figures.Job], asked: str, scale: str, logger: str,
 
 
 def run_with(launcher: str, jobs: list[figures.Job], logger: str, results: Path) -> int:
-    """The exit code of ``python -m wdlab.train -m``, in a process of its own so that this one needs no torch."""
+    """The exit code of ``python -m wdlab.train -m``, in a process of its own, which Ctrl-C can end in its own way."""
     with tempfile.TemporaryDirectory() as folder:
         listed = Path(folder) / "jobs.json"
         listed.write_text(json.dumps([list(job.overrides) for job in jobs]))
@@ -117,7 +117,7 @@ def tell(files: figures.Files, judged: dict) -> None:
     exploratory = any(claim["exploratory"] for claim in judged["claims"])
     print(f"{judged['title']}, {judged['scale']} scale" + exploratory * ", exploratory: fewer than 5 seeds")
     for panel in judged["panels"].values():
-        if "seeds" in panel:
+        if "seeds" in panel:  # and not simulated
             print(f"  {panel['title']}: seeds {', '.join(map(str, panel['seeds']))}")
     print(textwrap.fill(f"Scale-downs: {judged['scale_down']}", 110))
     for claim in judged["claims"]:

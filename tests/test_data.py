@@ -80,11 +80,11 @@ def test_a_batch_larger_than_the_training_set_is_refused():
         data.Batches(split, 1201, seed=0)
 
 
-def hub_folder(root, size: int, count: int = 30):
-    (root / "mnist").mkdir(parents=True)
+def hub_folder(root, size: int, count: int = 30, parts=("train", "test"), labels=range(10)):
+    (root / "mnist").mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(0).integers(0, 256, (count, size, size), dtype=np.uint8)
-    table = pd.DataFrame({"image": [png(p) for p in pixels], "label": np.arange(count) % 10})
-    for part in ("train", "test"):
+    table = pd.DataFrame({"image": [png(p) for p in pixels], "label": np.resize(labels, count)})
+    for part in parts:
         table.to_parquet(root / "mnist" / f"{part}.parquet")
     return pixels
 
@@ -100,6 +100,22 @@ def test_the_hub_layout_is_read_losslessly(tmp_path):
 def test_data_of_another_shape_than_configured_is_refused(tmp_path):
     hub_folder(tmp_path, 27)
     with pytest.raises(DataError, match=r"holds images \(1, 27, 27\) in 10 classes, expected \(1, 28, 28\)"):
+        data.load(config("dataset=mnist", "dataset.val_size=5"), tmp_path, CPU)
+
+
+@pytest.mark.parametrize(
+    ("part", "size", "labels", "told"),
+    [
+        ("test", 32, range(10), r"test images of \(1, 32, 32\), expected \(1, 28, 28\)"),
+        ("test", 28, [-1], "test labels from -1 to -1, expected 0 to 9"),
+        ("test", 28, range(11), "test labels from 0 to 10, expected 0 to 9"),
+        ("train", 28, range(-1, 10), "training labels from -1 to 9, expected 0 to 9"),
+    ],
+)
+def test_a_part_that_does_not_fit_is_refused(tmp_path, part, size, labels, told):
+    hub_folder(tmp_path, 28)
+    hub_folder(tmp_path, size, parts=[part], labels=labels)
+    with pytest.raises(DataError, match=told):
         data.load(config("dataset=mnist", "dataset.val_size=5"), tmp_path, CPU)
 
 

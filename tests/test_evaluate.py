@@ -8,7 +8,7 @@ import torch
 
 from tests.test_train import TINY_CIFAR10, rows
 from wdlab import checkpoint, evaluate, loop, runs, train
-from wdlab.errors import ConfigError
+from wdlab.errors import CheckpointError, ConfigError
 
 
 def folder_of(config):
@@ -91,6 +91,6 @@ def test_what_cannot_be_evaluated_is_told_in_one_line(compose, tmp_path, monkeyp
         assert len(lines) == 1 and told in lines[0]
     checkpoint_file = runs.RunDirectory.of(config).checkpoint
     checkpoint_file.unlink()
-    with pytest.raises(ConfigError, match="has no checkpoint to evaluate"):
+    with pytest.raises(CheckpointError, match="has no checkpoint to evaluate"):
         evaluate.evaluate(folder_of(config), [])
     assert checkpoint.load(runs.RunDirectory.of(config)) is None

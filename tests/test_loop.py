@@ -11,7 +11,7 @@ CHOICES = [
     "dataset=digits model=mlp optimizer=adam regularizer=pathprox train.clip_norm=1.0",
     f"{TINY_CIFAR10} model=resnet8 optimizer.momentum=0.9 regularizer=l2",
     f"{TINY_CIFAR10} model=vgg11 dataset.augment.rotation=10 dataset.augment.padding=reflect regularizer=coherent",
-    f"{TINY_CIFAR10} model=vgg11_bn optimizer=adams runtime.precision=bf16",
+    f"{TINY_CIFAR10} model=vgg11_bn optimizer=adams runtime.precision=bf16",  # bf16 on a GPU only
     f"{TINY_TEXT} model=gpt optimizer=padam regularizer=none",
 ]
 
@@ -39,12 +39,10 @@ def steps_of(config, machine: device.Machine):
 @pytest.mark.parametrize("choice", CHOICES)
 def test_no_step_reads_a_value_back(compose, tiny_data, choice):
     config = compose(*choice.split(), "model.width=8", "train.batch_size=12", f"paths.data={tiny_data}")
-    precision = config["runtime"]["precision"]
     meta = device.Machine(torch.device("meta"), "fp32", "meta", "none")  # where reading a value raises
     step = steps_of(config, meta)
     for k in range(7):  # over the end of an epoch
         assert step(k).is_meta
-    assert precision in device.PRECISIONS
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, prune
 from tests.problem import problem, same, steps
 from wdlab.homogeneous import homogeneous_pairs, unit_paths
 from wdlab.models import MLP, FactorizedMLP
-from wdlab.pruning import footprint, prune_dead_units
+from wdlab.pruning import footprint, footprints, prune_dead_units
 from wdlab.regularizers import PathProx
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -517,7 +517,7 @@ def test_a_footprint_counts_parameters_bytes_and_time():
 def test_a_pruned_network_has_a_smaller_footprint():
     network = MLP((1, 2, 2), classes=3, width=8, depth=3)
     unread(network.layers[3], *range(6))
-    small, large = (footprint(m, torch.randn(4, 1, 2, 2), repeats=1) for m in (prune_dead_units(network), network))
+    small, large = footprints([prune_dead_units(network), network], torch.randn(4, 1, 2, 2), repeats=1)
     assert small.parameters == large.parameters - 6 * (4 + 1 + 8) and small.bytes < large.bytes
 
 

@@ -26,17 +26,23 @@ def test_the_table_holds_exactly_the_declared_runs(name, scale):
     declared = figures.declaration(name, scale)
     table = pd.read_csv(figures.Files.of(name, scale, RESULTS).table)
     jobs = figures.jobs(declared, "anywhere")
-    of_runs = table["panel"].isin({job.panel for job in jobs})
+    simulated = [panel["panel"] for panel in declared["at"]["panels"] if "simulate" in panel]
+    of_runs = ~table["panel"].isin(simulated)
     assert set(table.loc[of_runs, "run"]) == {job.directory.name for job in jobs}
+    if not jobs:
+        pd.testing.assert_frame_equal(figures.table(declared, []), table)
 
 
 @pytest.mark.parametrize(("name", "scale"), MADE)
 def test_the_verdicts_follow_from_the_table(name, scale):
     declared, files = figures.declaration(name, scale), figures.Files.of(name, scale, RESULTS)
     table, measured = figures.tables(declared, files)
-    committed = json.loads(files.verdicts.read_text())["claims"]
-    again = figures.verdicts(declared, table, [], measured)["claims"]
-    assert json.loads(json.dumps(again)) == committed
+    committed = json.loads(files.verdicts.read_text())
+    again = json.loads(json.dumps(figures.verdicts(declared, table, [], measured)))
+    for of_the_runs in ("runs", "devices", "code"):
+        assert committed.pop(of_the_runs) or figures.jobs(declared, "anywhere") == []
+        del again[of_the_runs]
+    assert again == committed
     assert files.picture.exists() and files.print_picture.exists()
 
 
@@ -47,6 +53,6 @@ def test_fig3_on_mnist_is_within_three_percent_of_the_released_curves(method):
     rows = claims.select(table, {"panel": "mlp", "regularizer": method})
     means = rows.groupby("step")["objective/path_norm"].agg(["mean", "count"])
     reference = declared["released"]["objective/path_norm"][method]
-    for step in (5000, 10000, 40000, 49000):
+    for step, value in reference.items():
         assert means.loc[step, "count"] == 3
-        assert means.loc[step, "mean"] == pytest.approx(reference[step], rel=0.03), step
+        assert means.loc[step, "mean"] == pytest.approx(value, rel=0.03), step

@@ -60,3 +60,15 @@ def load(run: RunDirectory) -> dict[str, Any] | None:
     if owner != run.name:
         raise CheckpointError(f"{path}: belongs to run {owner}")
     return state
+
+
+def require(run: RunDirectory) -> dict[str, Any]:
+    """The newest checkpoint of a run that is to be measured, on the CPU.
+
+    Raises:
+        CheckpointError: if there is none, or as for :func:`load`.
+    """
+    state = load(run)
+    if state is None:
+        raise CheckpointError(f"{run.path}: has no checkpoint to evaluate")
+    return state

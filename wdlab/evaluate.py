@@ -37,9 +37,7 @@ def evaluate(folder: Path, overrides: list[str], sharpness: bool = False, prune:
         CheckpointError: if its checkpoint is missing or damaged.
     """
     config = _config(folder, overrides)
-    state = checkpoint.load(runs.RunDirectory(folder.parent, folder.name))
-    if state is None:
-        raise ConfigError(f"{folder}: has no checkpoint to evaluate")
+    state = checkpoint.require(runs.RunDirectory(folder.parent, folder.name))
     model, _, regularizer, _ = train.build(config)
     model.load_state_dict(state["model"])
     machine = device.set_up(config["runtime"], model)
@@ -54,10 +52,9 @@ def evaluate(folder: Path, overrides: list[str], sharpness: bool = False, prune:
     if prune:
         smaller = pruning.prune_dead_units(model)
         batch, _ = splits.test.examples(slice(0, min(len(splits.test), config["train"]["batch_size"])))
-        found["footprint"] = pruning.footprint(model, batch)
+        found["footprint"], cost = pruning.footprints([model, smaller], batch)
         method = train.make(OmegaConf.to_container(config["regularizer"], resolve=True), model=smaller)
-        found["pruned"] = {"model": smaller, "metrics": measured(smaller, method)}
-        found["pruned"]["footprint"] = pruning.footprint(smaller, batch)
+        found["pruned"] = {"model": smaller, "metrics": measured(smaller, method), "footprint": cost}
     return found
 
 

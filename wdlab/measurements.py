@@ -1,5 +1,6 @@
 """What is measured of finished runs, from their checkpoints. Named in ``configs/figure``, called by
-``analysis.figures``; every function takes a run and returns the rows of a table with a column ``step``."""
+``analysis.figures``; every function takes a run and returns the rows of a table with a column ``step``. What it says of
+a run that diverged is not used."""
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ MIDDLE = 1e-4  # what is smaller but not zero is neither dead nor alive
 
 def unit_norms(run: RunDirectory) -> pd.DataFrame:
     """Of every homogeneous unit at the beginning and the end: ``pair, unit`` (numbers), ``input_norm, output_norm``."""
-    model, state = _as_begun(run), checkpoint.load(run)
+    model, state = _as_begun(run), checkpoint.require(run)
     parts = [_norms(model, 0)]
     model.load_state_dict(state["model"])
     parts.append(_norms(model, state["step"]))
@@ -42,7 +43,7 @@ def weight_sizes(run: RunDirectory) -> pd.DataFrame:
     Beside it, the same in every row: the shares that are ``zero`` (below 1e-13) and in the ``middle`` (below 1e-4, but
     not zero).
     """
-    model, state = _as_begun(run), checkpoint.load(run)
+    model, state = _as_begun(run), checkpoint.require(run)
     model.load_state_dict(state["model"])
     sizes = torch.cat([w.detach().flatten() for w in weights(model)]).abs().double().numpy()
     edges = np.linspace(*DECADES, BINS_PER_DECADE * (DECADES[1] - DECADES[0]) + 1)
@@ -55,8 +56,8 @@ def weight_sizes(run: RunDirectory) -> pd.DataFrame:
 
 
 def pruned(run: RunDirectory) -> pd.DataFrame:
-    """What taking out the dead units gives, in one row: the shares of ``parameters`` and ``latency`` (of a batch) that
-    are left, the ``test_accuracy`` and by how much it changed."""
+    """What taking out the dead units gives, in one row: the shares of ``parameters`` and ``latency`` (of a batch, on
+    this machine) that are left, the ``test_accuracy`` and by how much it changed."""
     found = evaluate.evaluate(run.path, [], prune=True)
     before, after = found["footprint"], found["pruned"]["footprint"]
     accuracies = [where["metrics"]["test/accuracy"] for where in (found, found["pruned"])]

@@ -7,7 +7,7 @@ import contextlib
 import copy
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -94,10 +94,21 @@ def footprint(model: nn.Module, inputs: Tensor, repeats: int = 20) -> Footprint:
     Raises:
         ValueError: if ``repeats`` is below 1.
     """
+    return footprints([model], inputs, repeats)[0]
+
+
+def footprints(models: Sequence[nn.Module], inputs: Tensor, repeats: int = 20) -> list[Footprint]:
+    """The :func:`footprint` of each of several models, timed in turns, so that times of one machine can be compared."""
     if repeats < 1:
         raise ValueError(f"repeats={repeats}: must be a whole number >= 1")
-    with _in_evaluation(model), torch.inference_mode():
-        seconds = [_seconds_of_forward(model, inputs) for _ in range(_WARM_UP + repeats)][_WARM_UP:]
+    with contextlib.ExitStack() as stack, torch.inference_mode():
+        for model in models:
+            stack.enter_context(_in_evaluation(model))
+        rounds = [[_seconds_of_forward(model, inputs) for model in models] for _ in range(_WARM_UP + repeats)]
+    return [_cost(model, times) for model, times in zip(models, zip(*rounds[_WARM_UP:], strict=True), strict=True)]
+
+
+def _cost(model: nn.Module, seconds: Sequence[float]) -> Footprint:
     parameters = list(model.parameters())
     return Footprint(
         parameters=sum(p.numel() for p in parameters),

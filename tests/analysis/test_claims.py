@@ -165,7 +165,20 @@ def test_the_sparsest_near_the_best_of_both_groups():
     worse = tuned()
     worse.loc[worse["method"] == "a", "val"] -= 0.1
     judged = claims.judge(claim(metric="units", choose=choose), worse)
-    assert judged["verdict"] == "inconclusive" and "no run of seed 0 to choose" in judged["note"]
+    assert judged["verdict"] == "inconclusive" and "of seed 0 no run of a is near the best val" in judged["note"]
+
+
+def test_of_equals_the_one_nearer_to_the_best_is_chosen():
+    choose = {"lowest": "units", "near_best": {"highest": "val", "within": 0.03}}
+    rows = tuned().iloc[::-1]  # the worse one comes first
+    assert claims.judge(claim(metric="units", choose=choose), rows)["chosen"][1] == ["b1-0", "b1-1"]
+
+
+def test_where_no_run_has_enough_the_note_says_so():
+    choose = {"highest": "val", "a_at_least": {"strength": 4}}
+    judged = claims.judge(claim(metric="test", choose=choose), tuned())
+    assert judged["verdict"] == "inconclusive" and "diverged" not in judged["note"]
+    assert judged["note"].startswith("of seed 0 no run of a has strength >= 4; of seed 1 no run")
 
 
 def test_only_runs_with_enough_of_something():

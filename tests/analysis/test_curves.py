@@ -44,3 +44,19 @@ def test_the_command_writes_picture_and_table_with_where_they_come_from(trained,
 def test_a_metric_that_was_not_recorded_is_told(trained):
     with pytest.raises(ConfigError, match=r"--metrics test/acuracy: not recorded; there are .*test/accuracy"):
         curves.draw(load(trained[0].parent), ["test/acuracy"])
+
+
+def test_joined_metrics_have_their_own_units(trained):
+    figure = curves.draw(load(trained[0].parent), ["train/loss+test/accuracy", "train/loss+test/loss"])
+    assert [axes.get_ylabel() for axes in figure.axes] == [
+        "train/loss (nats), test/accuracy (share of examples)",
+        "train/loss, test/loss (nats)",
+    ]
+
+
+def test_a_place_that_cannot_be_written_is_one_line(trained, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(sys, "argv", ["curves", str(trained[0]), "--out", str(tmp_path / "file" / "picture")])
+    with pytest.raises(SystemExit, match="2"):
+        curves.main()
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from scripts import reproduce
-from wdlab import runs, train
+from wdlab import measurements, runs, train
 from wdlab.analysis import figures
 from wdlab.errors import ConfigError, RunFailed
 
@@ -57,6 +57,37 @@ def test_a_diverged_run_is_a_result(short, tmp_path):
     reproduce.reproduce("fig3", "quick", "local", "disabled", tmp_path)
     judged = json.loads(figures.Files.of("fig3", "quick", tmp_path).verdicts.read_text())
     assert judged["runs"] == {"diverged": 6}
+    assert {claim["verdict"] for claim in judged["claims"]} == {"inconclusive"}
+
+
+@pytest.fixture
+def measuring(monkeypatch):
+    """fig2 at quick scale with 20 steps a run and two strengths, and how often a run was measured."""
+    declared = copy.deepcopy(figures.declaration("fig2", "quick"))
+    (panel,) = declared["at"]["panels"]
+    panel["shared"] += SHORT
+    panel["vary"] = [["regularizer=l2,pathprox", "regularizer.strength=1e-3,1e-2"]]
+    monkeypatch.setattr(figures, "declaration", lambda *_: declared)
+    return declared
+
+
+def test_checkpoints_are_measured_once(measuring, tmp_path, monkeypatch):
+    reproduce.reproduce("fig2", "quick", "local", "disabled", tmp_path)
+    files = figures.Files.of("fig2", "quick", tmp_path)
+    found = pd.read_csv(files.measured)
+    assert len(found) == 12 and found["parameters"].between(0, 1).all() and "optimizer" not in found
+    before = files.measured.read_bytes()
+    monkeypatch.setattr(measurements, "pruned", lambda run: pytest.fail("measured again"))
+    reproduce.reproduce("fig2", "quick", "local", "disabled", tmp_path)
+    assert files.measured.read_bytes() == before
+
+
+def test_nothing_is_said_of_the_checkpoint_of_a_diverged_run(measuring, tmp_path):
+    measuring["at"]["panels"][0]["shared"] += ["optimizer.lr=1e30"]
+    reproduce.reproduce("fig2", "quick", "local", "disabled", tmp_path)
+    files = figures.Files.of("fig2", "quick", tmp_path)
+    assert pd.read_csv(files.measured)[["parameters", "latency", "test_accuracy"]].isna().all(axis=None)
+    judged = json.loads(files.verdicts.read_text())
     assert {claim["verdict"] for claim in judged["claims"]} == {"inconclusive"}
 
 

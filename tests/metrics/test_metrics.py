@@ -19,7 +19,7 @@ def tensors(*values):
 
 def test_weight_norms_are_over_all_weights_together():
     weights = tensors([[3.0, 0.0]], [[0.0, -4.0], [12.0, 0.0]])
-    assert norms.weight_norm(weights).item() == pytest.approx(13.0)
+    assert norms.together(norms.each_norm(weights)).item() == pytest.approx(13.0)
     assert sparsity.sizes(weights)[0].sum().item() == pytest.approx(19.0)
 
 
@@ -164,7 +164,7 @@ def test_the_norm_at_a_log_point_is_that_of_the_new_weights():
         make_step(metrics, optimizer, *data.train.examples(slice(None)))
     after_a_step, again = metrics.measure(False), metrics.measure(False)
     assert after_a_step["norm/weight_l2"] == again["norm/weight_l2"]
-    assert again["norm/weight_l2"] == pytest.approx(norms.weight_norm(metrics.weights).item())
+    assert again["norm/weight_l2"] == pytest.approx(norms.together(norms.each_norm(metrics.weights)).item())
 
 
 def as_it_is(model):

@@ -59,11 +59,17 @@ def _panel(axes: Axes, table: pd.DataFrame, metrics: Sequence[str]) -> None:
             names = [label, metric if len(metrics) > 1 else ""]
             label_here = ", ".join(name for name in names if name)
             axes.plot(points["epoch"], points[metric], line, color=color, label=label_here, marker=".")
-    unit = UNITS.get(metrics[0].rpartition("/")[2])
-    axes.set_ylabel(", ".join(metrics) + (f" ({unit})" if unit else ""))
+    axes.set_ylabel(", ".join(_with_units(metrics)))
     axes.set_xlabel("epoch")
     if any(axes.get_legend_handles_labels()[1]):
         axes.legend()
+
+
+def _with_units(metrics: Sequence[str]) -> list[str]:
+    """The metrics with their unit: behind the last one if it is that of all, else behind each."""
+    units = [UNITS.get(metric.rpartition("/")[2]) for metric in metrics]
+    shown = units if len(set(units)) > 1 else [None] * (len(units) - 1) + units[-1:]
+    return [metric + (f" ({unit})" if unit else "") for metric, unit in zip(metrics, shown, strict=True)]
 
 
 def _labels(table: pd.DataFrame) -> dict[str, str]:
@@ -95,20 +101,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="<out>.png and <out>.csv are written")
     parser.add_argument("--note", default="", help="printed below the picture, before where it was computed")
     arguments = parser.parse_args()
-    folders = [Path(folder) for folder in arguments.runs]
+    folders = arguments.runs
     try:
         if len({folder.parent for folder in folders}) > 1:
             raise ConfigError("runs: must lie in one folder")
         table = load(folders[0].parent, [folder.name for folder in folders])
         note = " ".join(part for part in (arguments.note, provenance(folders)) if part)
         figure = draw(table, arguments.metrics, note)
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(f"{arguments.out}.csv", index=False)
+        with style.context():
+            figure.savefig(f"{arguments.out}.png", metadata={"Software": None})
     except (WdlabError, OSError) as error:
         print(f"error: {explain(error) or error}", file=sys.stderr)
         sys.exit(2)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(f"{arguments.out}.csv", index=False)
-    with style.context():
-        figure.savefig(f"{arguments.out}.png", metadata={"Software": None})
     mpl.pyplot.close(figure)
     print(f"picture  {arguments.out}.png\ntable    {arguments.out}.csv")
 

@@ -66,11 +66,11 @@ def declaration(name: str, scale: str) -> dict[str, Any]:
 
 
 def jobs(declared: Mapping[str, Any], root: str | Path) -> list[Job]:
-    """Every run of the figure at its scale: panel x (shared + one of vary) x seed."""
+    """Every run of the figure at its scale: panel x seed x (shared + one of vary)."""
     found = []
     for panel in declared["at"]["panels"]:
         lines = [line for vary in panel.get("vary", ()) for line in _lines(vary)]
-        for seed in seeds(declared, panel):
+        for seed in seeds(declared, panel) if lines else ():
             for line in lines:
                 overrides = (*panel["shared"], *line, f"seed={seed}")
                 directory = runs.RunDirectory(root, runs.identity(runs.compose(overrides)))
@@ -116,7 +116,7 @@ def table(declared: Mapping[str, Any], figure_jobs: list[Job]) -> pd.DataFrame:
 def measured(declared: Mapping[str, Any], figure_jobs: list[Job]) -> pd.DataFrame | None:
     """What the declaration's ``measure`` finds on the runs, their panels and settings in front; None without one.
 
-    A run is measured once; what was found stays in its directory.
+    A run is measured once; what was found stays in its directory. Of one that diverged nothing is known: nan.
     """
     if "measure" not in declared:
         return None
@@ -127,8 +127,11 @@ def measured(declared: Mapping[str, Any], figure_jobs: list[Job]) -> pd.DataFram
     for job in figure_jobs:
         kept = job.directory.path / f"{declared['measure'].rpartition('.')[2]}.csv"
         if not kept.exists():
-            _named(declared["measure"])(job.directory).to_csv(kept, index=False)
-        parts.append(pd.read_csv(kept).assign(run=job.directory.name))
+            runs.write_atomically(kept, _named(declared["measure"])(job.directory).to_csv(index=False))
+        found = pd.read_csv(kept).assign(run=job.directory.name)
+        if job.directory.status == "diverged":
+            found[found.select_dtypes("float").columns] = float("nan")
+        parts.append(found)
     return settings.merge(pd.concat(parts, ignore_index=True), on="run", validate="one_to_many")
 
 
@@ -171,7 +174,7 @@ def verdicts(
 
     A claim is about the table, or with ``of: measured`` about the measurements.
     """
-    judged = []
+    over, judged = declared.get("over", "seeds"), []
     for claim in declared["claims"]:
         source = of_checkpoints if claim.get("of") == "measured" else rows
         for panel in claim["panels"]:
@@ -188,7 +191,7 @@ def verdicts(
         "scale": declared["scale"],
         "scale_down": declared["at"]["scale_down"],
         "panels": {
-            panel["panel"]: {"title": panel["title"], "seeds": seeds(declared, panel)}
+            panel["panel"]: {"title": panel["title"], over: _seeds_of(rows, panel["panel"])}
             for panel in declared["at"]["panels"]
         },
         "runs": dict(ended),
@@ -196,6 +199,10 @@ def verdicts(
         "code": sorted({code.get("commit", "unknown") + _dirty(code) for code in codes}),
         "claims": judged,
     }
+
+
+def _seeds_of(rows: pd.DataFrame, panel: str) -> list[int]:
+    return sorted(map(int, set(rows.loc[rows["panel"] == panel, "seed"])))
 
 
 def _device(session: Mapping[str, Any]) -> str:
@@ -208,11 +215,13 @@ def _dirty(code: Mapping[str, str]) -> str:
 
 def numbers(claim: Mapping[str, Any]) -> str:
     """What a verdict rests on, in a few words: the difference, its interval, the number of pairs, and any note."""
-    note = f"; {claim['note']}" if "note" in claim else ""
+    rest = (
+        f"n={claim['n']}" + ", exploratory" * claim["exploratory"] + (f"; {claim['note']}" if "note" in claim else "")
+    )
     if claim["interval"] is None:
-        return f"no interval, n={claim['n']}{note}"
+        return f"no interval, {rest}"
     low, high = claim["interval"]
-    return f"difference {claim['mean_difference']:.3g} [{low:.3g}, {high:.3g}], n={claim['n']}{note}"
+    return f"difference {claim['mean_difference']:.3g} [{low:.3g}, {high:.3g}], {rest}"
 
 
 @dataclass(frozen=True)

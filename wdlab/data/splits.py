@@ -233,6 +233,19 @@ def _images_as_described(config: Mapping[str, Any], root: str | Path) -> tuple[T
             f"dataset={config['name']}: {source} under {root} holds images {found[0]} in {found[1]} classes, expected "
             f"{expected[0]} in {expected[1]}"
         )
+    pixels, labels, test_pixels, test_labels = parts
+    if test_pixels.shape[1:] != pixels.shape[1:]:
+        raise DataError(
+            f"dataset={config['name']}: {source} under {root} has test images of {tuple(test_pixels.shape[1:])}, "
+            f"expected {expected[0]}"
+        )
+    for split, found_labels in (("training", labels), ("test", test_labels)):
+        lowest, highest = int(found_labels.min()), int(found_labels.max())
+        if lowest < 0 or highest >= config["classes"]:
+            raise DataError(
+                f"dataset={config['name']}: {source} under {root} has {split} labels from {lowest} to {highest}, "
+                f"expected 0 to {config['classes'] - 1}"
+            )
     return parts
 
 

@@ -16,11 +16,6 @@ def together(norms: Tensor) -> Tensor:
     return torch.linalg.vector_norm(norms)
 
 
-def weight_norm(weights: Sequence[Tensor]) -> Tensor:
-    """The L2 norm over all elements of all weights together, a 0-dim float64 tensor."""
-    return together(each_norm(weights))
-
-
 def each_dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     """``sum(a * b)`` of every pair of tensors of equal shape, float64 (len(left),); added up in their own type."""
     return torch.stack([_dot(a.detach(), b.detach()) for a, b in zip(left, right, strict=True)]).double()

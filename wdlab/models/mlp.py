@@ -37,6 +37,7 @@ class FactorizedMLP(nn.Module):
 
     def __init__(self, input_shape: Sequence[int], classes: int, width: int, depth: int) -> None:
         super().__init__()
+        check_whole("depth", depth, 2)
         if depth % 2:
             raise ValueError(f"depth={depth}: must be even, a factorized MLP is made of pairs of linear layers")
         self.layers = linear_stack(input_shape, classes, width, depth, relu_after=lambda k: k % 2 == 1)
