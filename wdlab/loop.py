@@ -140,7 +140,7 @@ def fit(
     set_lr(first)
     if start is None:
         keeper.record(0)
-    elif not finite and keeper.last_step == first:
+    elif group.any_says(not start["finite"] and keeper.last_step == first):
         return "diverged"  # and was stopped before it could say so
     with regularizer.attach(optimizer), Progress(run.name, steps, first) as progress:
         for step in range(first, steps):
