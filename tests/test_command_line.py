@@ -112,6 +112,7 @@ BAD = {
     "runtime.channels_last=true": "runtime.channels_last=True: must be one of auto, never",
     "train.clip_norm=-1": "train.clip_norm=-1: must be null or a number > 0",
     "train.label_smoothing=1": "train.label_smoothing=1: must be null or a number from 0 to below 1",
+    "train.average_decay=1": "train.average_decay=1: must be null or a number between 0 and 1",
     "train.sharpness_every=0": "train.sharpness_every=0: must be null or a whole number between 1",
     "model=resnet18 model.width=4 train.batch_size=1": "train.batch_size=1: is too small, Expected more than 1 value",
     "model.name=a/b": "model.name=a/b: must be a name",

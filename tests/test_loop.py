@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.test_train import TINY_CIFAR10, TINY_TEXT, rows
-from wdlab import device, loop, runs, train
+from wdlab import averaging, checkpoint, device, evaluate, loop, runs, train
 from wdlab.data import Batches, splits
 
 CHOICES = [
@@ -16,7 +16,7 @@ CHOICES = [
 ]
 
 
-def steps_of(config, machine: device.Machine):
+def steps_of(config, machine: device.Machine, with_model: bool = False):
     """The parts of a run that a step is made of, on a machine's device, as ``fit`` puts them together."""
     model, optimizer, regularizer, _ = train.build(config)
     machine.place(model)
@@ -33,7 +33,7 @@ def steps_of(config, machine: device.Machine):
         optimizer.step()
         return torch.isfinite(loss)
 
-    return step
+    return (step, model) if with_model else step
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -106,3 +106,46 @@ def test_smoothed_labels_are_in_the_gradient_and_not_in_what_is_logged(compose):
     assert ours[1]["gradient/loss_norm"] == pytest.approx(expected, rel=1e-5)
     assert ours[1]["gradient/loss_norm"] != pytest.approx(without[1]["gradient/loss_norm"], rel=1e-3)
     assert ours[0]["train/loss"] == without[0]["train/loss"]  # before the first step
+
+
+def test_the_average_of_the_weights_is_that_of_the_formula_and_changes_nothing_else(compose, tiny_data):
+    lengths = ("train.steps=6", "train.log_every=3", "train.eval_every=3", "train.batch_size=12")
+    network = (*TINY_CIFAR10.split(), "model=resnet8", "model.width=4", "runtime.channels_last=never")
+    plain = compose(*network, *lengths, f"paths.data={tiny_data}")
+    averaged = compose(*network, *lengths, f"paths.data={tiny_data}", "train.average_decay=0.7")
+    assert train.run(plain) == train.run(averaged) == "done"
+    of_plain, of_averaged = rows(plain), rows(averaged)
+    for one, other in zip(of_plain, of_averaged, strict=True):
+        assert {key: other[key] for key in one} == one
+    states = [checkpoint.load(runs.RunDirectory.of(c)) for c in (plain, averaged)]
+    assert all(torch.equal(states[0]["model"][key], states[1]["model"][key]) for key in states[0]["model"])
+    assert "average" not in states[0]
+    machine = device.Machine(torch.device("cpu"), "fp32", "cpu", "none")
+    step, model = steps_of(plain, machine, with_model=True)
+    expected = [p.detach().clone() for p in model.parameters()]
+    for k in range(6):
+        step(k)
+        expected = [0.7 * a + 0.3 * p.detach() for a, p in zip(expected, model.parameters(), strict=True)]
+    names = [name for name, _ in model.named_parameters()]
+    for name, value in zip(names, expected, strict=True):
+        assert torch.allclose(states[1]["average"][name], value, rtol=1e-4, atol=1e-6), name
+    found = evaluate.evaluate(runs.RunDirectory.of(averaged).path, [f"paths.data={tiny_data}"])["metrics"]
+    for key in ("average/train/loss", "average/val/accuracy", "average/test/loss"):
+        assert found[key] == pytest.approx(of_averaged[-1][key], rel=1e-5)
+
+
+def test_an_average_has_batch_statistics_of_its_own(tiny_data, compose):
+    config = compose(*TINY_CIFAR10.split(), "model=resnet8", "model.width=4", f"paths.data={tiny_data}")
+    model = train.build(config)[0]
+    data = splits.load(config["dataset"], config["paths"]["data"], torch.device("cpu"))
+    average = averaging.Average(model, 0.9)
+    state = torch.get_rng_state()
+    network = average.settle(data.train)
+    seen = []
+    network.conv1.register_forward_hook(lambda *parts: seen.append(parts[2]))
+    inputs, _ = data.train.examples(slice(0, len(data.train)))
+    network(inputs)
+    assert torch.allclose(network.bn1.running_mean, seen[0].mean((0, 2, 3)), atol=1e-5)
+    assert torch.allclose(network.bn1.running_var, seen[0].var((0, 2, 3)), rtol=1e-4)
+    assert network.bn1.momentum == 0.1 and torch.equal(state, torch.get_rng_state())
+    assert (model.bn1.running_mean == 0).all()

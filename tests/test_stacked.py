@@ -98,9 +98,10 @@ def nearly(value):
     return None if value is None else pytest.approx(value, rel=2e-4, abs=2e-6)
 
 
-def test_smoothed_labels_are_not_stacked(compose):
-    config = compose(*COMMON, "train.label_smoothing=0.1")
-    assert stacked.why_not(config, train.experiment(config)) == "train.label_smoothing is for runs by themselves"
+@pytest.mark.parametrize("key", ["label_smoothing", "average_decay"])
+def test_smoothed_labels_and_averages_are_not_stacked(compose, key):
+    config = compose(*COMMON, f"train.{key}=0.1")
+    assert stacked.why_not(config, train.experiment(config)) == f"train.{key} is for runs by themselves"
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -35,7 +35,8 @@ ALLOWED = {
     "regularizers": {"foreach", "homogeneous", "schedules"},
     "optimizers": {"foreach", "regularizers"},
     "metrics": {"homogeneous", "regularizers", "data"},
-    "loop": {"checkpoint", "data", "device", "metrics", "progress", "recorder", "regularizers", "runs"},
+    "averaging": {"data", "metrics"},
+    "loop": {"averaging", "checkpoint", "data", "device", "metrics", "progress", "recorder", "regularizers", "runs"},
     "stacked": {
         *("data", "foreach", "loop", "metrics", "models", "optimizers", "progress", "recorder", "regularizers"),
         "runs",
@@ -48,7 +49,7 @@ ALLOWED = {
         *("checkpoint", "data", "device", "loop", "metrics", "parallel", "progress", "recorder", "runs", "stopping"),
         "sweep",
     },
-    "evaluate": {"checkpoint", "data", "device", "metrics", "pruning", "runs", "train"},
+    "evaluate": {"averaging", "checkpoint", "data", "device", "metrics", "pruning", "runs", "train"},
     "simulations": {"regularizers"},
     "measurements": {"checkpoint", "evaluate", "homogeneous", "metrics", "runs", "train"},
     "analysis": {"runs"},

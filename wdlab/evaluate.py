@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from wdlab import checkpoint, data, device, metrics, pruning, runs, train
+from wdlab import averaging, checkpoint, data, device, metrics, pruning, runs, train
 from wdlab.errors import ConfigError, WdlabError, explain
 
 SETTABLE = ("runtime.", "paths.data=")
@@ -44,11 +44,18 @@ def evaluate(folder: Path, overrides: list[str], sharpness: bool = False, prune:
     machine.place(model)
     splits = data.load(config["dataset"], config["paths"]["data"], machine.device)
 
-    def measured(network: nn.Module, method: Any) -> dict[str, float]:
-        examples = config["train"].get("sharpness_examples") or metrics.SHARPNESS_EXAMPLES
-        return metrics.Metrics(network, splits, method, machine.autocast, examples).measure(True, sharpness)
+    settle_average = None
+    if "average" in state:
+        average = averaging.Average(model, config["train"]["average_decay"])
+        average.load_state_dict(state["average"])
+        settle_average = average.settle
 
-    found: dict[str, Any] = {"step": state["step"], "model": model, "metrics": measured(model, regularizer)}
+    def measured(network: nn.Module, method: Any, *more: Any) -> dict[str, float]:
+        examples = config["train"].get("sharpness_examples") or metrics.SHARPNESS_EXAMPLES
+        return metrics.Metrics(network, splits, method, machine.autocast, examples, *more).measure(True, sharpness)
+
+    of_trained = measured(model, regularizer, settle_average)
+    found: dict[str, Any] = {"step": state["step"], "model": model, "metrics": of_trained}
     if prune:
         smaller = pruning.prune_dead_units(model)
         batch, _ = splits.test.examples(slice(0, min(len(splits.test), config["train"]["batch_size"])))

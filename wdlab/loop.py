@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wdlab import checkpoint
+from wdlab.averaging import Average
 from wdlab.data import Batches, Data
 from wdlab.device import Machine
 from wdlab.errors import ConfigError
@@ -22,7 +23,7 @@ MOST = 10**12
 FULLER = ("eval_every", "sharpness_every")  # how often a log line has more than what is cheap
 WHOLE = ("steps", "batch_size", "log_every", "eval_every")
 WHOLE_OR_NULL = ("sharpness_every", "sharpness_examples")
-KEYS = (*WHOLE, "clip_norm", "label_smoothing", *WHOLE_OR_NULL)
+KEYS = (*WHOLE, "clip_norm", "label_smoothing", "average_decay", *WHOLE_OR_NULL)
 
 
 @dataclass
@@ -53,6 +54,9 @@ def check(config: Mapping[str, Any]) -> None:
     share = config["label_smoothing"]
     if share is not None and (isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1):
         raise ConfigError(f"train.label_smoothing={share}: must be null or a number from 0 to below 1")
+    decay = config["average_decay"]
+    if decay is not None and (isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 < decay < 1):
+        raise ConfigError(f"train.average_decay={decay}: must be null or a number between 0 and 1")
 
 
 class Step:
@@ -120,13 +124,18 @@ def fit(
     batches = Batches(experiment.data.train, config["batch_size"], experiment.seed, group.rank, group.size)
     base_lrs = [group["lr"] for group in optimizer.param_groups]
     regularizer.set_steps_per_epoch(batches.steps_per_epoch)
+    average = Average(model, config["average_decay"]) if config["average_decay"] else None
     if start is not None:
         model.load_state_dict(start["model"])
         optimizer.load_state_dict(start["optimizer"])
         regularizer.load_state_dict(start["regularizer"])
+        if average:
+            average.load_state_dict(start["average"])
     _set_random_state(start, machine, experiment.seed)
     update = Step(machine.training_form(model), optimizer, machine, config["clip_norm"], config["label_smoothing"])
-    keeper = Keeper(experiment, config, run, recorder, batches.steps_per_epoch) if recorder else _NoKeeper()
+    keeper = _NoKeeper()
+    if recorder:
+        keeper = Keeper(experiment, config, run, recorder, batches.steps_per_epoch, average)
 
     def set_lr(step: int) -> None:
         factor = experiment.lr_factor(step, steps, batches.steps_per_epoch)
@@ -152,6 +161,8 @@ def fit(
                 keeper.before_step()
             update.clip()
             optimizer.step()
+            if average:
+                average.update()
             finite &= torch.isfinite(loss)
             if logged:
                 keeper.after_step()
@@ -185,7 +196,9 @@ class Keeper:
         run: RunDirectory,
         recorder: Recorder,
         steps_per_epoch: int,
+        average: Average | None = None,
     ) -> None:
+        self._average = average
         self._experiment, self._config, self._run, self._recorder = experiment, config, run, recorder
         self._steps_per_epoch = steps_per_epoch
         self._metrics = Metrics(
@@ -194,6 +207,7 @@ class Keeper:
             experiment.regularizer,
             experiment.machine.autocast,
             config["sharpness_examples"] or SHARPNESS_EXAMPLES,
+            average.settle if average else None,
         )
         self.before_step, self.after_step = self._metrics.before_step, self._metrics.after_step
 
@@ -227,6 +241,8 @@ class Keeper:
         if device.type == "cuda":
             state |= {"rng_cuda": torch.cuda.get_rng_state(device)}
         parts = ("model", "optimizer", "regularizer")
+        if self._average:
+            state["average"] = self._average.state_dict()
         checkpoint.save(self._run, state | {name: getattr(self._experiment, name).state_dict() for name in parts})
 
 

@@ -73,6 +73,8 @@ def why_not(config: Mapping[str, Any], experiment: Experiment) -> str | None:
         return "dataset.augment varies its training examples"
     if config["train"]["label_smoothing"]:
         return "train.label_smoothing is for runs by themselves"
+    if config["train"]["average_decay"]:
+        return "train.average_decay is for runs by themselves"
     if machine.precision == "bf16" or machine.compiled:
         return "runtime.precision=bf16 and runtime.compile are for runs by themselves"
     if type(optimizer) not in OPTIMIZERS:

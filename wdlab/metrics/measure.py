@@ -1,12 +1,12 @@
 """Gathers the metrics that are due at a log point, with one transfer from the device."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from wdlab.data import Data
+from wdlab.data import Data, Split
 from wdlab.homogeneous import Pair, homogeneous_pairs, unit_paths, weights
 from wdlab.metrics import lipschitz, norms, objective, scale_invariant, sharpness, sparsity
 from wdlab.metrics.gradients import PenaltyGradient
@@ -26,6 +26,7 @@ class Metrics:
         model, data, regularizer: of the run.
         autocast: gives the context of a forward pass when whole splits are evaluated.
         sharpness_examples: how many of the first training examples the Hessian is of.
+        average: gives, for the training split and ``autocast``, the network with averaged weights, to be evaluated too.
     """
 
     def __init__(
@@ -35,7 +36,9 @@ class Metrics:
         regularizer: Regularizer,
         autocast: objective.Autocast = contextlib.nullcontext,
         sharpness_examples: int = SHARPNESS_EXAMPLES,
+        average: Callable[[Split, objective.Autocast], nn.Module] | None = None,
     ) -> None:
+        self._average = average
         self.model, self.data, self.regularizer = model, data, regularizer
         self.autocast, self.sharpness_examples = autocast, sharpness_examples
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -122,6 +125,10 @@ class Metrics:
         values = {}
         for name, (loss, accuracy) in evaluated.items():
             values |= {f"{name}/loss": loss, f"{name}/accuracy": accuracy}
+        if self._average:
+            averaged = self._average(self.data.train, self.autocast)
+            for name, (loss, accuracy) in objective.evaluate_all(averaged, self.data, self.autocast).items():
+                values |= {f"average/{name}/loss": loss, f"average/{name}/accuracy": accuracy}
         strength, penalty = self.regularizer.strength, self.regularizer.penalty()
         return values | objective.objectives(values["train/loss"], strength, weight_l2, path, penalty)
 
