@@ -6,6 +6,7 @@ import torch
 from tests.test_train import TINY_CIFAR10, TINY_TEXT, rows
 from wdlab import averaging, checkpoint, device, evaluate, loop, runs, train
 from wdlab.data import Batches, splits
+from wdlab.errors import ConfigError
 
 CHOICES = [
     "dataset=digits model=mlp optimizer=adam regularizer=pathprox train.clip_norm=1.0",
@@ -129,9 +130,13 @@ def test_the_average_of_the_weights_is_that_of_the_formula_and_changes_nothing_e
     names = [name for name, _ in model.named_parameters()]
     for name, value in zip(names, expected, strict=True):
         assert torch.allclose(states[1]["average"][name], value, rtol=1e-4, atol=1e-6), name
-    found = evaluate.evaluate(runs.RunDirectory.of(averaged).path, [f"paths.data={tiny_data}"])["metrics"]
-    for key in ("average/train/loss", "average/val/accuracy", "average/test/loss"):
-        assert found[key] == pytest.approx(of_averaged[-1][key], rel=1e-5)
+    place = runs.RunDirectory.of(averaged).path, [f"paths.data={tiny_data}"]
+    found, of_average = evaluate.evaluate(*place)["metrics"], evaluate.evaluate(*place, average=True)["metrics"]
+    for key in ("train/loss", "val/accuracy", "test/loss"):
+        assert found[f"average/{key}"] == pytest.approx(of_averaged[-1][f"average/{key}"], rel=1e-5)
+        assert of_average[key] == pytest.approx(found[f"average/{key}"], rel=1e-5)
+    with pytest.raises(ConfigError, match=r"has no average of the weights, .* without train\.average_decay"):
+        evaluate.evaluate(runs.RunDirectory.of(plain).path, place[1], average=True)
 
 
 def test_an_average_has_batch_statistics_of_its_own(tiny_data, compose):

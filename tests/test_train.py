@@ -113,7 +113,7 @@ TINY_TEXT = "dataset=tinyshakespeare dataset.classes=8 dataset.shape=[16] datase
         f"{TINY_CIFAR10} model=vgg11 regularizer=pathprox train.clip_norm=1.0",
         f"{TINY_CIFAR10} model=vgg13_bn optimizer=adams dataset.augment.rotation=10",
         f"{TINY_CIFAR10} model=mlp dataset.augment=null dataset.label_noise=0.2 dataset.train_size=45",
-        f"{TINY_CIFAR10} model=resnet8 dataset.augment.crop=null regularizer=l2",
+        f"{TINY_CIFAR10} model=resnet8 dataset.augment.crop=null regularizer=l2 train.average_decay=0.9",
         f"{TINY_TEXT} model=gpt model.dropout=0.1 optimizer=adamw",
         f"{TINY_TEXT} model=gpt model.activation=relu dataset.shift=null optimizer=padam",
     ],
@@ -147,7 +147,8 @@ def check_resume(compose, monkeypatch, choice: list[str]) -> None:
 def same_ending(one: runs.RunDirectory, other: runs.RunDirectory) -> None:
     assert one.metrics.read_bytes() == other.metrics.read_bytes()
     states = [checkpoint.load(d) for d in (one, other)]
-    for part in ("model", "optimizer", "regularizer", "rng"):
+    assert states[0].keys() == states[1].keys()
+    for part in states[0].keys() & {"model", "optimizer", "regularizer", "rng", "average"}:
         assert bitwise_equal(states[0][part], states[1][part])
 
 

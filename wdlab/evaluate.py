@@ -25,15 +25,20 @@ from wdlab.errors import ConfigError, WdlabError, explain
 SETTABLE = ("runtime.", "paths.data=")
 
 
-def evaluate(folder: Path, overrides: list[str], sharpness: bool = False, prune: bool = False) -> dict[str, Any]:
+def evaluate(
+    folder: Path, overrides: list[str], sharpness: bool = False, prune: bool = False, average: bool = False
+) -> dict[str, Any]:
     """Every metric of a run's last checkpoint, as its log lines have them; with ``prune`` those of the pruned network.
+
+    With ``average`` the network is the one with averaged weights (``train.average_decay``).
 
     Returns:
         ``step``, the ``metrics`` and the network itself as ``model``; with ``prune`` also ``pruned`` with the same
         three, and the footprints of both as ``footprint`` (parameters, bytes, latency of a batch in ms).
 
     Raises:
-        ConfigError: if the folder is no run, or an override sets anything else than where and how to compute.
+        ConfigError: if the folder is no run, has no average, or an override sets anything else than where and how to
+            compute.
         CheckpointError: if its checkpoint is missing or damaged.
     """
     config = _config(folder, overrides)
@@ -46,9 +51,14 @@ def evaluate(folder: Path, overrides: list[str], sharpness: bool = False, prune:
 
     settle_average = None
     if "average" in state:
-        average = averaging.Average(model, config["train"]["average_decay"])
-        average.load_state_dict(state["average"])
-        settle_average = average.settle
+        averaged = averaging.Average(model, config["train"]["average_decay"])
+        averaged.load_state_dict(state["average"])
+        settle_average = averaged.settle
+    if average:
+        if settle_average is None:
+            raise ConfigError(f"{folder}: has no average of the weights, it was trained without train.average_decay")
+        model.load_state_dict(settle_average(splits.train, machine.autocast).state_dict())
+        settle_average = None
 
     def measured(network: nn.Module, method: Any, *more: Any) -> dict[str, float]:
         examples = config["train"].get("sharpness_examples") or metrics.SHARPNESS_EXAMPLES
@@ -112,13 +122,15 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="runtime.device=cpu, paths.data=DIR, ...")
     parser.add_argument("--sharpness", action="store_true", help="measure the Hessian and Lipschitz bounds too")
     parser.add_argument("--prune", action="store_true", help="without dead units too: accuracy, size and latency")
+    parser.add_argument("--average", action="store_true", help="the network with averaged weights")
     parser.add_argument("--save", type=Path, help="write the (pruned) network, for torch.load(..., weights_only=False)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_intermixed_args()
     try:
         if arguments.save and not arguments.save.resolve().parent.is_dir():
             raise ConfigError(f"--save {arguments.save}: {arguments.save.resolve().parent} is no folder")
-        found = evaluate(arguments.run.resolve(), arguments.overrides, arguments.sharpness, arguments.prune)
+        options = arguments.sharpness, arguments.prune, arguments.average
+        found = evaluate(arguments.run.resolve(), arguments.overrides, *options)
         if arguments.save:
             torch.save(found.get("pruned", found)["model"].cpu(), arguments.save)
     except (WdlabError, OmegaConfBaseException, OSError, yaml.YAMLError) as error:
