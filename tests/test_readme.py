@@ -66,3 +66,8 @@ def test_the_runs_that_the_readme_names_are_those_of_its_commands():
     assert len(named) == 2 and named <= {runs.identity(runs.compose(overrides)) for overrides in commands()}
     for example in (runs.PROJECT / "results" / "examples").glob("*.csv"):
         assert set(pd.read_csv(example)["run"]) <= named, example
+
+
+def test_the_committed_resnet_reaches_88_percent_in_30_epochs():
+    curve = pd.read_csv(runs.PROJECT / "results" / "examples" / "resnet18_cifar10.csv")
+    assert curve["epoch"].max() <= 30 and curve["average/test/accuracy"].max() >= 0.88

@@ -25,7 +25,7 @@ def test_every_run_is_a_line_named_by_what_sets_it_apart(trained):
     assert [line.get_label() for line in norms.lines] == [
         f"strength {s}" for s in table["regularizer.strength"].unique()
     ]
-    assert len(losses.lines) == 4 and losses.get_ylabel() == "train/loss, test/loss (nats)"
+    assert len(losses.lines) == 4 and losses.get_ylabel() == "loss (nats)"
     assert losses.get_xlabel() == "epoch" and list(norms.lines[0].get_ydata()) == list(table["norm/weight_l2"][:3])
     plt.close(figure)
 
@@ -49,8 +49,8 @@ def test_a_metric_that_was_not_recorded_is_told(trained):
 def test_joined_metrics_have_their_own_units(trained):
     figure = curves.draw(load(trained[0].parent), ["train/loss+test/accuracy", "train/loss+test/loss"])
     assert [axes.get_ylabel() for axes in figure.axes] == [
-        "train/loss (nats), test/accuracy (share of examples)",
-        "train/loss, test/loss (nats)",
+        "train/loss (nats)\ntest/accuracy (share of examples)",
+        "loss (nats)",
     ]
 
 

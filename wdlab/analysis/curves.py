@@ -59,17 +59,18 @@ def _panel(axes: Axes, table: pd.DataFrame, metrics: Sequence[str]) -> None:
             names = [label, metric if len(metrics) > 1 else ""]
             label_here = ", ".join(name for name in names if name)
             axes.plot(points["epoch"], points[metric], line, color=color, label=label_here, marker=".")
-    axes.set_ylabel(", ".join(_with_units(metrics)))
+    axes.set_ylabel(_y_label(metrics))
     axes.set_xlabel("epoch")
     if any(axes.get_legend_handles_labels()[1]):
         axes.legend()
 
 
-def _with_units(metrics: Sequence[str]) -> list[str]:
-    """The metrics with their unit: behind the last one if it is that of all, else behind each."""
-    units = [UNITS.get(metric.rpartition("/")[2]) for metric in metrics]
-    shown = units if len(set(units)) > 1 else [None] * (len(units) - 1) + units[-1:]
-    return [metric + (f" ({unit})" if unit else "") for metric, unit in zip(metrics, shown, strict=True)]
+def _y_label(metrics: Sequence[str]) -> str:
+    """The metrics with their units; of several with the same last word that word, the legend names them."""
+    last_words = {metric.rpartition("/")[2] for metric in metrics}
+    shown = last_words if len(last_words) == 1 < len(metrics) else metrics
+    units = [UNITS.get(name.rpartition("/")[2]) for name in shown]
+    return "\n".join(name + (f" ({unit})" if unit else "") for name, unit in zip(shown, units, strict=True))
 
 
 def _labels(table: pd.DataFrame) -> dict[str, str]:
