@@ -284,7 +284,7 @@ def write(declared: Mapping[str, Any], figure_jobs: list[Job], results: str | Pa
     table(declared, figure_jobs).to_csv(files.table, index=False)
     found = measured(declared, figure_jobs)
     if found is not None:
-        found.to_csv(files.measured, index=False, float_format="%.6g")
+        found.to_csv(files.measured, index=False, float_format="%.4g")
     rows, found = tables(declared, files)
     judged = verdicts(declared, rows, figure_jobs, found)
     files.verdicts.write_text(json.dumps(judged, indent=2) + "\n")
