@@ -72,6 +72,26 @@ def test_a_step_normalizes_inputs_and_makes_exact_zeros():
     assert 0 < shares.sum() < len(shares)
 
 
+@pytest.mark.parametrize("lr", [1e-6, 1e-9, 1e-12])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_zeros_stay_while_the_learning_rate_falls_towards_0(lr, compiled):
+    """The gradient brings a zero unit no further than its threshold, so the prox takes it back, however small both."""
+    torch.manual_seed(0)
+    model = MLP((1, 4, 4), classes=3, width=8, depth=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = PathProx.for_model(model, strength=5.0, balance=False, compiled=compiled)
+    ((_, second),) = method.pairs
+    second.weight.data[:, :3] = 0.0
+    method.attach(optimizer)
+    optimizer.param_groups[0]["lr"] = lr
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    second.weight.grad[:, 0] = 2.8  # of length 4.8, below the strength; the second unit gets one above it
+    second.weight.grad[:, 1] = 3.0
+    optimizer.step()
+    assert (output_norms(second) == 0).tolist() == [True, False, True] + [False] * 5
+
+
 def test_a_dead_network_stays_finite():
     model = MLP((1, 4, 4), classes=3, width=8, depth=4)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)

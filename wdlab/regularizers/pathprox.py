@@ -27,7 +27,7 @@ from wdlab.regularizers.in_loss import add_, ascent_sign
 from wdlab.regularizers.over_time import OverTime
 from wdlab.regularizers.penalties import HalfSquare
 
-SMALLEST_NORM = 1e-6  # norms are clipped below at this before any division, as released
+SMALLEST_NORM = 1e-6  # input norms and path-norms are clipped below at this before any division, as released
 
 
 class Factors(NamedTuple):
@@ -46,7 +46,9 @@ class PathProx(Regularizer):
     to their geometric mean, which does not change the network as long as each pair's output reaches the next pair
     through ReLU, pooling and the like alone; (2) normalize every unit's input weights to length 1, dividing its bias
     by the same norm; (3) shrink every unit's output weights ``v`` by the prox ``v max(0, 1 - t/|v|)`` with ``t = lr *
-    s``. Units whose path is worth less than ``t`` become exactly zero. Biases are scaled, never decayed.
+    s``. Units whose path is worth less than ``t`` become exactly zero. Biases are scaled, never decayed. The released
+    code divides by ``max(|v|, 1e-6)``, so that thresholds below 1e-6 zero nothing and a learning rate that falls to 0
+    brings every unit back in its last steps; here (3) is the prox at every threshold, and from 1e-6 on the same.
 
     The learning rate multiplies the decay (it is part of the threshold). At strength 0, also one that is 0 for a time
     (``over_time``), and at learning rate 0 the method is off altogether: its normalization alone would change the
@@ -216,6 +218,7 @@ def prox_factors(
         One :class:`Factors` per pair. All of it is tensor arithmetic without branches on values.
     """
     largest = torch.finfo(rows[0].dtype).max  # where a norm or a product has left the range of its type
+    smallest = torch.finfo(rows[0].dtype).tiny
     rows = [r.clamp(SMALLEST_NORM, largest) for r in rows]
     columns = [c.clamp(max=largest) for c in columns]
     factors = []
@@ -227,7 +230,7 @@ def prox_factors(
     for k, (row, column, threshold) in enumerate(zip(rows, columns, thresholds, strict=True)):
         gain = towards_mean[k] if balance else 1.0
         after = (before * gain).clamp(max=largest) if balance else before
-        shrunk = (1 - threshold / (column * gain).clamp(min=SMALLEST_NORM)).clamp(min=0)
+        shrunk = (1 - threshold / (column * gain).clamp(min=smallest)).clamp(min=0)
         factors.append(Factors(1 / row, before / row, gain * shrunk, after))
         before = after
     return factors
