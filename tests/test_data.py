@@ -50,6 +50,17 @@ def test_per_class_keeps_that_many_training_examples_of_each_class():
     assert few.train.labels.bincount().tolist() == [7] * 10 and len(few.val) == 238
 
 
+def test_per_class_keeps_the_order_of_the_split():
+    """What looks at the first examples alone, as sharpness does, is not to find one class there."""
+    whole = data.load(config("dataset=digits"), "nowhere", CPU).train
+    few = data.load(config("dataset=digits", "dataset.per_class=40"), "nowhere", CPU).train
+    (images, _), (kept, labels) = (split.examples(slice(None)) for split in (whole, few))
+    place = {tuple(image.flatten().tolist()): i for i, image in enumerate(images)}
+    places = [place[tuple(image.flatten().tolist())] for image in kept]
+    assert places == sorted(places)
+    assert len(labels[:100].unique()) == 10
+
+
 @pytest.mark.parametrize("override", ["dataset.per_class=5000", "dataset.per_class=0", "dataset.val_size=0"])
 def test_impossible_splits_are_refused(override):
     with pytest.raises(ConfigError, match=f"{override}: must be"):

@@ -260,11 +260,12 @@ def _split_rows(labels: Tensor, config: Mapping[str, Any]) -> tuple[Tensor, Tens
         raise ConfigError(f"dataset.train_size={train_size}: must be null or between 1 and {len(train)}")
     if per_class is None:
         return train[:train_size], val
-    kept = [train[labels[train] == c][:per_class] for c in range(config["classes"])]
-    if per_class < 1 or min(len(rows) for rows in kept) < per_class:
-        fewest = min(int((labels[train] == c).sum()) for c in range(config["classes"]))
+    places = [(labels[train] == c).nonzero().flatten() for c in range(config["classes"])]
+    fewest = min(map(len, places))
+    if not 1 <= per_class <= fewest:
         raise ConfigError(f"dataset.per_class={per_class}: must be null or between 1 and {fewest}")
-    return torch.cat(kept), val
+    kept = torch.cat([of_class[:per_class] for of_class in places])
+    return train[kept.sort().values], val  # not class by class: the first n of them are a fair sample
 
 
 def noisy(labels: Tensor, config: Mapping[str, Any]) -> Tensor:
