@@ -54,8 +54,9 @@ def reproduce(figure: str, scale: str, launcher: str, logger: str, results: Path
         raise ConfigError(f"LAUNCHER={launcher}: must be one of {', '.join(LAUNCHERS)}")
     declared = figures.declaration(figure, scale)
     jobs = figures.jobs(declared, results / "runs")
-    missing = [job for job in jobs if not job.directory.finished]
-    print(f"{figure} at {scale} scale: {len(jobs)} runs, {len(missing)} to do", flush=True)
+    distinct = {job.directory.name: job for job in jobs}.values()  # panels may share a run
+    missing = [job for job in distinct if not job.directory.finished]
+    print(f"{figure} at {scale} scale: {len(distinct)} runs, {len(missing)} to do", flush=True)
     if missing:
         run_missing(missing, launcher, scale, logger, results)
     files, judged = figures.write(declared, jobs, results)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.test_train import TINY_CIFAR10, rows
-from wdlab import checkpoint, evaluate, loop, runs, train
+from wdlab import checkpoint, evaluate, loop, pruning, runs, train
 from wdlab.errors import CheckpointError, ConfigError
 
 
@@ -47,6 +47,7 @@ def test_pruning_keeps_the_metrics_and_shrinks_the_network(compose):
     config = compose("regularizer=pathprox", "regularizer.strength=0.1", "model.width=32", "train.steps=60")
     train.run(config)
     found = evaluate.evaluate(folder_of(config), [], prune=True)
+    assert found["network"] == "as trained"
     whole, pruned = found["metrics"], found["pruned"]["metrics"]
     assert 0 < whole["sparsity/active_units"] < 1
     for key in ("train/loss", "val/loss", "test/loss", "test/accuracy", "objective/path_norm"):
@@ -54,6 +55,15 @@ def test_pruning_keeps_the_metrics_and_shrinks_the_network(compose):
     before, after = found["footprint"], found["pruned"]["footprint"]
     assert after.parameters < before.parameters and after.bytes < before.bytes and after.latency_ms > 0
     assert sum(p.numel() for p in found["pruned"]["model"].parameters()) == after.parameters
+
+
+def test_the_latency_is_that_of_the_run_s_precision(compose, monkeypatch):
+    config = compose("regularizer=pathprox", "runtime.precision=bf16")
+    train.run(config)
+    seen, timed = [], pruning.footprints
+    monkeypatch.setattr(pruning, "footprints", lambda *a: seen.append(torch.is_autocast_enabled("cpu")) or timed(*a))
+    evaluate.evaluate(folder_of(config), ["runtime.device=cpu"], prune=True)
+    assert seen == [True]
 
 
 def test_the_command_prints_a_table_or_json_and_saves_the_network(compose, tmp_path, monkeypatch, capsys):
@@ -82,6 +92,7 @@ def test_what_cannot_be_evaluated_is_told_in_one_line(compose, tmp_path, monkeyp
     for arguments, told in (
         ([str(tmp_path / "nowhere")], "nowhere: is no run, it has no config.yaml"),
         ([str(folder_of(config)), "runtime.precision=fp8"], "runtime.precision=fp8: must be one of fp32, tf32, bf16"),
+        ([str(folder_of(config)), "--save", str(tmp_path)], "must be a file in a folder that exists"),
         ([str(folder_of(config)), "runtime.precison=fp32"], "runtime.precison: unknown key; did you mean precision?"),
     ):
         monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])

@@ -22,6 +22,7 @@ class Average:
 
     With a learning rate that does not fall to zero the average is nearer to the middle of what the weights wander about
     in (Polyak and Juditsky 1992; Izmailov et al. 2018, arXiv 1803.05407). The network that is trained never sees it.
+    Exact zeros are lost: a weight that was not zero of late is not zero on average.
 
     Args:
         model: at the beginning of its run, where the average begins too.
@@ -34,6 +35,9 @@ class Average:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.network = copy.deepcopy(model).requires_grad_(False)
         self._weights, self._of_model = list(self.network.parameters()), list(model.parameters())
+        self._norms = [m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        for norm in self._norms:
+            norm.momentum = None  # the mean over all batches
         self._share = 1 - decay
 
     @torch.no_grad()
@@ -47,18 +51,13 @@ class Average:
 
         Those of the model do not fit averaged weights. Nothing is drawn at random.
         """
-        norms = [m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
+        for norm in self._norms:
             norm.reset_running_stats()
-            norm.momentum = None  # the mean over all batches
-        if norms:
+        if self._norms:
             with evaluation(self.network, batch_statistics=True):
                 for batch in _batches(train):
                     with autocast():
                         self.network(batch)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
         return self.network
 
     def state_dict(self) -> dict[str, Any]:

@@ -33,8 +33,9 @@ def evaluate(
     With ``average`` the network is the one with averaged weights (``train.average_decay``).
 
     Returns:
-        ``step``, the ``metrics`` and the network itself as ``model``; with ``prune`` also ``pruned`` with the same
-        three, and the footprints of both as ``footprint`` (parameters, bytes, latency of a batch in ms).
+        ``step``, which ``network`` it is (as trained, or averaged), its ``metrics`` and itself as ``model``; with
+        ``prune`` also ``pruned`` with metrics and model, and the ``footprint`` of both (parameters, bytes, latency in
+        ms of a batch in the run's precision).
 
     Raises:
         ConfigError: if the folder is no run, has no average, or an override sets anything else than where and how to
@@ -65,11 +66,13 @@ def evaluate(
         return metrics.Metrics(network, splits, method, machine.autocast, examples, *more).measure(True, sharpness)
 
     of_trained = measured(model, regularizer, settle_average)
-    found: dict[str, Any] = {"step": state["step"], "model": model, "metrics": of_trained}
+    network = "averaged" if average else "as trained"
+    found: dict[str, Any] = {"step": state["step"], "network": network, "model": model, "metrics": of_trained}
     if prune:
         smaller = pruning.prune_dead_units(model)
         batch, _ = splits.test.examples(slice(0, min(len(splits.test), config["train"]["batch_size"])))
-        found["footprint"], cost = pruning.footprints([model, smaller], batch)
+        with machine.autocast():
+            found["footprint"], cost = pruning.footprints([model, smaller], batch)
         method = train.make(OmegaConf.to_container(config["regularizer"], resolve=True), model=smaller)
         found["pruned"] = {"model": smaller, "metrics": measured(smaller, method), "footprint": cost}
     return found
@@ -94,12 +97,11 @@ def _config(folder: Path, overrides: list[str]) -> DictConfig:
 
 def _shown(found: dict[str, Any], folder: Path) -> str:
     """A table to read: one line per metric, with a column for the pruned network if there is one."""
-    columns = {"as trained": found, **({"pruned": found["pruned"]} if "pruned" in found else {})}
+    columns = {found["network"]: found, **({"pruned": found["pruned"]} if "pruned" in found else {})}
     rows = {key: [column["metrics"].get(key) for column in columns.values()] for key in found["metrics"]}
     if "footprint" in found:
         sizes = [column["footprint"] for column in columns.values()]
-        for name, unit in (("parameters", ""), ("bytes", ""), ("latency_ms", "")):
-            rows[name + unit] = [getattr(size, name) for size in sizes]
+        rows |= {name: [getattr(size, name) for size in sizes] for name in ("parameters", "bytes", "latency_ms")}
     lines = [f"{folder.name}, step {found['step']}", " " * 40 + "".join(f"{name:>14}" for name in columns)]
     for key, values in rows.items():
         lines.append(f"{key:40}" + "".join(f"{'' if v is None else format(v, '.6g'):>14}" for v in values))
@@ -127,12 +129,13 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_intermixed_args()
     try:
-        if arguments.save and not arguments.save.resolve().parent.is_dir():
-            raise ConfigError(f"--save {arguments.save}: {arguments.save.resolve().parent} is no folder")
+        if arguments.save and (not arguments.save.resolve().parent.is_dir() or arguments.save.is_dir()):
+            raise ConfigError(f"--save {arguments.save}: must be a file in a folder that exists")
         options = arguments.sharpness, arguments.prune, arguments.average
         found = evaluate(arguments.run.resolve(), arguments.overrides, *options)
         if arguments.save:
-            torch.save(found.get("pruned", found)["model"].cpu(), arguments.save)
+            with arguments.save.open("wb") as file:
+                torch.save(found.get("pruned", found)["model"].cpu(), file)
     except (WdlabError, OmegaConfBaseException, OSError, yaml.YAMLError) as error:
         print(f"error: {explain(error) or str(error).splitlines()[0]}", file=sys.stderr)
         sys.exit(2)

@@ -23,7 +23,12 @@ MOST = 10**12
 FULLER = ("eval_every", "sharpness_every")  # how often a log line has more than what is cheap
 WHOLE = ("steps", "batch_size", "log_every", "eval_every")
 WHOLE_OR_NULL = ("sharpness_every", "sharpness_examples")
-KEYS = (*WHOLE, "clip_norm", "label_smoothing", "average_decay", *WHOLE_OR_NULL)
+NUMBER_OR_NULL: dict[str, tuple[Callable[[float], bool], str]] = {
+    "clip_norm": (lambda norm: norm > 0, "> 0"),
+    "label_smoothing": (lambda share: 0 <= share < 1, "from 0 to below 1"),
+    "average_decay": (lambda decay: 0 < decay < 1, "between 0 and 1"),
+}
+KEYS = (*WHOLE, *NUMBER_OR_NULL, *WHOLE_OR_NULL)
 
 
 @dataclass
@@ -48,15 +53,12 @@ def check(config: Mapping[str, Any]) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST:
             null = "null or " if key in WHOLE_OR_NULL else ""
             raise ConfigError(f"train.{key}={value}: must be {null}a whole number between 1 and {MOST}")
-    norm = config["clip_norm"]
-    if norm is not None and (isinstance(norm, bool) or not isinstance(norm, int | float) or not norm > 0):
-        raise ConfigError(f"train.clip_norm={norm}: must be null or a number > 0")
-    share = config["label_smoothing"]
-    if share is not None and (isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1):
-        raise ConfigError(f"train.label_smoothing={share}: must be null or a number from 0 to below 1")
-    decay = config["average_decay"]
-    if decay is not None and (isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 < decay < 1):
-        raise ConfigError(f"train.average_decay={decay}: must be null or a number between 0 and 1")
+    for key, (allowed, words) in NUMBER_OR_NULL.items():
+        value = config[key]
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not allowed(value):
+            raise ConfigError(f"train.{key}={value}: must be null or a number {words}")
 
 
 class Step:

@@ -52,6 +52,30 @@ def test_verdicts(direction, a, verdict):
     assert judged["interval"][0] <= judged["mean_difference"] <= judged["interval"][1]
 
 
+@pytest.mark.parametrize(
+    ("a", "note"),
+    [
+        ([0.95, 0.97, 0.99], "as stated, but by less than what counts"),
+        ([0.97, 1.0, 1.02], "no difference that counts, either way"),
+        ([1.2, 1.3, 1.1], None),
+    ],
+)
+def test_a_contradicted_claim_says_if_the_difference_is_not_the_other_way_round(a, note):
+    judged = claims.judge(claim(), ending(a, [1.0, 1.0, 1.0]))
+    assert judged["verdict"] == "contradicted" and judged.get("note") == note
+    mirrored = claims.judge(claim(direction="higher"), ending([1.0, 1.0, 1.0], a))
+    assert mirrored["verdict"] == "contradicted" and mirrored.get("note") == note
+
+
+def test_a_mean_is_over_all_seeds_or_none():
+    rows = ending([1.0, 3.0], [])
+    rows.loc[(rows["seed"] == 1) & (rows["step"] >= 50), "m"] = np.nan
+    found = claims.over_seeds(rows, "step", ["m"])["m"]
+    assert list(found.index) == [0, 10, 20, 30, 40]
+    assert found.loc[40].tolist() == [2.0, 1.0, 3.0]
+    assert list(claims.over_seeds(rows[rows["step"] < 50], "step", ["m"])["m"]["mean"]) == [2.0] * 5
+
+
 def test_pairs_share_a_seed():
     rows = ending([0.0, 10.0, 20.0], [1.0, 11.0, 21.0])
     judged = claims.judge(claim(), rows[~((rows["method"] == "b") & (rows["seed"] == 2))])

@@ -30,6 +30,19 @@ def test_every_run_is_a_line_named_by_what_sets_it_apart(trained):
     plt.close(figure)
 
 
+def test_many_runs_are_told_apart():
+    strengths = range(8)
+    settings = {"regularizer.strength": strengths, "optimizer.strength": 1}
+    metrics = {"epoch": 0.0, "test/loss": 1.0, "train/loss": 2.0}
+    table = pd.DataFrame({"run": [f"r{s}" for s in strengths], **settings, "step": 0, **metrics})
+    figure = curves.draw(table, ["train/loss+test/loss"])
+    looks = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}
+    assert len(looks) == 16
+    both = curves.draw(table.assign(**{"optimizer.strength": strengths}), ["test/loss"])
+    assert both.axes[0].lines[1].get_label() == "regularizer.strength 1, optimizer.strength 1"
+    plt.close("all")
+
+
 def test_the_command_writes_picture_and_table_with_where_they_come_from(trained, tmp_path, monkeypatch, capsys):
     out = tmp_path / "made" / "example"
     monkeypatch.setattr(sys, "argv", ["curves", *map(str, trained), "--out", str(out), "--metrics", "test/accuracy"])

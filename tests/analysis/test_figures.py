@@ -4,6 +4,8 @@ import copy
 import json
 import sys
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -58,6 +60,28 @@ def test_a_diverged_run_is_a_result(short, tmp_path):
     judged = json.loads(figures.Files.of("fig3", "quick", tmp_path).verdicts.read_text())
     assert judged["runs"] == {"diverged": 6}
     assert {claim["verdict"] for claim in judged["claims"]} == {"inconclusive"}
+
+
+def test_two_panels_may_share_a_run(measuring, tmp_path, capfd):
+    """As a baseline that both are compared with."""
+    (panel,) = measuring["at"]["panels"]
+    measuring["at"]["panels"].append(panel | {"panel": "twin"})
+    reproduce.reproduce("fig2", "quick", "local", "disabled", tmp_path)
+    assert "fig2 at quick scale: 12 runs, 12 to do" in capfd.readouterr().out
+    files = figures.Files.of("fig2", "quick", tmp_path)
+    for path in (files.table, files.measured):
+        one, other = (part.drop(columns="panel") for _, part in pd.read_csv(path).groupby("panel", sort=False))
+        assert len(one) and one.reset_index(drop=True).equals(other.reset_index(drop=True))
+
+
+def test_a_picture_says_that_runs_diverged(short):
+    rows = pd.DataFrame(
+        {"panel": "mlp", "run": ["a", "a", "b", "b"], "seed": [0, 0, 1, 1], "step": [0, 9, 0, 9], "regularizer": "l2"}
+    ).assign(**{"objective/path_norm": 1.0, "sparsity/active_units": 1.0, "train/loss": [1.0, 0.1, 1.0, np.nan]})
+    told = figures.draw(short, rows).get_supxlabel()
+    assert "Runs that diverged: 1; no mean is drawn where a seed is missing." in " ".join(told.split())
+    assert "diverged" not in figures.draw(short, rows.fillna(0.2)).get_supxlabel()
+    plt.close("all")
 
 
 @pytest.fixture

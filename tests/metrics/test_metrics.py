@@ -91,6 +91,14 @@ def test_evaluation_is_in_evaluation_mode_and_leaves_every_mode_alone():
     assert [m.training for m in model.modules()] == [True, True, False]
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_network_that_blew_up_has_no_accuracy(value):
+    model = MLP((1, 4, 4), classes=3, width=8, depth=2)
+    model.layers[-1].bias.data.fill_(value)
+    loss, accuracy = objective.evaluate(model, random_images().train)
+    assert not loss.isfinite() and accuracy.isnan()
+
+
 def test_evaluation_runs_under_autocast_where_asked():
     seen = []
     model, split = nn.Linear(3, 2), Examples(torch.randn(4, 3), torch.zeros(4, dtype=torch.int64))

@@ -72,6 +72,17 @@ def test_a_step_normalizes_inputs_and_makes_exact_zeros():
     assert 0 < shares.sum() < len(shares)
 
 
+def test_pairs_may_be_of_different_precision():
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 4, dtype=dtype) for dtype in (torch.float64, torch.float64, torch.float32, torch.float32)]
+    method = PathProx([tuple(layers[:2]), tuple(layers[2:])], strength=0.1, balance=True)
+    optimizer = torch.optim.SGD([p for layer in layers for p in layer.parameters()], lr=0.1)
+    method.attach(optimizer)
+    step_without_loss(optimizer)
+    assert [p.dtype for layer in layers for p in layer.parameters()] == [torch.float64] * 4 + [torch.float32] * 4
+    assert all(p.isfinite().all() for layer in layers for p in layer.parameters())
+
+
 @pytest.mark.parametrize("lr", [1e-6, 1e-9, 1e-12])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_zeros_stay_while_the_learning_rate_falls_towards_0(lr, compiled):

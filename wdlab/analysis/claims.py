@@ -8,9 +8,11 @@ difference that counts, a claim that a is lower is
 - ``contradicted`` if the whole interval is above -m,
 - ``inconclusive`` otherwise, or with fewer than two seeds;
 
-``higher`` mirrors this, and ``equal`` asks for the interval to be within, or outside of, [-m, m]. A verdict on fewer
-than five seeds is marked as exploratory: with three the interval is nearly always their range, which (for normal
-differences) holds the true mean in 75 % of cases, with five in about 86 %.
+``higher`` mirrors this, and ``equal`` asks for the interval to be within, or outside of, [-m, m]. What a contradicted
+claim lacks is a difference that counts: a note says where there is one as stated but smaller, or none either way.
+
+A verdict on fewer than five seeds is marked as exploratory: with three the interval is nearly always their range, which
+(for normal differences) holds the true mean in 75 % of cases, with five in about 86 %.
 
 A group that was tuned holds several runs of a seed; the claim says how one of them is chosen, by its last log line:
 ``choose: {highest: val/accuracy}``, or ``choose: {lowest: sparsity/active_units, near_best: {highest: val/accuracy,
@@ -82,6 +84,8 @@ def judge(claim: Mapping[str, Any], table: pd.DataFrame) -> dict[str, Any]:
         "interval": interval,
         "verdict": verdict(interval, claim["smallest_difference"]) if interval else "inconclusive",
     }
+    if outcome["verdict"] == "contradicted" and claim["direction"] != "equal":
+        notes += _of_small_differences(interval, claim["direction"])
     if len(differences) < 2:
         notes.append("fewer than two seeds")
     if "choose" in claim:
@@ -176,8 +180,20 @@ def select(table: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def last_lines(rows: pd.DataFrame) -> pd.DataFrame:
-    """The last log line of each run."""
-    return rows.sort_values("step", kind="stable").groupby("run", sort=False).tail(1)
+    """The last log line of each run, in each panel that it is in."""
+    of_a_run = [column for column in ("panel", "run") if column in rows]
+    return rows.sort_values("step", kind="stable").groupby(of_a_run, sort=False).tail(1)
+
+
+def over_seeds(rows: pd.DataFrame, by: str, columns: list[str]) -> pd.DataFrame:
+    """``mean``, ``min`` and ``max`` of each column over the seeds of the rows, per value of ``by``.
+
+    Values of ``by`` for which a seed is missing are left out: the mean of the seeds that did not diverge is another
+    quantity.
+    """
+    found = rows.groupby(by)[columns]
+    complete = (found.count() == rows["seed"].nunique()).all(axis=1)
+    return found.agg(["mean", "min", "max"])[complete]
 
 
 def _chosen(groups: Sequence[pd.DataFrame], choose: Mapping[str, Any], notes: list[str]) -> list[pd.DataFrame]:
@@ -238,6 +254,14 @@ def _lower(interval: list[float], smallest: float) -> str:
 def _higher(interval: list[float], smallest: float) -> str:
     low, high = interval
     return _lower([-high, -low], smallest)
+
+
+def _of_small_differences(interval: list[float], direction: str) -> list[str]:
+    """What there is to say of a contradicted difference that is not the other way round."""
+    low, high = interval
+    if low <= 0 <= high:
+        return ["no difference that counts, either way"]
+    return ["as stated, but by less than what counts"] if (high < 0) == (direction == "lower") else []
 
 
 def _equal(interval: list[float], smallest: float) -> str:

@@ -5,9 +5,9 @@
 """
 
 import argparse
-import itertools
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +29,8 @@ CHARACTERS_PER_INCH = 17  # of a note under the picture
 def draw(table: pd.DataFrame, metrics: Sequence[str], note: str = "") -> Figure:
     """One panel per metric over epochs, one line per run, named by the settings in which the runs differ.
 
+    Six runs have a colour each, and each metric of a panel a line style; more runs share colours, in other styles.
+
     Args:
         table: of ``wdlab.analysis.load``.
         metrics: columns of the table; of several joined by a plus sign (``train/loss+test/loss``) each is a line.
@@ -49,16 +51,17 @@ def draw(table: pd.DataFrame, metrics: Sequence[str], note: str = "") -> Figure:
 
 
 def _panel(axes: Axes, table: pd.DataFrame, metrics: Sequence[str]) -> None:
-    runs_in_order, colors = _labels(table), itertools.cycle(style.PALETTE)
-    for (run, label), color in zip(runs_in_order.items(), colors, strict=False):
-        for metric, line in zip(metrics, itertools.cycle(style.LINES), strict=False):
+    for place, (run, label) in enumerate(_labels(table).items()):
+        turn, color = divmod(place, len(style.PALETTE))
+        for k, metric in enumerate(metrics, turn * len(metrics)):
             if metric not in table:
                 known = ", ".join(column for column in table if "/" in column)
                 raise ConfigError(f"--metrics {metric}: not recorded; there are {known}")
             points = table[table["run"] == run].dropna(subset=[metric])
             names = [label, metric if len(metrics) > 1 else ""]
             label_here = ", ".join(name for name in names if name)
-            axes.plot(points["epoch"], points[metric], line, color=color, label=label_here, marker=".")
+            looks = {"color": style.PALETTE[color], "linestyle": style.LINES[k % len(style.LINES)], "marker": "."}
+            axes.plot(points["epoch"], points[metric], label=label_here, **looks)
     axes.set_ylabel(_y_label(metrics))
     axes.set_xlabel("epoch")
     if any(axes.get_legend_handles_labels()[1]):
@@ -78,9 +81,10 @@ def _labels(table: pd.DataFrame) -> dict[str, str]:
     settings = [c for c in table.columns[: list(table).index("step")] if c != "run"]
     first = table.groupby("run", sort=False)[settings].first()
     differing = [c for c in settings if first[c].map(repr).nunique() > 1]
+    last_words = Counter(column.rpartition(".")[2] for column in differing)
+    names = {c: word if last_words[word := c.rpartition(".")[2]] == 1 else c for c in differing}
     return {
-        str(run): ", ".join(f"{column.rpartition('.')[2]} {row[column]}" for column in differing)
-        for run, row in first.iterrows()
+        str(run): ", ".join(f"{name} {row[column]}" for column, name in names.items()) for run, row in first.iterrows()
     }
 
 

@@ -97,10 +97,9 @@ def table(declared: Mapping[str, Any], figure_jobs: list[Job]) -> pd.DataFrame:
     """The tidy table of a figure's runs and simulations, with the panel of each in a first column."""
     parts = []
     if figure_jobs:
-        panels = {job.directory.name: job.panel for job in figure_jobs}
-        rows = load(figure_jobs[0].directory.path.parent, panels)
-        rows.insert(0, "panel", rows["run"].map(panels))
-        parts.append(rows)
+        panels = pd.DataFrame([{"panel": job.panel, "run": job.directory.name} for job in figure_jobs])
+        rows = load(figure_jobs[0].directory.path.parent, panels["run"].unique())
+        parts.append(panels.merge(rows, on="run", how="left"))
     for panel in declared["at"]["panels"]:
         if "simulate" in panel:
             settings = dict(panel["simulate"])
@@ -116,23 +115,29 @@ def table(declared: Mapping[str, Any], figure_jobs: list[Job]) -> pd.DataFrame:
 def measured(declared: Mapping[str, Any], figure_jobs: list[Job]) -> pd.DataFrame | None:
     """What the declaration's ``measure`` finds on the runs, their panels and settings in front; None without one.
 
-    A run is measured once; what was found stays in its directory. Of one that diverged nothing is known: nan.
+    A run is measured once; what was found stays in its directory, also when the code that measures has changed: delete
+    it to measure anew. Of a run that diverged nothing is known: nan.
     """
     if "measure" not in declared:
         return None
     settings = table(declared, figure_jobs)
     dropped = (*_metrics(settings), *IN_A_RUNS_NAME)
-    settings = settings[[c for c in settings if c not in dropped]].drop_duplicates("run")
+    settings = settings[[c for c in settings if c not in dropped]].drop_duplicates(["panel", "run"])
     parts = []
-    for job in figure_jobs:
-        kept = job.directory.path / f"{declared['measure'].rpartition('.')[2]}.csv"
+    for directory in _directories(figure_jobs):
+        kept = directory.path / f"{declared['measure'].rpartition('.')[2]}.csv"
         if not kept.exists():
-            runs.write_atomically(kept, _named(declared["measure"])(job.directory).to_csv(index=False))
-        found = pd.read_csv(kept).assign(run=job.directory.name)
-        if job.directory.status == "diverged":
+            runs.write_atomically(kept, _named(declared["measure"])(directory).to_csv(index=False))
+        found = pd.read_csv(kept).assign(run=directory.name)
+        if directory.status == "diverged":
             found[found.select_dtypes("float").columns] = float("nan")
         parts.append(found)
-    return settings.merge(pd.concat(parts, ignore_index=True), on="run", validate="one_to_many")
+    return settings.merge(pd.concat(parts, ignore_index=True), on="run")
+
+
+def _directories(figure_jobs: list[Job]) -> list[runs.RunDirectory]:
+    """Those of the figure's runs, each once: panels may share one."""
+    return list({job.directory.name: job.directory for job in figure_jobs}.values())
 
 
 def _metrics(rows: pd.DataFrame) -> list[str]:
@@ -158,10 +163,21 @@ def draw(declared: Mapping[str, Any], rows: pd.DataFrame, of_checkpoints: pd.Dat
         shown = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
         over = declared.get("over", "seeds")
         heading = f"{declared['name']} at {declared['scale']} scale, {shown} {over}: {declared['title']}."
-        note = f"{heading} {declared['caption']} {declared['paper']}. Scale-downs: {declared['at']['scale_down']}"
+        lost = _diverged(rows)
+        missing = f" Runs that diverged: {lost}; no mean is drawn where a seed is missing." if lost else ""
+        note = (
+            f"{heading}{missing} {declared['caption']} {declared['paper']}. Scale-downs: {declared['at']['scale_down']}"
+        )
         width = int(NOTE_CHARACTERS_PER_INCH * figure.get_figwidth())
         figure.supxlabel(textwrap.fill(note, width), fontsize=7, color="0.3")
     return figure
+
+
+def _diverged(rows: pd.DataFrame) -> int:
+    """How many runs of a table have no train loss at their end."""
+    if "train/loss" not in rows:
+        return 0
+    return int(claims.last_lines(rows.dropna(subset=["run"]))["train/loss"].isna().sum())
 
 
 def verdicts(
@@ -181,9 +197,9 @@ def verdicts(
             part = source[source["panel"] == panel]
             if len(part) and declared["scale"] in claim.get("scales", SCALES):
                 judged.append(claims.judge({**claim, "panel": panel}, part))
-    sessions = [s for job in figure_jobs for s in job.directory.read("provenance.json").get("sessions", [])]
+    sessions = [s for run in _directories(figure_jobs) for s in run.read("provenance.json").get("sessions", [])]
     codes = [s["code"] for s in sessions] or [runs.code_version()]
-    ended = Counter(job.directory.status for job in figure_jobs)
+    ended = Counter(directory.status for directory in _directories(figure_jobs))
     return {
         "figure": declared["name"],
         "title": declared["title"],
@@ -248,9 +264,11 @@ class Files:
 
 
 def counted(files: Files) -> str:
-    """How a figure's claims fell at a scale: ``2 reproduced, 1 contradicted``."""
-    found = Counter(claim["verdict"] for claim in json.loads(files.verdicts.read_text())["claims"])
-    return ", ".join(f"{found[verdict]} {verdict}" for verdict in claims.VERDICTS if found[verdict])
+    """How a figure's claims fell at a scale: ``2 reproduced, 1 contradicted (exploratory)``."""
+    judged = json.loads(files.verdicts.read_text())["claims"]
+    found = Counter(claim["verdict"] for claim in judged)
+    counts = ", ".join(f"{found[verdict]} {verdict}" for verdict in claims.VERDICTS if found[verdict])
+    return counts + " (exploratory)" * any(claim["exploratory"] for claim in judged)
 
 
 def committed(name: str, scale: str, results: str | Path = runs.PROJECT / "results") -> tuple[Figure, pd.DataFrame]:

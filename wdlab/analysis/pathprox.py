@@ -85,7 +85,7 @@ def _points(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
     """A marker per strength at the mean over seeds, with the range of both; joined in the order of strengths."""
     for name, part in rows.groupby("regularizer", sort=False):
         color, line, label = style.METHODS[name]
-        found = part.groupby("regularizer.strength")[[x, y]].agg(["mean", "min", "max"])
+        found = claims.over_seeds(part, "regularizer.strength", [x, y])
         bars = [[found[key]["mean"] - found[key]["min"], found[key]["max"] - found[key]["mean"]] for key in (y, x)]
         axes.errorbar(
             found[x]["mean"],
@@ -132,10 +132,10 @@ def fig3(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
 
 def _curves(axes: Axes, rows: pd.DataFrame, metric: str, reference: Mapping[str, Mapping]) -> None:
     """Mean and range over seeds of a metric by step, per regularizer, with the reference points of that metric."""
-    for name, part in rows.dropna(subset=[metric]).groupby("regularizer", sort=False):
+    for name, part in rows.groupby("regularizer", sort=False):
         color, line, label = style.METHODS[name]
-        by_step = part.groupby("step")[metric].agg(["mean", "min", "max"])
-        axes.plot(by_step.index, by_step["mean"], color=color, linestyle=line, label=f"{label}")
+        by_step = claims.over_seeds(part, "step", [metric])[metric]
+        axes.plot(by_step.index, by_step["mean"], color=color, linestyle=line, label=label)
         axes.fill_between(by_step.index, by_step["min"], by_step["max"], color=color, alpha=0.2, linewidth=0)
         points = reference.get(metric, {}).get(name, {})
         if points:

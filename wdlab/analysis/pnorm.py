@@ -125,7 +125,7 @@ def _against_density(
     for axes, panel in zip(grid, panels, strict=True):
         rows = ends[ends["panel"] == panel["panel"]]
         for looks, part in _by_method(rows):
-            found = part.groupby("regularizer.strength")[["density", metric]].agg(["mean", "min", "max"])
+            found = claims.over_seeds(part, "regularizer.strength", ["density", metric])
             for one in axes:
                 _strengths(one, found["density"], found[metric], *looks)
         axes[0].set_title(panel["title"])
@@ -180,11 +180,13 @@ def fig6(table: pd.DataFrame, sizes: pd.DataFrame, panels: list[Mapping[str, Any
         column[0].set_title(panel["title"])
         for axes, ((color, _, _, label), part) in zip(column, _by_method(rows), strict=True):
             width = float(np.diff(np.sort(part["log10_size"].unique())[:2])[0])
-            shares = part.groupby("log10_size")["share"].agg(["mean", "min", "max"])
-            zero = part.groupby("run")["zero"].first().agg(["mean", "min", "max"])
-            for x, found, wide in ((shares.index, shares, width), ([-14], zero.to_frame().T, 4 * width)):
+            shares = claims.over_seeds(part, "log10_size", ["share"])["share"]
+            zero = claims.over_seeds(part.drop_duplicates("run").assign(at=-14), "at", ["zero"])["zero"]
+            for found, wide in ((shares, width), (zero, 4 * width)):
                 bars = np.maximum(0, [found["mean"] - found["min"], found["max"] - found["mean"]])
-                axes.bar(x, found["mean"], wide, yerr=bars, align="edge", color=color, error_kw={"elinewidth": 0.6})
+                axes.bar(
+                    found.index, found["mean"], wide, yerr=bars, align="edge", color=color, error_kw={"elinewidth": 0.6}
+                )
             axes.set_yscale("log")
             axes.set_ylim(1e-4, 1.3)
             strength = part["regularizer.strength"].iloc[0]

@@ -34,6 +34,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean", label
 def evaluate(model: nn.Module, split: Split, autocast: Autocast = contextlib.nullcontext) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy in nats and accuracy in [0, 1] over all labels of a split, in evaluation mode; 0-dim tensors.
 
+    Where the loss is not finite the accuracy is nan, since a network of nans would have that of its first class.
     ``autocast`` gives the context of a forward pass.
     """
     size, count = _chunk(split), 0
@@ -46,7 +47,8 @@ def evaluate(model: nn.Module, split: Split, autocast: Autocast = contextlib.nul
             losses.append(cross_entropy(logits.double(), labels, reduction="sum"))
             hits.append((logits.argmax(dim=-1) == labels).sum())
             count += labels.numel()
-    return torch.stack(losses).sum() / count, torch.stack(hits).sum().double() / count
+    loss, accuracy = torch.stack(losses).sum() / count, torch.stack(hits).sum().double() / count
+    return loss, torch.where(loss.isfinite(), accuracy, torch.nan)
 
 
 def evaluate_all(model: nn.Module, data: Data, autocast: Autocast = contextlib.nullcontext) -> Evaluated:

@@ -217,8 +217,9 @@ def prox_factors(
     Returns:
         One :class:`Factors` per pair. All of it is tensor arithmetic without branches on values.
     """
-    largest = torch.finfo(rows[0].dtype).max  # where a norm or a product has left the range of its type
-    smallest = torch.finfo(rows[0].dtype).tiny
+    ranges = [torch.finfo(r.dtype) for r in rows]
+    largest = min(r.max for r in ranges)  # where a norm or a product has left the range of its type
+    smallest = max(r.tiny for r in ranges)
     rows = [r.clamp(SMALLEST_NORM, largest) for r in rows]
     columns = [c.clamp(max=largest) for c in columns]
     factors = []
