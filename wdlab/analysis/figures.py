@@ -188,7 +188,7 @@ def verdicts(
 ) -> dict[str, Any]:
     """All claims of the figure judged at its scale, with what a reader needs to weigh them.
 
-    A claim is about the table, or with ``of: measured`` about the measurements.
+    A claim is about the table, or with ``of: measured`` about the measurements. Only one over seeds can be exploratory.
     """
     over, judged = declared.get("over", "seeds"), []
     for claim in declared["claims"]:
@@ -196,7 +196,8 @@ def verdicts(
         for panel in claim["panels"]:
             part = source[source["panel"] == panel]
             if len(part) and declared["scale"] in claim.get("scales", SCALES):
-                judged.append(claims.judge({**claim, "panel": panel}, part))
+                outcome = claims.judge({**claim, "panel": panel}, part)
+                judged.append(outcome | {"exploratory": outcome["exploratory"] and over == "seeds"})
     sessions = [s for run in _directories(figure_jobs) for s in run.read("provenance.json").get("sessions", [])]
     codes = [s["code"] for s in sessions] or [runs.code_version()]
     ended = Counter(directory.status for directory in _directories(figure_jobs))
