@@ -27,8 +27,8 @@ CHANNELS_LAST = ("auto", "never")
 MOST_THREADS = 1024
 WIDE = 256  # oneDNN's product beats MKL's from about this many columns on; below it is slower
 FP32_ERROR = 1e-6  # largest relative error of a product that still counts as float32
-MALLOPT = {"M_TRIM_THRESHOLD": -1, "M_MMAP_THRESHOLD": -3}  # glibc's malloc.h
-MOST_MEMORY_KEPT = 2**30  # bytes
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+MOST_KEPT, MOST_KEPT_BEFORE = 2**30, 2**25  # bytes; the second is what older versions allow for M_MMAP_THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ def keep_freed_memory() -> bool:
     """Have the C library keep the memory of freed tensors for the next ones; whether it does.
 
     glibc gives large blocks back to the system at once, which clears them anew at every step: of a ResNet's time on the
-    CPU that is a tenth or more. Numbers do not depend on it. Left alone where ``MALLOC_...`` variables are set, and
-    nothing where the C library is another one.
+    CPU that is a tenth. No number depends on it. Where ``MALLOC_...`` variables are set they decide; another C library
+    is left as it is.
     """
     if any(name.startswith("MALLOC_") for name in os.environ):
         return False
@@ -143,10 +143,9 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # no such function, or no such library (Windows)
         return False
-    # The second is refused by older versions above 32 MiB; the first alone would keep it at 128 KiB for good.
-    return any(mallopt(MALLOPT["M_MMAP_THRESHOLD"], size) for size in (MOST_MEMORY_KEPT, 2**25)) and bool(
-        mallopt(MALLOPT["M_TRIM_THRESHOLD"], MOST_MEMORY_KEPT)
-    )
+    if not mallopt(M_MMAP_THRESHOLD, MOST_KEPT) and not mallopt(M_MMAP_THRESHOLD, MOST_KEPT_BEFORE):
+        return False
+    return bool(mallopt(M_TRIM_THRESHOLD, MOST_KEPT))
 
 
 def chosen(config: Mapping[str, Any]) -> torch.device:
