@@ -1,5 +1,6 @@
 """The README's Python examples run as they stand, one after the other, as a reader would paste them."""
 
+import itertools
 import re
 import shlex
 
@@ -11,6 +12,7 @@ from wdlab import runs
 from wdlab.analysis import figures
 
 SECTION = "In your own training loop"
+WIDE = {"pnorm": "p = 0.8", "decoupled": "AdamW"}  # in the README's table of ResNets of width 32
 
 
 def test_the_examples_run(capsys, monkeypatch, tmp_path):
@@ -45,11 +47,20 @@ def test_the_index_of_figures_is_that_of_the_declarations_and_verdicts():
     assert all(f"`make reproduce-{name}`" in readme for name in figures.names())
 
 
-def commands() -> list[list[str]]:
-    """The overrides of every training command in the README."""
+def commands(sweeps: bool = False) -> list[list[str]]:
+    """The overrides of every training command in the README, or of every sweep."""
     text = (runs.PROJECT / "README.md").read_text()
-    found = re.findall(r"^\.venv/bin/python -m wdlab\.train (?!-m)((?:.*\\\n)*.*)$", text, re.MULTILINE)
-    return [shlex.split(line.replace("\\\n", " ")) for line in found]
+    option = "-m " if sweeps else "(?!-m)"
+    found = re.findall(rf"^\.venv/bin/python -m wdlab\.train {option}((?:.*\\\n)*.*)$", text, re.MULTILINE)
+    return [shlex.split(line.replace("\\\n", " "), comments=True) for line in found]
+
+
+def runs_of(overrides: list[str]) -> set[str]:
+    """The runs of a sweep over comma-separated values."""
+    choices = [
+        [f"{key}={value}" for value in values.split(",")] for key, values in (o.split("=", 1) for o in overrides)
+    ]
+    return {runs.identity(runs.compose(line)) for line in itertools.product(*choices)}
 
 
 def test_the_commands_in_the_readme_compose_and_build():
@@ -64,8 +75,18 @@ def test_the_runs_that_the_readme_names_are_those_of_its_commands():
     text = (runs.PROJECT / "README.md").read_text()
     named = set(re.findall(r"results/runs/([\w-]+-[0-9a-f]{12})", text))
     assert len(named) == 2 and named <= {runs.identity(runs.compose(overrides)) for overrides in commands()}
+    swept = {run for overrides in commands(sweeps=True) if "model.width=32" in overrides for run in runs_of(overrides)}
     for example in (runs.PROJECT / "results" / "examples").glob("*.csv"):
-        assert set(pd.read_csv(example)["run"]) <= named, example
+        assert set(pd.read_csv(example)["run"]) <= named | swept, example
+
+
+def test_the_committed_resnets_of_width_32_are_those_of_the_readme():
+    text = (runs.PROJECT / "README.md").read_text()
+    rows = pd.read_csv(runs.PROJECT / "results" / "examples" / "resnet18_width32.csv")
+    ends = rows.groupby("run").last().groupby(["regularizer", "regularizer.strength"])
+    for (name, strength), means in ends[["sparsity/weights", "val/accuracy", "test/accuracy"]].mean().iterrows():
+        shown = " | ".join(f"{100 * value:.1f} %" for value in means)
+        assert re.search(rf"\| {WIDE[name]}[^|]* \| {strength:g} \| {shown} \|", text), (name, strength, shown)
 
 
 def test_the_committed_resnet_reaches_88_percent_in_30_epochs():
