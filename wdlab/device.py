@@ -133,9 +133,8 @@ def set_up(config: Mapping[str, Any], model: nn.Module, stacked: bool = False) -
 def keep_freed_memory() -> bool:
     """Have the C library keep the memory of freed tensors for the next ones; whether it does.
 
-    glibc gives large blocks back to the system at once, which clears them anew at every step: of a ResNet's time on the
-    CPU that is a tenth. No number depends on it. Where ``MALLOC_...`` variables are set they decide; another C library
-    is left as it is.
+    glibc gives large blocks back to the system at once, which clears them anew at every step. No number depends on it.
+    Where ``MALLOC_...`` variables are set they decide; another C library is left as it is.
     """
     if any(name.startswith("MALLOC_") for name in os.environ):
         return False

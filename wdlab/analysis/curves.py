@@ -94,7 +94,7 @@ def provenance(folders: Sequence[Path]) -> str:
     for folder in folders:
         for session in runs.RunDirectory(folder.parent, folder.name).read("provenance.json").get("sessions", []):
             commit = session["code"].get("commit", "unknown")[:10]
-            found.add(f"{session['device']}, {session['threads']} threads, {session['precision']}, commit {commit}")
+            found.add(f"{session['device']}, threads: {session['threads']}, {session['precision']}, commit {commit}")
     return "; ".join(sorted(found))
 
 
