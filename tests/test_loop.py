@@ -152,5 +152,5 @@ def test_an_average_has_batch_statistics_of_its_own(tiny_data, compose):
     network(inputs)
     assert torch.allclose(network.bn1.running_mean, seen[0].mean((0, 2, 3)), atol=1e-5)
     assert torch.allclose(network.bn1.running_var, seen[0].var((0, 2, 3)), rtol=1e-4)
-    assert torch.equal(state, torch.get_rng_state())
+    assert model.bn1.momentum == 0.1 and torch.equal(state, torch.get_rng_state())
     assert (model.bn1.running_mean == 0).all()
