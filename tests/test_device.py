@@ -10,7 +10,7 @@ import pytest
 STEPS = """
 import resource
 import torch
-from wdlab import device
+from wdlab import cpu
 
 def faults_of_steps():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -18,7 +18,7 @@ def faults_of_steps():
         torch.ones(2**24)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-by_default, kept = faults_of_steps(), device.keep_freed_memory()
+by_default, kept = faults_of_steps(), cpu.keep_freed_memory()
 faults_of_steps()
 print(int(kept), by_default, faults_of_steps())
 """

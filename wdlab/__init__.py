@@ -5,3 +5,7 @@ parameters to decay). Experiments run from a checkout: ``python -m wdlab.train -
 """
 
 __version__ = "0.1.0"
+
+from wdlab import waiting
+
+waiting.bound_spinning()

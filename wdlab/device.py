@@ -4,19 +4,16 @@ Called by ``train``, with the values of ``configs/runtime``.
 """
 
 import contextlib
-import ctypes
 import functools
-import os
-import platform
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from wdlab import gpus, parallel
+from wdlab import cpu, gpus, parallel
 from wdlab.errors import ConfigError
 
 KEYS = ("device", "precision", "threads", "onednn", "channels_last", "compile", "checkpoint_seconds")
@@ -26,9 +23,9 @@ ONEDNN = ("auto", "never")
 CHANNELS_LAST = ("auto", "never")
 MOST_THREADS = 1024
 WIDE = 256  # oneDNN's product beats MKL's from about this many columns on; below it is slower
-FP32_ERROR = 1e-6  # largest relative error of a product that still counts as float32
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-MOST_KEPT, MOST_KEPT_BEFORE = 2**30, 2**25  # bytes; the second is what older versions allow for M_MMAP_THRESHOLD
+UNSAFE_BELOW = 8  # input channels of a strided 1x1 convolution, see ``channels_last_is_safe``
+
+log = logging.getLogger("wdlab")
 
 
 @dataclass(frozen=True)
@@ -62,8 +59,9 @@ class Machine:
         return contextlib.nullcontext()
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Move a network here, in the layout chosen. In place, as torch does it."""
-        return model.to(self.device, memory_format=torch.channels_last if self.channels_last else None)
+        """Move a network here, in the layout chosen where that is safe for it. In place, as torch does it."""
+        last = self.channels_last and channels_last_is_safe(model)
+        return model.to(self.device, memory_format=torch.channels_last if last else torch.contiguous_format)
 
     def training_form(self, model: nn.Module) -> Callable[..., torch.Tensor]:
         """What a training step calls instead of ``model``: compiled, its gradients averaged over the processes."""
@@ -105,46 +103,58 @@ def check(config: Mapping[str, Any], here: bool = True) -> None:
         raise ConfigError(f"runtime.checkpoint_seconds={seconds}: must be a number >= 0")
 
 
-def set_up(config: Mapping[str, Any], model: nn.Module, stacked: bool = False) -> Machine:
-    """Apply ``configs/runtime`` to this process and choose the device for ``model``; or many, ``stacked``."""
+def set_up(
+    config: Mapping[str, Any],
+    model: nn.Module,
+    stacked: bool = False,
+    examples: int | None = None,
+    threads: int | None = None,
+) -> Machine:
+    """Apply ``configs/runtime`` to this process and choose the device for a network.
+
+    Args:
+        config: the values of ``configs/runtime``.
+        model: the network, or one of those that are trained side by side.
+        stacked: whether several are.
+        examples: as in :func:`wdlab.cpu.threads_for`.
+        threads: of an earlier session of the run, whose number is kept where ``runtime.threads`` is null.
+    """
     check(config)
     device = chosen(config)
     group = parallel.join(device)
+    precision = config["precision"]
+    convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if config["threads"] is not None:
-        torch.set_num_threads(config["threads"])
-    if device.type == "cpu":
-        keep_freed_memory()
-    precision = config["precision"]
+        if config["threads"] is not None:
+            torch.set_num_threads(config["threads"])
+    else:
+        cpu.keep_freed_memory()
+        torch.set_num_threads(config["threads"] or _threads(model, examples, threads))
+        if precision == "bf16":
+            _warn_of_slow_bf16(convolves)
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"  # fp32 means float32, also in convolutions
     matmul = "TF32" if precision == "tf32" else "torch default"
     wide = stacked or _widest(model) >= WIDE
-    if config["onednn"] == "auto" and device.type == "cpu" and wide and _onednn_is_float32():
+    if config["onednn"] == "auto" and device.type == "cpu" and wide and cpu.onednn_is_float32():
         torch.set_float32_matmul_precision("medium")
         matmul = "oneDNN float32"
-    convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
-    channels_last = config["channels_last"] == "auto" and convolves
+    channels_last = config["channels_last"] == "auto" and convolves and channels_last_is_safe(model)
     return Machine(device, precision, device_name(device), matmul, channels_last, config["compile"], group, stacked)
 
 
-@functools.cache
-def keep_freed_memory() -> bool:
-    """Have the C library keep the memory of freed tensors for the next ones; whether it does.
+@functools.cache  # once for all runs of a sweep
+def _warn_of_slow_bf16(convolves: bool) -> None:
+    if (factor := cpu.bf16_factor(convolves)) > 1:
+        log.warning("runtime.precision=bf16: products take %.1f times as long as in fp32 on this processor", factor)
 
-    glibc gives large blocks back to the system at once, which clears them anew at every step. No number depends on it.
-    Where ``MALLOC_...`` variables are set they decide; another C library is left as it is.
-    """
-    if any(name.startswith("MALLOC_") for name in os.environ):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # no such function, or no such library (Windows)
-        return False
-    if not mallopt(M_MMAP_THRESHOLD, MOST_KEPT) and not mallopt(M_MMAP_THRESHOLD, MOST_KEPT_BEFORE):
-        return False
-    return bool(mallopt(M_TRIM_THRESHOLD, MOST_KEPT))
+
+def _threads(model: nn.Module, examples: int | None, before: int | None) -> int:
+    """Return the number of threads of the run's earlier session, else what suits the network and the machine now."""
+    if before is not None:
+        return min(before, cpu.available_threads())
+    return cpu.threads_for(model, examples)
 
 
 def chosen(config: Mapping[str, Any]) -> torch.device:
@@ -165,29 +175,24 @@ def _uses_cuda(config: Mapping[str, Any]) -> bool:
 
 
 def device_name(device: torch.device) -> str:
-    """The name of the processor or GPU, as recorded beside every number."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    """Return the name of the GPU, or of the processor and its instruction set, as recorded beside every number."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu.name()
 
 
 def _widest(model: nn.Module) -> int:
     return max((m.out_features for m in model.modules() if isinstance(m, nn.Linear)), default=0)
 
 
-def _onednn_is_float32() -> bool:
-    """Whether "medium" precision, which lets torch use oneDNN on the CPU, still gives float32 products here.
+def channels_last_is_safe(model: nn.Module) -> bool:
+    """Return False for a network with a 1x1 convolution of a stride above 1 that reads fewer than 8 channels.
 
-    On some processors it means bfloat16; a product is therefore compared with float64 first.
+    With channels last, oneDNN's gradient of such a convolution is wrong or corrupts memory on processors with AVX2
+    (torch 2.15). Shortcuts of ResNets narrower than 8 are of this kind. The layout is the same on every processor.
     """
-    generator = torch.Generator().manual_seed(0)
-    left, right = torch.randn(128, 512, generator=generator), torch.randn(512, 512, generator=generator)
-    exact = left.double() @ right.double()
-    torch.set_float32_matmul_precision("medium")
-    error = ((left @ right).double() - exact).norm() / exact.norm()
-    torch.set_float32_matmul_precision("highest")
-    return error.item() < FP32_ERROR
+    return not any(
+        isinstance(m, nn.Conv2d)
+        and set(m.kernel_size) == {1}
+        and max(m.stride) > 1
+        and m.in_channels // m.groups < UNSAFE_BELOW
+        for m in model.modules()
+    )

@@ -165,7 +165,7 @@ def train_stack(jobs: Sequence[Job], notice: stopping.Notice | None = None) -> N
                 session = _begin(job, exits)
                 if session is None:
                     continue
-                trained = train.experiment(job.config, beside, stacked=True)
+                trained = train.experiment(job.config, beside, len(jobs), session.threads_before)
                 job.reason = stacked.why_not(job.config, trained)
             except Exception as error:  # by itself it will say so again, and be recorded
                 job.reason = explain(error) or repr(error)

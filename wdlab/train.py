@@ -255,7 +255,7 @@ def _train(config: DictConfig, directory: runs.RunDirectory, stop_requested: Cal
     session = Session(config, directory)
     try:
         parallel.agree(go=True)
-        trained = experiment(config)
+        trained = experiment(config, threads=session.threads_before)
         session.open(trained)
         outcome = loop.fit(
             trained,
@@ -296,6 +296,12 @@ class Session:
         self.records: recorder.Recorder | None = None
         self.start = checkpoint.load(directory)
 
+    @property
+    def threads_before(self) -> int | None:
+        """The number of threads that a run is resumed with, so that its numbers stay the same; None at the start."""
+        sessions = self.directory.read("provenance.json").get("sessions", []) if self.start else []
+        return sessions[-1].get("threads") if sessions else None
+
     def open(self, trained: loop.Experiment) -> None:
         """Begin to record."""
         directory, start = self.directory, self.start
@@ -328,20 +334,31 @@ class Session:
             self._mirror.finish(0 if self.directory.finished else 1)
 
 
-def experiment(config: DictConfig, beside: loop.Experiment | None = None, stacked: bool = False) -> loop.Experiment:
-    """Everything a config trains with, on the machine that it trains on.
+def experiment(
+    config: DictConfig, beside: loop.Experiment | None = None, stacked: int = 0, threads: int | None = None
+) -> loop.Experiment:
+    """Build everything a config trains with, on the machine that it trains on.
 
-    ``beside`` is another one in this process, of the same data set and runtime, to share both with; ``stacked`` says
-    whether they will be trained side by side.
+    Args:
+        config: of the run.
+        beside: another experiment in this process, of the same data set and runtime, to share both with.
+        stacked: how many runs are trained side by side; 0 for one that is trained alone.
+        threads: of the run's earlier session, see :func:`wdlab.device.set_up`.
     """
     model, optimizer, regularizer, lr_factor = build(config)
     if beside is None:
-        machine = device.set_up(config["runtime"], model, stacked)
+        machine = device.set_up(config["runtime"], model, bool(stacked), _examples(config) * max(1, stacked), threads)
         loaded = data.load(config["dataset"], config["paths"]["data"], machine.device)
     else:
         machine, loaded = beside.machine, beside.data
     machine.place(model)
     return loop.Experiment(model, loaded, optimizer, regularizer, lr_factor, machine, config["seed"])
+
+
+def _examples(config: DictConfig) -> int:
+    """Return how many predictions a batch asks for: one per image, or one per character of its texts."""
+    shape = config["dataset"]["shape"]
+    return config["train"]["batch_size"] * (shape[0] if len(shape) == 1 else 1)
 
 
 def _follow(config: DictConfig, directory: runs.RunDirectory) -> str:
