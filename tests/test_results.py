@@ -30,7 +30,20 @@ def test_the_table_holds_exactly_the_declared_runs(name, scale):
     of_runs = ~table["panel"].isin(simulated)
     assert set(table.loc[of_runs, "run"]) == {job.directory.name for job in jobs}
     if not jobs:
-        pd.testing.assert_frame_equal(figures.table(declared, []), table)
+        assert_simulated_alike(figures.table(declared, []), table)
+
+
+def assert_simulated_alike(found: pd.DataFrame, committed: pd.DataFrame) -> None:
+    """Where a path settles agrees up to rounding. A path that never does is another one on every processor, since
+    each of its jumps magnifies rounding. The tolerances are twice the largest deviation from the mean in 30 paths of
+    each target whose starts differ by one part in 10^13."""
+    chaotic = {"jumps": 0.18, "step_size": 0.05, "low": 0.11, "high": 0.14}
+    settled = [column for column in committed if column not in chaotic]
+    pd.testing.assert_frame_equal(found[settled], committed[settled], rtol=1e-6, atol=1e-9)
+    for column, tolerance in chaotic.items():
+        assert (found[column] - committed[column]).abs().max() < tolerance, column
+    quiet = committed["jumps"] == 0
+    assert (found.loc[quiet, list(chaotic)] - committed.loc[quiet, list(chaotic)]).abs().to_numpy().max() < 1e-9
 
 
 @pytest.mark.parametrize(("name", "scale"), MADE)

@@ -28,9 +28,19 @@ def test_decoupled_paths_settle_at_the_fixed_point_and_gradient_ones_do_not_for_
     rows = one_weight([0.5, 1.5], [0.2, 0.9], None, 0.1, 0.3, 1000, 10)
     assert len(rows) == 2 * 2 * 2 * 101 and set(rows["seed"]) == {0, 1}
     late = rows[rows["step"] >= 500]
-    settled = late[(late["regularizer"] == "pnorm") | (late["p"] == 1.5)]
-    assert settled["distance"].max() < 1e-9
-    restless = late[(late["regularizer"] == "lp") & (late["p"] == 0.5) & (late["target"] == 0.2)]
-    assert restless["jump"].max() > 0.1
+    restless = (late["regularizer"] == "lp") & (late["p"] == 0.5) & (late["target"] == 0.2)
+    settled = late[~restless]
+    assert settled["distance"].max() < 1e-9 and (settled["jumps"] == 0).all() and settled["step_size"].max() < 1e-12
+    assert (late.loc[restless, "jumps"] > 0.2).all() and (late.loc[restless, "step_size"] > 0.02).all()
+    assert (late.loc[restless, "low"] < 0).all() and (late.loc[restless, "high"] > 0).all()
     zeros = late[(late["regularizer"] == "pnorm") & (late["p"] == 0.5) & (late["target"] == 0.2)]
     assert (zeros["weight"] == 0).all()
+
+
+def test_nothing_is_kept_of_a_path_that_does_not_settle_after_its_first_jump():
+    path = one_weight([0.5], [0.2], None, 0.1, 0.3, 400, 1).query("regularizer == 'lp'")
+    known = path["weight"].notna()
+    first = int(known.sum())
+    assert 1 < first < 20 and known.iloc[:first].all() and path["distance"].isna().equals(~known)
+    assert (path["weight"].iloc[: first - 1] > 0).all()
+    assert (path[["jumps", "step_size", "low", "high"]].nunique() == 1).all()

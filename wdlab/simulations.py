@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from scipy.optimize import brentq
@@ -10,6 +11,10 @@ from wdlab.regularizers import Lp, PNormDecay, Regularizer
 
 EPSILON = 1e-12  # of the gradient form: as good as none
 METHODS = {"lp": Lp, "pnorm": PNormDecay}
+COLUMNS = (
+    *("run", "regularizer", "p", "seed", "target", "start", "step", "weight", "fixed_point", "distance"),
+    *("jumps", "step_size", "low", "high"),
+)
 
 
 def one_weight(
@@ -26,6 +31,10 @@ def one_weight(
     Both have the same fixed points, the solutions of ``w - target + s p sign(w) |w|^(p-1) = 0``, and 0 for p < 2. Of
     these a path belongs to the one that gradient flow from its start ends in, the ``fixed_point``.
 
+    A weight that jumps across zero in the last quarter of its path does not settle. For p < 1 each jump magnifies
+    rounding, so two machines soon follow different paths: what is kept of it after its first jump is how often and how
+    far it jumps.
+
     Args:
         p: exponents.
         targets: where the loss is least.
@@ -38,33 +47,54 @@ def one_weight(
     Returns:
         A row per path and logged step: ``run, regularizer`` (lp: in the gradient, pnorm: decoupled), ``p, target,
         start, seed`` (the number of the path among those of a method and p), ``step, weight, fixed_point, distance``
-        (to the fixed point) and ``jump`` (the largest step since the row before).
+        (to the fixed point). Of a path that does not settle, weight and distance are nan after its first jump. The
+        same in all rows of a path, over its last quarter: ``jumps`` (the share of its steps that cross zero),
+        ``step_size`` (the median length of a step), ``low`` and ``high`` (the quartiles of the weight).
     """
     points = [(t, s) for t in targets for s in (starts if starts is not None else [t])]
-    rows = []
+    parts = []
     for name, kind in METHODS.items():
         for power in p:
-            fixed = [fixed_point(power, strength, *point) for point in points]
-            weights = torch.tensor([start for _, start in points], dtype=torch.float64, requires_grad=True)
-            wanted = torch.tensor([target for target, _ in points], dtype=torch.float64)
-            optimizer = torch.optim.SGD([weights], lr=lr)
-            _method(kind, weights, strength, power).attach(optimizer)
-            largest = torch.zeros_like(wanted)
-            for step in range(steps + 1):
-                before = weights.detach().clone()
-                if step:
-                    optimizer.zero_grad()
-                    ((weights - wanted).square().sum() / 2).backward()
-                    optimizer.step()
-                largest = torch.maximum(largest, (weights.detach() - before).abs())
-                if step % log_every == 0 or step == steps:
-                    jumps, largest = largest.tolist(), torch.zeros_like(wanted)
-                    for k, (weight, jump) in enumerate(zip(weights.tolist(), jumps, strict=True)):
-                        path = {"run": f"{name}-p{power}-{k}", "regularizer": name, "p": power, "seed": k}
-                        path |= dict(zip(("target", "start"), points[k], strict=True))
-                        found = {"weight": weight, "fixed_point": fixed[k], "distance": abs(weight - fixed[k])}
-                        rows.append(path | {"step": step} | found | {"jump": jump})
-    return pd.DataFrame(rows).sort_values(["run", "step"], kind="stable", ignore_index=True)
+            paths = _paths(kind, power, strength, points, lr, steps)
+            for k, (target, start) in enumerate(points):
+                key = {"run": f"{name}-p{power}-{k}", "regularizer": name, "p": power, "seed": k}
+                at = fixed_point(power, strength, target, start)
+                rows = _rows(paths[:, k], at, log_every).assign(**key, target=target, start=start, fixed_point=at)
+                parts.append(rows)
+    table = pd.concat(parts).sort_values(["run", "step"], kind="stable", ignore_index=True)
+    return table[list(COLUMNS)]
+
+
+def _paths(
+    kind: type, p: float, strength: float, points: Sequence[tuple[float, float]], lr: float, steps: int
+) -> np.ndarray:
+    """Return the weights after each step, (steps + 1, paths)."""
+    weights = torch.tensor([start for _, start in points], dtype=torch.float64, requires_grad=True)
+    wanted = torch.tensor([target for target, _ in points], dtype=torch.float64)
+    optimizer = torch.optim.SGD([weights], lr=lr)
+    _method(kind, weights, strength, p).attach(optimizer)
+    found = [weights.detach().clone()]
+    for _ in range(steps):
+        optimizer.zero_grad()
+        ((weights - wanted).square().sum() / 2).backward()
+        optimizer.step()
+        found.append(weights.detach().clone())
+    return torch.stack(found).numpy()
+
+
+def _rows(path: np.ndarray, at: float, log_every: int) -> pd.DataFrame:
+    """Return the logged rows of one path, (steps + 1,), whose fixed point is ``at``."""
+    crossed = path[1:] * path[:-1] < 0
+    end = len(path) * 3 // 4
+    last = path[end:]
+    jumps = crossed[end - 1 :].mean()
+    kept = path.copy()
+    if jumps:
+        kept[np.argmax(crossed) + 1 :] = np.nan
+    steps = [step for step in range(len(path)) if step % log_every == 0 or step == len(path) - 1]
+    low, high = np.quantile(last, [0.25, 0.75])
+    rows = pd.DataFrame({"step": steps, "weight": kept[steps], "distance": np.abs(kept[steps] - at)})
+    return rows.assign(jumps=jumps, step_size=np.median(np.abs(np.diff(last))), low=low, high=high)
 
 
 def _method(kind: type, weights: torch.Tensor, strength: float, p: float) -> Regularizer:

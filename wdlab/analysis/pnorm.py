@@ -14,7 +14,6 @@ from matplotlib.ticker import NullFormatter, PercentFormatter
 from wdlab.analysis import claims, style
 
 FORMS = {"lp": "in the gradient", "pnorm": "decoupled (pWD)"}
-TAIL = 0.75  # of a path: what comes behind it counts as its end
 STEPS_SHOWN = 80  # of a path; nothing moves behind them
 MARKERS = "osD^v"
 # Of accuracy (the higher the better), of loss: what is near AdamW; what the closer look shows.
@@ -35,7 +34,8 @@ METHODS = {
 def fig4(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
     """Paths of one weight (upper row) and where it ends against the loss's minimum (lower row); gradient and decoupled.
 
-    Thin lines: exact fixed points. Bars reach over the last quarter of a path: long where a weight does not settle.
+    Thin lines: exact fixed points. Bars: where a weight that does not settle is in the last quarter of its path, in half
+    of the steps.
     """
     figure, axes = plt.subplots(2, 2, figsize=(7.2, 5.6), sharey="row", layout="constrained")
     titles = {panel["panel"]: panel["title"] for panel in panels}
@@ -63,16 +63,18 @@ def _paths(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def _ends(axes: Axes, rows: pd.DataFrame) -> None:
-    """The weight's mean and range at the end of its path against its target, a curve of fixed points per p."""
-    settled = rows[rows["step"] >= TAIL * rows["step"].max()]
-    for (p, part), color, marker in zip(settled.groupby("p"), style.PALETTE, MARKERS, strict=False):
-        by_target = part.groupby("target")["weight"].agg(["mean", "min", "max"])
-        exact = part.groupby("target")["fixed_point"].first()
-        axes.plot(exact.index, exact, color=color, alpha=0.5, linewidth=1)
-        bars = np.maximum(0, [by_target["mean"] - by_target["min"], by_target["max"] - by_target["mean"]])
-        axes.errorbar(
-            by_target.index, by_target["mean"], bars, fmt=marker, color=color, mfc="white", ms=4.5, label=f"p = {p:g}"
-        )
+    """The weight at the end of its path, or the middle and range of one that does not settle, against its target.
+
+    A curve of fixed points per p.
+    """
+    last = rows[rows["step"] == rows["step"].max()]
+    for (p, part), color, marker in zip(last.groupby("p"), style.PALETTE, MARKERS, strict=False):
+        part = part.sort_values("target")
+        axes.plot(part["target"], part["fixed_point"], color=color, alpha=0.5, linewidth=1)
+        ends = part["weight"].fillna((part["low"] + part["high"]) / 2)
+        bars = [ends - part["low"], part["high"] - ends]
+        bars = [bar.where(part["weight"].isna(), 0.0) for bar in bars]
+        axes.errorbar(part["target"], ends, bars, fmt=marker, color=color, mfc="white", ms=4.5, label=f"p = {p:g}")
     axes.set_xlabel("target: where the loss is least")
 
 
