@@ -7,8 +7,13 @@ import argparse
 import sys
 from pathlib import Path
 
+import wdlab  # noqa: F401, before torch, whose threads it has wait for each other for a bounded time
+
+# isort: split
 import torch
-from benchmarks import gpu, inputs, ledger, loop, optimizers, stacked, timing, training
+from benchmarks import busy, figures, gpu, inputs, ledger, loop, optimizers, stacked, timing, training
+
+from wdlab import cpu
 
 SECTIONS = {
     "optimizers": optimizers.table,
@@ -17,6 +22,8 @@ SECTIONS = {
     "loop": loop.table,
     "stacked": stacked.table,
     "ledger": ledger.table,
+    "busy": busy.table,
+    "figures": figures.table,
     "gpu": gpu.table,
 }
 
@@ -46,6 +53,7 @@ def main() -> None:
     options = timing.Options(
         device, arguments.repeats, arguments.milliseconds, arguments.width, not arguments.no_compiled, arguments.quick
     )
+    cpu.available_threads()  # before a section changes torch's number
     for name in arguments.sections or SECTIONS:
         table = SECTIONS[name](options)
         if table is None:

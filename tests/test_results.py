@@ -25,7 +25,7 @@ def test_fig3_is_there_at_both_scales():
 def test_the_table_holds_exactly_the_declared_runs(name, scale):
     declared = figures.declaration(name, scale)
     table = pd.read_csv(figures.Files.of(name, scale, RESULTS).table)
-    jobs = figures.jobs(declared, "anywhere")
+    jobs = figures.jobs(declared, "anywhere", committed=True)
     simulated = [panel["panel"] for panel in declared["at"]["panels"] if "simulate" in panel]
     of_runs = ~table["panel"].isin(simulated)
     assert set(table.loc[of_runs, "run"]) == {job.directory.name for job in jobs}

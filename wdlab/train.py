@@ -347,7 +347,9 @@ def experiment(
     """
     model, optimizer, regularizer, lr_factor = build(config)
     if beside is None:
-        machine = device.set_up(config["runtime"], model, bool(stacked), _examples(config) * max(1, stacked), threads)
+        machine = device.set_up(
+            config["runtime"], model, bool(stacked), examples_of_batch(config) * max(1, stacked), threads
+        )
         loaded = data.load(config["dataset"], config["paths"]["data"], machine.device)
     else:
         machine, loaded = beside.machine, beside.data
@@ -355,7 +357,7 @@ def experiment(
     return loop.Experiment(model, loaded, optimizer, regularizer, lr_factor, machine, config["seed"])
 
 
-def _examples(config: DictConfig) -> int:
+def examples_of_batch(config: DictConfig) -> int:
     """Return how many predictions a batch asks for: one per image, or one per character of its texts."""
     shape = config["dataset"]["shape"]
     return config["train"]["batch_size"] * (shape[0] if len(shape) == 1 else 1)

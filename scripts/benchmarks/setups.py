@@ -20,20 +20,24 @@ SGD = ("optimizer=sgd", "optimizer.lr=0.1")
 
 
 class Switches(NamedTuple):
-    """torch's settings of float32 products. They are global, so every case puts its own in force."""
+    """torch's settings of float32 products and threads. They are global, so every case puts its own in force."""
 
     matmul: str
     cudnn_tf32: bool
+    threads: int
 
     @classmethod
     def now(cls) -> Self:
         """Those in force."""
-        return cls(torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
+        threads = torch.get_num_threads()
+        return cls(torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, threads)
 
     def __call__(self) -> None:
         """Put them in force."""
         torch.set_float32_matmul_precision(self.matmul)
         torch.backends.cudnn.allow_tf32 = self.cudnn_tf32
+        if torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
 
 
 AS_TORCH_HAS_THEM = Switches.now()
@@ -54,7 +58,8 @@ class Setup:
         self.regularizer: Regularizer
         self.model, self.optimizer, self.regularizer, self.lr_factor = train.build(self.config)
         AS_TORCH_HAS_THEM()
-        self.machine: Machine = device.set_up(self.config["runtime"], self.model)
+        examples = train.examples_of_batch(self.config)
+        self.machine: Machine = device.set_up(self.config["runtime"], self.model, examples=examples)
         self.switches = Switches.now()
         self.machine.place(self.model)
         AS_TORCH_HAS_THEM()

@@ -70,9 +70,10 @@ class Sweep:
 
     def _experiment(self, config: DictConfig, beside: loop.Experiment | None, together: bool) -> loop.Experiment:
         if self._data is None:
-            return train.experiment(config, beside, together)
+            return train.experiment(config, beside, len(self._configs) * together)
         model, optimizer, regularizer, lr_factor = train.build(config)
-        machine = device.set_up(config["runtime"], model, together)
+        examples = train.examples_of_batch(config) * (len(self._configs) if together else 1)
+        machine = device.set_up(config["runtime"], model, together, examples)
         machine.place(model)
         return loop.Experiment(model, self._data, optimizer, regularizer, lr_factor, machine, config["seed"])
 
@@ -136,20 +137,21 @@ def _end_to_end(options: Options) -> Part:
         f"`python {' '.join(command)}` with another hydra/launcher: everything from the start of Python to the "
         f"summary, {4 * seeds} runs"
     )
-    base = Case("local", partial(_seconds_of, command, "local"), timed=True)
+    base = Case("local", partial(seconds_of, (*command, "hydra/launcher=local")), timed=True)
     cases = [
-        Case("stacked", partial(_seconds_of, command, "stacked"), END_TO_END_TARGET, timed=True),
-        Case("joblib", partial(_seconds_of, command, "joblib"), timed=True),
+        Case("stacked", partial(seconds_of, (*command, "hydra/launcher=stacked")), END_TO_END_TARGET, timed=True),
+        Case("joblib", partial(seconds_of, (*command, "hydra/launcher=joblib")), timed=True),
     ]
     return part("From end to end", problem, base, cases, options.at_most(FEWER), SPEED_UP, (4 * seeds, "runs"))
 
 
-def _seconds_of(command: tuple[str, ...], launcher: str) -> float:
+def seconds_of(words: tuple[str, ...]) -> float:
+    """Return how long a command takes that records its runs in a temporary folder; the words after ``python``."""
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"PYTHONPATH": str(runs.PROJECT)}
         start = time.perf_counter()
         subprocess.run(
-            [sys.executable, *command, f"hydra/launcher={launcher}", f"paths.runs={Path(folder) / 'runs'}"],
+            [sys.executable, *words, f"paths.runs={Path(folder) / 'runs'}"],
             cwd=folder,
             env=environment,
             check=True,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from wdlab import runs
+from wdlab import cpu, runs
 from wdlab.device import device_name
 
 HOW_OFTEN = 10  # repeats between two lines of progress
@@ -328,7 +328,7 @@ def _machine(options: Options) -> list[str]:
     code = runs.code_version()
     commit = code.get("commit", "unknown")[:12] + (" with uncommitted changes" if code.get("uncommitted") else "")
     return [
-        f"- device: {device_name(options.device)}, {torch.get_num_threads()} threads",
+        f"- device: {device_name(options.device)}, {cpu.available_threads()} threads",
         f"- torch {torch.__version__}, {time.strftime('%Y-%m-%d', time.gmtime())}, git commit {commit}",
     ]
 

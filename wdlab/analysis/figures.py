@@ -2,8 +2,9 @@
 and the notebooks.
 
 A panel of a declaration has either runs, one for each seed and each line of ``vary`` (``a=1,2`` in a line stands for
-two lines), or ``simulate``, which makes rows of the table without training. ``derived`` adds columns to the table,
-formulas of others. ``measure`` makes a second table of what is measured on each finished run's checkpoint.
+two lines), or ``simulate``, which makes rows of the table without training. Where the declaration has changed since its
+results were committed, ``committed_with`` names the overrides that those runs had in addition. ``derived`` adds columns
+to the table, formulas of others. ``measure`` makes a second table of what is measured on each finished run's checkpoint.
 """
 
 import importlib
@@ -65,14 +66,21 @@ def declaration(name: str, scale: str) -> dict[str, Any]:
     return declared | {"name": name, "scale": scale, "at": scales[scale]}
 
 
-def jobs(declared: Mapping[str, Any], root: str | Path) -> list[Job]:
-    """Every run of the figure at its scale: panel x seed x (shared + one of vary)."""
+def jobs(declared: Mapping[str, Any], root: str | Path, committed: bool = False) -> list[Job]:
+    """Every run of the figure at its scale: panel x seed x (shared + one of vary).
+
+    Args:
+        declared: by ``declaration``.
+        root: the folder of the runs.
+        committed: the runs of the committed table, not those that would be made now.
+    """
     found = []
     for panel in declared["at"]["panels"]:
         lines = [line for vary in panel.get("vary", ()) for line in _lines(vary)]
         for seed in seeds(declared, panel) if lines else ():
             for line in lines:
-                overrides = (*panel["shared"], *line, f"seed={seed}")
+                before = panel.get("committed_with", ()) if committed else ()
+                overrides = (*panel["shared"], *before, *line, f"seed={seed}")
                 directory = runs.RunDirectory(root, runs.identity(runs.compose(overrides)))
                 found.append(Job(panel["panel"], overrides, directory))
     return found

@@ -34,8 +34,8 @@ METHODS = {
 def fig4(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
     """Paths of one weight (upper row) and where it ends against the loss's minimum (lower row); gradient and decoupled.
 
-    Thin lines: exact fixed points. Bars: where a weight that does not settle is in the last quarter of its path, in half
-    of the steps.
+    Thin lines: exact fixed points. Bars: where a weight that does not settle is in half of the steps of the last
+    quarter of its path.
     """
     figure, axes = plt.subplots(2, 2, figsize=(7.2, 5.6), sharey="row", layout="constrained")
     titles = {panel["panel"]: panel["title"] for panel in panels}

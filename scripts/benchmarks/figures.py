@@ -1,0 +1,98 @@
+"""How long the figures take at ``cpu`` scale, from a few steps of each kind of run, against their declared times."""
+
+import os
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from joblib import Parallel, delayed
+
+from benchmarks.timing import RATIO, Comparison, Options, Page, Part
+from wdlab import loop, recorder, runs, train
+from wdlab.analysis import figures
+
+SCALE = "cpu"
+TARGET = 1.5  # times the declared time
+STEPS, FEW = 60, 10
+NEVER = 10**6
+START = 10.0  # seconds of the command around its runs
+
+
+def table(options: Options) -> Page | None:
+    """Measure; None on a GPU, or without the data sets (``WDLAB_DATA``)."""
+    if options.quick or options.device.type != "cpu" or "WDLAB_DATA" not in os.environ:
+        return None
+    done: set[str] = set()
+    rows = []
+    for name in figures.names():
+        jobs = [job for job in figures.jobs(figures.declaration(name, SCALE), "unused")]
+        new = {job.directory.name: job for job in jobs if job.directory.name not in done}
+        done |= new.keys()
+        if new:
+            rows.append(_row(name, list(new.values())))
+    problem = (
+        f"all runs of a figure that no earlier figure has, one per core, extrapolated from {STEPS} steps and two "
+        "evaluations of each kind of run while every core trains one of that kind"
+    )
+    return Page(f"Times of the figures at {SCALE} scale", [Part("Figures", problem, RATIO, 1, rows)])
+
+
+def _row(name: str, jobs: Sequence[figures.Job]) -> Comparison:
+    cores = len(os.sched_getaffinity(0))
+    kinds: dict[str, list[figures.Job]] = {}
+    for job in jobs:
+        kinds.setdefault(_kind(job), []).append(job)
+    seconds = START
+    for kind, alike in kinds.items():
+        each = Parallel(n_jobs=cores)(delayed(_seconds_of_run)(alike[0].overrides) for _ in range(cores))
+        seconds += statistics.mean(each) * -(-len(alike) // cores)
+        print(f"{name}: {kind}: {len(alike)} runs, {statistics.mean(each):.0f} s each", flush=True)
+    declared = declared_minutes(name) * 60
+    ratio, met = seconds / declared, "yes" if seconds <= TARGET * declared else "no"
+    return Comparison(name, "declared time", seconds * 1e6, None, ratio, ratio, ratio, TARGET, met, f"{len(jobs)} runs")
+
+
+def declared_minutes(name: str) -> float:
+    """Return the time that a figure's declaration states, in minutes."""
+    text = figures.declaration(name, SCALE)["at"]["time"]
+    number, unit = re.search(r"(\d+) (s|minutes|hours)\b", text).groups()
+    return float(number) * {"s": 1 / 60, "minutes": 1, "hours": 60}[unit]
+
+
+def _kind(job: figures.Job) -> str:
+    """Return what the time of a step depends on: everything but seed and strength."""
+    varies = ("seed=", "regularizer.strength=")
+    return f"{job.panel} " + " ".join(
+        o for o in job.overrides if o.startswith("regularizer") and not o.startswith(varies)
+    )
+
+
+def _seconds_of_run(overrides: Sequence[str]) -> float:
+    """Return how long a whole run takes: its steps, evaluations and log lines, from two short ones."""
+    torch.set_num_threads(1)
+    config = runs.compose([*overrides, "runtime=cpu", "runtime.threads=1", "logger=disabled"])
+    settings = config["train"]
+    long, short = _fit(config, STEPS), _fit(config, FEW)
+    step = max(0.0, (long - short) / (STEPS - FEW))
+    evaluation = max(0.0, (short - FEW * step) / 2)
+    return settings["steps"] * step + (settings["steps"] / settings["eval_every"] + 1) * evaluation
+
+
+def _fit(config: runs.DictConfig, steps: int) -> float:
+    """Return the seconds of a run of so many steps, with all splits evaluated before and after them."""
+    config = config.copy()
+    config["train"] |= {"steps": steps, "log_every": NEVER, "eval_every": NEVER}
+    experiment = train.experiment(config)
+    with tempfile.TemporaryDirectory() as folder:
+        directory = runs.RunDirectory(Path(folder), runs.identity(config))
+        directory.create()
+        records = recorder.Recorder(directory.metrics, 0, recorder.Mirror())
+        start = time.perf_counter()
+        loop.fit(experiment, config["train"], directory, records, None, NEVER)
+        seconds = time.perf_counter() - start
+        records.close()
+    return seconds
