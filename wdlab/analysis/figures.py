@@ -4,7 +4,8 @@ and the notebooks.
 A panel of a declaration has either runs, one for each seed and each line of ``vary`` (``a=1,2`` in a line stands for
 two lines), or ``simulate``, which makes rows of the table without training. Where the declaration has changed since its
 results were committed, ``committed_with`` names the overrides that those runs had in addition. ``derived`` adds columns
-to the table, formulas of others. ``measure`` makes a second table of what is measured on each finished run's checkpoint.
+to the table, formulas of others. ``measure`` makes a second table of what is measured on each finished run's
+checkpoint.
 """
 
 import importlib
