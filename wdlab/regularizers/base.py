@@ -219,8 +219,13 @@ class Regularizer:
     @property
     def strength_in_force(self) -> float:
         """The strength of the first group in the last step (before the first one: as far as the clock alone says)."""
+        return float(self.strength_on_device)
+
+    @property
+    def strength_on_device(self) -> float | Tensor:
+        """The same without waiting for the device: a scalar tensor if it comes from the data."""
         home = self._home.get(id(self.params[0]), {})
-        return float(self._in_force(self.groups[0], home, max(0, self.updates - 1)))
+        return self._in_force(self.groups[0], home, max(0, self.updates - 1))
 
     # -- the moments of a step, in order; gradients are not recorded in any of them ------------------------------------
 
