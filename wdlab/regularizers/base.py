@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from wdlab.foreach import number_beside
 from wdlab.homogeneous import weights
 from wdlab.regularizers.checks import check_choice, check_strength
 from wdlab.regularizers.over_time import OverTime
@@ -271,8 +272,7 @@ class Regularizer:
                 optimizer_group = home[id(params[0])]
                 strength = self._in_force(group, optimizer_group, self.updates)
                 if isinstance(strength, Tensor) or strength != 0:
-                    lr = optimizer_group["lr"]
-                    lr = lr.squeeze() if isinstance(lr, Tensor) else lr
+                    lr = number_beside(params[0], optimizer_group["lr"])
                     found.append(Part(params, strength, lr, optimizer_group.get("maximize", False), group))
         return found
 
