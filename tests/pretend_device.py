@@ -27,11 +27,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 from torch.utils import backend_registration
 
 NAME = "pretend"
-MISSING = None if hasattr(backend_registration, "_setup_privateuseone_for_python_backend") else "needs torch >= 2.15"
+MISSING = None if TorchVersion(torch.__version__) >= (2, 15) else "needs torch >= 2.15"
 PROJECT = Path(__file__).resolve().parent.parent
+CODE = tuple(str(PROJECT / folder) for folder in ("wdlab", "tests"))
 
 READ = {  # operations whose result, or the size of whose result, the host has to read
     *("_local_scalar_dense", "equal", "allclose", "is_nonzero", "nonzero", "masked_select", "bincount"),
@@ -56,8 +58,8 @@ def waits() -> Iterator[list[str]]:
 def wait_for(what: str) -> None:
     """Count one wait."""
     if _counts:
-        frames = (frame for frame in traceback.extract_stack() if frame.filename.startswith(str(PROJECT)))
-        places = [f"{Path(f.filename).relative_to(PROJECT)}:{f.lineno}" for f in frames if f.filename != __file__]
+        frames = (f for f in traceback.extract_stack() if f.filename.startswith(CODE) and f.filename != __file__)
+        places = [f"{Path(f.filename).relative_to(PROJECT)}:{f.lineno}" for f in frames]
         for count in _counts:
             count.append(f"{what} ({places[-1] if places else 'in a backward pass'})")
 

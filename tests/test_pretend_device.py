@@ -26,7 +26,7 @@ from wdlab.regularizers import L2
 pytestmark = pytest.mark.skipif(pretend_device.MISSING is not None, reason=str(pretend_device.MISSING))
 
 CPU = torch.device("cpu")
-PRETEND = torch.device(NAME, 0)
+PRETEND = torch.device(NAME, 0) if pretend_device.MISSING is None else CPU
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -118,6 +118,26 @@ def test_the_host_waits_where_it_waits_for_a_gpu(code):
 def test_what_a_gpu_refuses_is_refused(code):
     with pytest.raises((RuntimeError, TypeError), match=r"device|cpu"):
         eval(code, globals(), {"t": here(1.0, 2.0, 3.0)})
+
+
+ELEMENTWISE = (
+    *("torch.add(t, s)", "torch.add(s, t)", "torch.addcmul(t, t, s)", "t.clamp(s)"),
+    *("torch.addcmul(s, t, s)", "torch.hypot(t, s)", "torch.atan2(s, t)", "t.pow(s)", "torch.maximum(t, s)", "t >= s"),
+)
+
+
+@pytest.mark.parametrize("code", ELEMENTWISE)
+def test_tensors_on_the_cpu_are_refused_where_torch_refuses_them_beside_its_meta_device(code):
+    for s in (ONE, torch.ones(3)):
+        refused = []
+        for t in (torch.ones(3, device="meta"), here(1.0, 2.0, 3.0)):
+            try:
+                eval(code, globals(), {"t": t, "s": s})
+            except RuntimeError as error:
+                refused.append("device" in str(error))
+            else:
+                refused.append(False)
+        assert refused[0] == refused[1], (s, refused)
 
 
 def test_a_tensor_there_is_on_no_other_device():
