@@ -3,7 +3,8 @@ network that is trained."""
 
 import contextlib
 import copy
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -36,8 +37,6 @@ class Average:
         self.network = copy.deepcopy(model).requires_grad_(False)
         self._weights, self._of_model = list(self.network.parameters()), list(model.parameters())
         self._norms = [m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        for norm in self._norms:
-            norm.momentum = None  # the mean over all batches
         self._share = 1 - decay
 
     @torch.no_grad()
@@ -51,10 +50,12 @@ class Average:
 
         Those of the model do not fit averaged weights. Nothing is drawn at random.
         """
-        for norm in self._norms:
-            norm.reset_running_stats()
-        if self._norms:
-            with evaluation(self.network, batch_statistics=True):
+        with contextlib.ExitStack() as stack:
+            for norm in self._norms:
+                norm.reset_running_stats()
+                stack.enter_context(norm.register_forward_pre_hook(_mean_of_batches()))
+            if self._norms:
+                stack.enter_context(evaluation(self.network, batch_statistics=True))
                 for batch in _batches(train):
                     with autocast():
                         self.network(batch)
@@ -67,6 +68,19 @@ class Average:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict``."""
         self.network.load_state_dict(state)
+
+
+def _mean_of_batches() -> Callable[[nn.Module, Any], None]:
+    """A hook that makes a batch norm's statistics the mean over the batches from now on.
+
+    So does a momentum of None, for which torch reads the number of batches back from the device in every forward pass.
+    """
+    count = itertools.count(1)
+
+    def before_forward(norm: nn.Module, _: Any) -> None:
+        norm.momentum = 1 / next(count)
+
+    return before_forward
 
 
 def _batches(train: Split) -> Iterator[Tensor]:

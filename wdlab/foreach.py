@@ -46,6 +46,16 @@ def dots(left: Sequence[Tensor], right: Sequence[Tensor], like: Sequence[Tensor]
     return over_shards(left if like is None else like, torch.stack(products))
 
 
+def number_beside(tensor: Tensor, number: float | Tensor) -> float | Tensor:
+    """A learning rate as it can be computed with beside ``tensor``: a number, or a 0-dim tensor on its device.
+
+    torch takes learning rates that are tensors on the CPU for parameters on any device. Reading one waits for nothing.
+    """
+    if not isinstance(number, Tensor):
+        return number
+    return number.item() if number.is_cpu and not tensor.is_cpu else number.squeeze()
+
+
 def over_shards(tensors: Sequence[Tensor], sums: Tensor) -> Tensor:
     """Sums over this process's shards, shape (len(tensors),), added up over all processes where a tensor is sharded."""
     if not any(is_sharded(t) for t in tensors):

@@ -150,7 +150,7 @@ def fit(
     model.train()
     set_lr(first)
     if start is None:
-        keeper.record(0)
+        keeper.record(0, finite)
     elif group.any_says(not start["finite"] and keeper.last_step == first):
         return "diverged"  # and was stopped before it could say so
     with regularizer.attach(optimizer), Progress(run.name, steps, first) as progress:
@@ -168,11 +168,10 @@ def fit(
             finite &= torch.isfinite(loss)
             if logged:
                 keeper.after_step()
-                keeper.record(done)
-                finite = group.all_say(finite & keeper.last_is_finite)
+                all_finite = keeper.record(done, finite)
                 progress.update(done, keeper.last)
-                if not finite:
-                    keeper.save(done, finite)
+                if group.any_says(not all_finite):
+                    keeper.save(done, False)
                     return "diverged"
             stopping = group.any_says(stop_requested())
             if done == steps or stopping or time.monotonic() - saved_at >= checkpoint_seconds:
@@ -227,21 +226,34 @@ class Keeper:
         """Whether weights and training loss of the newest log line are, as far as it has them."""
         return all(self.last.get(key, 0.0) is not None for key in ("norm/weight_l2", "train/loss"))
 
-    def record(self, step: int, evaluated: Evaluated | None = None) -> None:
-        """Log the state after ``step`` updates, with what is due; ``evaluated`` if the whole splits have been."""
+    def record(self, step: int, finite: Tensor, evaluated: Evaluated | None = None) -> bool:
+        """Log the state after ``step`` updates, with what is due; ``evaluated`` if the whole splits have been.
+
+        The device is waited for once (and for what the sharpness takes, where it is due).
+
+        Args:
+            finite: whether the losses so far were, a boolean 0-dim tensor.
+
+        Returns:
+            Whether they were, and the weights and training loss of this log line are.
+        """
         clock = {"step": step, "epoch": step / self._steps_per_epoch}
         lr = self._experiment.optimizer.param_groups[0]["lr"]
-        setting = {"lr": lr, "strength": self._experiment.regularizer.strength_in_force}
+        strength = self._experiment.regularizer.strength_on_device
+        beside = {"finite": finite} | ({"strength": strength} if isinstance(strength, Tensor) else {})
         fuller = (due(self._config, every, step) for every in FULLER)
-        self._recorder.log(clock | setting | self._metrics.measure(*fuller, evaluated))
+        values = self._metrics.measure(*fuller, evaluated, beside)
+        losses_are_finite = bool(values.pop("finite"))
+        self._recorder.log(clock | {"lr": lr, "strength": values.pop("strength", strength)} | values)
+        return losses_are_finite and self.last_is_finite
 
-    def save(self, step: int, finite: Tensor) -> None:
+    def save(self, step: int, finite: Tensor | bool) -> None:
         """Write a checkpoint of the state after ``step`` updates."""
         device = self._experiment.machine.device
         state = {"step": step, "records_bytes": self._recorder.sync(), "finite": bool(finite)}
         state |= {"rng": torch.get_rng_state()}
-        if device.type == "cuda":
-            state |= {"rng_cuda": torch.cuda.get_rng_state(device)}
+        if device.type != "cpu":
+            state |= {f"rng_{device.type}": torch.get_device_module(device).get_rng_state(device)}
         parts = ("model", "optimizer", "regularizer")
         if self._average:
             state["average"] = self._average.state_dict()
@@ -253,15 +265,15 @@ class _NoKeeper:
 
     last: ClassVar[dict[str, Any]] = {}
     last_step = None
-    last_is_finite = True
 
     def before_step(self) -> None: ...
 
     def after_step(self) -> None: ...
 
-    def record(self, step: int) -> None: ...
+    def record(self, step: int, finite: Tensor) -> bool:
+        return bool(finite)
 
-    def save(self, step: int, finite: Tensor) -> None: ...
+    def save(self, step: int, finite: Tensor | bool) -> None: ...
 
 
 def _set_random_state(start: dict[str, Any] | None, machine: Machine, seed: int) -> None:
@@ -270,5 +282,6 @@ def _set_random_state(start: dict[str, Any] | None, machine: Machine, seed: int)
         torch.manual_seed(hash((seed, machine.group.rank, start["step"] if start else 0)) % 2**63)
     elif start is not None:
         torch.set_rng_state(start["rng"])
-        if machine.device.type == "cuda" and "rng_cuda" in start:
-            torch.cuda.set_rng_state(start["rng_cuda"], machine.device)
+        of_device = start.get(f"rng_{machine.device.type}")
+        if of_device is not None:
+            torch.get_device_module(machine.device).set_rng_state(of_device, machine.device)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from wdlab.foreach import compiled as compile_once
-from wdlab.foreach import is_sharded, local
+from wdlab.foreach import is_sharded, local, number_beside
 from wdlab.regularizers import DecoupledDecay, GradientScale, PNormDecay, Regularizer
 from wdlab.regularizers.base import go_before_the_step, go_behind_the_step
 from wdlab.regularizers.checks import check_number
@@ -185,7 +185,7 @@ class AdamS(_DropIn, torch.optim.Adam):
             for group, strength in zip(self.param_groups, strengths, strict=True):
                 params = [p for p in group["params"] if p.grad is not None]
                 if group["weight_decay"] != 0 and params:
-                    shrink_(params, group["lr"] * strength)
+                    shrink_(params, number_beside(params[0], group["lr"]) * strength)
             self._adam_step([0.0] * len(strengths))
         else:  # Adam's own decoupled decay, in the same pass over memory
             limits = [1 / float(group["lr"]) if group["lr"] else math.inf for group in self.param_groups]

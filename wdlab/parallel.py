@@ -32,14 +32,6 @@ class Group:
             return model
         return nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
-    def all_say(self, flag: torch.Tensor) -> torch.Tensor:
-        """Whether a boolean scalar tensor is true in every process."""
-        if self.size == 1:
-            return flag
-        votes = flag.to(torch.int32)
-        distributed.all_reduce(votes, distributed.ReduceOp.MIN)
-        return votes.bool()
-
     def any_says(self, flag: bool) -> bool:
         """Whether ``flag`` is true in some process. The device is not waited for."""
         if self.size == 1:

@@ -120,8 +120,8 @@ def _cost(model: nn.Module, seconds: Sequence[float]) -> Footprint:
 def _seconds_of_forward(model: nn.Module, inputs: Tensor) -> float:
     start = time.perf_counter()
     model(inputs)
-    if inputs.is_cuda:
-        torch.cuda.synchronize(inputs.device)  # a forward only queues its work there
+    if inputs.device.type != "cpu":
+        torch.get_device_module(inputs.device).synchronize(inputs.device)  # a forward only queues its work there
     return time.perf_counter() - start
 
 

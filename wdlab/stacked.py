@@ -523,7 +523,7 @@ def fit(
         evaluated = evaluate(first) if first == 0 else []
         for k, member in enumerate(members):
             if member.start is None:
-                keepers[k].record(0, evaluated[k])
+                keepers[k].record(0, finite[k], evaluated[k])
             elif not finite[k] and keepers[k].last_step == first:
                 member.outcome = "diverged"
         for experiment in experiments:  # for what is measured in a step; the optimizers themselves take none
@@ -545,9 +545,8 @@ def fit(
                 evaluated = evaluate(done)
                 for k in still_training():
                     keepers[k].after_step()
-                    keepers[k].record(done, evaluated[k])
-                    finite[k] &= keepers[k].last_is_finite
-                    if not finite[k]:
+                    if not keepers[k].record(done, finite[k], evaluated[k]):
+                        finite[k] = False
                         save(done, [k])
                         members[k].outcome = "diverged"
                 if not (left := still_training()):

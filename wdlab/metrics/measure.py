@@ -92,7 +92,11 @@ class Metrics:
         }
 
     def measure(
-        self, whole_splits: bool, sharpness: bool = False, evaluated: objective.Evaluated | None = None
+        self,
+        whole_splits: bool,
+        sharpness: bool = False,
+        evaluated: objective.Evaluated | None = None,
+        beside: Mapping[str, Tensor] | None = None,
     ) -> dict[str, float]:
         """The metrics of the model as it is, those of the last step included.
 
@@ -100,9 +104,11 @@ class Metrics:
             whole_splits: with the evaluations.
             sharpness: with the Hessian and the Lipschitz bounds, which wait for the device many times.
             evaluated: what the whole splits gave, if that is known already.
+            beside: other 0-dim tensors that are read from the device in the same transfer.
 
         Returns:
-            A number for every metric. One that has no value here (no pairs, no bound known) is left out.
+            A number for every metric, and for every tensor of ``beside`` under its name. A metric that has no value
+            here (no pairs, no bound known) is left out.
         """
         paths = unit_paths(self.pairs)
         values, state = self._step_values, self._state or _sums(self.weights)
@@ -119,7 +125,7 @@ class Metrics:
         if whole_splits:
             evaluated = evaluated or objective.evaluate_all(self.model, self.data, self.autocast)
             values |= self._evaluations(evaluated, values["norm/weight_l2"], values.get("norm/path"))
-        return _to_floats(values) | (self._sharpness() if sharpness else {})
+        return _to_floats(values | dict(beside or {})) | (self._sharpness() if sharpness else {})
 
     def _evaluations(self, evaluated: objective.Evaluated, weight_l2: Tensor, path: Tensor | None) -> dict[str, Tensor]:
         values = {}

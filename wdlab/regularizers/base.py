@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from wdlab.foreach import number_beside
 from wdlab.homogeneous import weights
 from wdlab.regularizers.checks import check_choice, check_strength
 from wdlab.regularizers.over_time import OverTime
@@ -219,8 +220,13 @@ class Regularizer:
     @property
     def strength_in_force(self) -> float:
         """The strength of the first group in the last step (before the first one: as far as the clock alone says)."""
+        return float(self.strength_on_device)
+
+    @property
+    def strength_on_device(self) -> float | Tensor:
+        """The same without waiting for the device: a scalar tensor if it comes from the data."""
         home = self._home.get(id(self.params[0]), {})
-        return float(self._in_force(self.groups[0], home, max(0, self.updates - 1)))
+        return self._in_force(self.groups[0], home, max(0, self.updates - 1))
 
     # -- the moments of a step, in order; gradients are not recorded in any of them ------------------------------------
 
@@ -266,8 +272,7 @@ class Regularizer:
                 optimizer_group = home[id(params[0])]
                 strength = self._in_force(group, optimizer_group, self.updates)
                 if isinstance(strength, Tensor) or strength != 0:
-                    lr = optimizer_group["lr"]
-                    lr = lr.squeeze() if isinstance(lr, Tensor) else lr
+                    lr = number_beside(params[0], optimizer_group["lr"])
                     found.append(Part(params, strength, lr, optimizer_group.get("maximize", False), group))
         return found
 

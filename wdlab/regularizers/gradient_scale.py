@@ -170,8 +170,8 @@ def moving_average(before: Sequence[float | Tensor], squares: Tensor, beta: floa
 
 @functools.lru_cache(maxsize=64)
 def _vector(numbers: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Kept, since bringing numbers to a device waits for it."""
-    return torch.tensor(numbers, dtype=dtype, device=device)
+    """The numbers as a tensor on a device, which is not waited for; kept for the next steps."""
+    return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
 
 
 def _square_sum(g: Tensor) -> float:

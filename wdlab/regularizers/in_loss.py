@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wdlab.foreach import is_of_a_stack, local, times_
+from wdlab.foreach import is_of_a_stack, local, number_beside, times_
 from wdlab.regularizers.base import Part, Regularizer
 from wdlab.regularizers.checks import check_choice, check_number, is_adam
 from wdlab.regularizers.over_time import OverTime
@@ -115,7 +115,7 @@ class InLoss(Regularizer):
             step = state["step"].double()  # Adam's own: the moment was zero while there was no penalty
             root = (squares / (1 - group["betas"][1] ** step)).sqrt_().add_(group["eps"])
             mean = moment / (1 - group["betas"][0] ** step)
-            local([p])[0].add_(mean.div_(root).mul_(group["lr"]), alpha=sign)
+            local([p])[0].add_(mean.div_(root).mul_(number_beside(p, group["lr"])), alpha=sign)
 
     def state_dict(self) -> dict[str, Any]:
         moments = {i: moment.clone() for i, moment in self._moments.items()}

@@ -36,7 +36,7 @@ class Factors(NamedTuple):
     first_weight: Tensor  # each row of the first layer
     first_bias: Tensor
     second_weight: Tensor  # each column of the second layer
-    second_bias: Tensor | float
+    second_bias: Tensor | float  # a number where it is 1 for all
 
 
 class PathProx(Regularizer):
@@ -192,7 +192,7 @@ def prox_step_(
     all_factors = prox_factors(rows, columns, thresholds, balance)
     for pair, factors, threshold in zip(pairs, all_factors, thresholds, strict=True):
         if isinstance(threshold, Tensor):
-            factors = Factors(*(torch.where(threshold > 0, f, 1.0) for f in map(torch.as_tensor, factors)))
+            factors = Factors(*(torch.where(threshold > 0, f, 1.0) if isinstance(f, Tensor) else f for f in factors))
         if regularize_bias:
             factors = factors._replace(first_bias=factors.first_weight)
         multiply_(pair, factors)
