@@ -16,9 +16,10 @@ from torch import Tensor
 from wdlab.foreach import compiled as compile_once
 from wdlab.foreach import is_sharded, local
 from wdlab.regularizers import DecoupledDecay, GradientScale, PNormDecay, Regularizer
-from wdlab.regularizers.base import go_before_the_step, go_behind_the_step
 from wdlab.regularizers.checks import check_number
+from wdlab.regularizers.description import Row, describe
 from wdlab.regularizers.gradient_scale import adam_scale, check_momentum
+from wdlab.regularizers.hooks import go_before_the_step, go_behind_the_step
 from wdlab.regularizers.in_loss import shrink_
 from wdlab.regularizers.pnorm import LARGEST, remaining_factor
 
@@ -111,6 +112,16 @@ class _DropIn(torch.optim.Optimizer):
 
     def _decayed(self, group: dict[str, Any]) -> dict[str, Any]:
         return {"params": group["params"], "strength": group["weight_decay"]}
+
+    def describe(self) -> str:
+        """Return what is decayed and how strongly, as ``Regularizer.describe``; with names if it was given named
+        parameters."""
+        rows = []
+        for group in self.param_groups:
+            names = {id(p): name for p, name in zip(group["params"], group.get("param_names", ()), strict=False)}
+            decayed = self._decayed(group)
+            rows += [Row(p, decayed["strength"], names.get(id(p), "")) for p in decayed["params"]]
+        return describe(type(self).__name__, rows, ["multiplied by the learning rate"], "weight_decay")
 
 
 def _plain_step(base: type[torch.optim.Optimizer]) -> Callable:

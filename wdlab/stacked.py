@@ -27,8 +27,9 @@ from wdlab.optimizers import SGDS, PAdam
 from wdlab.progress import Progress
 from wdlab.recorder import Recorder
 from wdlab.regularizers import Regularizer
-from wdlab.regularizers.base import Part, go_before_the_step, go_behind_the_step
+from wdlab.regularizers.base import Part
 from wdlab.regularizers.checks import is_sgd
+from wdlab.regularizers.hooks import go_before_the_step, go_behind_the_step
 from wdlab.regularizers.in_loss import InLoss, add_
 from wdlab.regularizers.pathprox import prox_step_
 from wdlab.runs import RunDirectory

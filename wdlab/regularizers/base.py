@@ -6,10 +6,8 @@ method's own file; the class only says when it happens. How the strength changes
 (``over_time.py``) that every method takes.
 """
 
-import itertools
-import sys
-from collections.abc import Callable, Iterable, Sequence
-from types import FrameType
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -17,119 +15,20 @@ from torch import Tensor, nn
 
 from wdlab.homogeneous import weights
 from wdlab.regularizers.checks import check_choice, check_strength
+from wdlab.regularizers.description import Row, describe
+from wdlab.regularizers.hooks import Handle, Wiring
 from wdlab.regularizers.over_time import OverTime
 
 SCOPES = ("weights", "all")
 
 
-class Handle:
-    """What ``attach`` returns: ``remove()`` takes the method off the optimizer again. Also a context manager."""
+class Place(NamedTuple):
+    """Where in a model a parameter was found."""
 
-    def __init__(self, remove: Callable[[], None]) -> None:
-        self._remove: Callable[[], None] | None = remove
-
-    def remove(self) -> None:
-        """Detach. Calling it twice does nothing the second time."""
-        if self._remove is not None:
-            self._remove()
-            self._remove = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.remove()
-
-
-class _Wiring:
-    """The methods attached to one optimizer. They go through the moments of its steps together, each time in the order
-    of their attachment."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.methods: list[Regularizer] = []
-        self._outermost: FrameType | None = None  # torch's function that runs the hooks around the step under way
-        optimizer.register_step_pre_hook(self._before)
-        optimizer.register_step_post_hook(self._after)
-
-    @classmethod
-    def of(cls, optimizer: torch.optim.Optimizer) -> Self:
-        """The optimizer's wiring, made when first asked for."""
-        if not hasattr(optimizer, "_wdlab_wiring"):
-            optimizer._wdlab_wiring = cls(optimizer)
-        return optimizer._wdlab_wiring
-
-    def _before(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> tuple | None:
-        if _is_running(self._outermost):
-            return None  # a subclass's step called that of its base, whose hooks torch runs as well
-        self._outermost = _caller()
-        if self.methods and getattr(optimizer, "grad_scale", None) is not None:
-            raise RuntimeError(
-                "the gradients are still scaled: call scaler.unscale_(optimizer) before scaler.step(optimizer)"
-            )
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            if not _is_skipped(optimizer):
-                go_before_the_step(self.methods)
-            return None
-        calls = itertools.count()
-
-        def closure_then_moments() -> Any:
-            if self.methods and next(calls):
-                raise RuntimeError(
-                    f"{type(optimizer).__name__} evaluates its closure several times in a step, which the methods "
-                    "attached to it cannot follow: add the penalty to the loss instead"
-                )
-            loss = closure()
-            go_before_the_step(self.methods)
-            return loss
-
-        return args[:1], {**kwargs, "closure": closure_then_moments}
-
-    def _after(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        if self._outermost is None or _caller() is self._outermost:
-            self._outermost = None
-            if not _is_skipped(optimizer):
-                go_behind_the_step(self.methods)
-
-
-def _caller() -> FrameType | None:
-    """Who called the function that asks; None under torch.compile, which sees through a step as a whole."""
-    return None if torch.compiler.is_compiling() else sys._getframe(2)
-
-
-def _is_running(frame: FrameType | None) -> bool:
-    """Whether a function is being executed that called, however indirectly, the one that asks."""
-    caller = sys._getframe(1) if frame is not None else None
-    while caller is not None and caller is not frame:
-        caller = caller.f_back
-    return caller is not None
-
-
-def _is_skipped(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a GradScaler makes this step of a fused optimizer do nothing; other optimizers it does not call then."""
-    found_inf = getattr(optimizer, "found_inf", None)
-    return found_inf is not None and bool(found_inf.item())
-
-
-@torch.no_grad()
-def go_before_the_step(methods: "Sequence[Regularizer]") -> None:
-    """Take methods of one optimizer through the moments between backward and the step, each moment for all of them."""
-    for method in methods:
-        for schedule in method.over_time:
-            schedule.look(method)
-    for method in methods:
-        method.after_backward()
-    for method in methods:
-        method.before_step()
-
-
-@torch.no_grad()
-def go_behind_the_step(methods: "Sequence[Regularizer]") -> None:
-    """Take methods of one optimizer through what comes behind the step."""
-    for method in methods:
-        method.after_step()
-    for method in methods:
-        method.updates += 1
+    name: str  # in full
+    module: nn.Module
+    attribute: str
+    tensor: Tensor
 
 
 class Part(NamedTuple):
@@ -158,6 +57,8 @@ class Regularizer:
             parameter.
     """
 
+    times_lr = True  # whether the decay of a step is multiplied by the learning rate
+
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
@@ -168,6 +69,8 @@ class Regularizer:
         self.over_time = check_over_time(over_time)
         self.updates = 0  # steps made under this method: the clock of its strength
         self._optimizer: torch.optim.Optimizer | None = None
+        self._places: list[Place] = []
+        self._warned = False
         self.groups: list[dict[str, Any]] = []
         entries = [params] if isinstance(params, Tensor | dict) else list(params)
         if not entries:
@@ -180,10 +83,29 @@ class Regularizer:
         """The method on a whole model, as the YAML files in ``configs/regularizer`` name it.
 
         ``scope`` is ``weights`` (see ``wdlab.homogeneous.weights``) or ``all``; frozen parameters are left out.
+
+        Raises:
+            ValueError: for an unknown scope; for a strength that would decay nothing, because everything in the scope
+                is frozen or ``over_time`` is 0 in every step.
         """
         check_choice("scope", scope, SCOPES)
-        params = weights(model) if scope == "weights" else model.parameters()
-        return cls([p for p in params if p.requires_grad], strength=strength, **options)
+        params = [p for p in (weights(model) if scope == "weights" else model.parameters()) if p.requires_grad]
+        if not params:
+            raise ValueError(f"scope={scope}: nothing to decay, all of it is frozen in {type(model).__name__}")
+        return cls(params, strength=strength, **options)._made_for(model)
+
+    def _made_for(self, model: nn.Module) -> Self:
+        """Remember where in the model the parameters are, and check that something will be decayed."""
+        own = {id(p) for p in self.params}
+        self._places = [
+            Place(f"{path}.{name}".lstrip("."), module, name, p)
+            for path, module in model.named_modules()
+            for name, p in module.named_parameters(recurse=False)
+            if id(p) in own
+        ]
+        if reason := self._reason_to_be_idle():
+            raise ValueError(f"strength={self.strength}: would decay nothing, {reason}; strength=0 is without decay")
+        return self
 
     def add_param_group(self, group: dict[str, Any]) -> None:
         """Decay more parameters from now on: ``{"params": [...], "strength": ...}``, as torch optimizers take them.
@@ -193,7 +115,9 @@ class Regularizer:
                 the optimizer does not hold; for a bad strength.
         """
         tensors = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
-        tensors = [p[1] if isinstance(p, tuple) else p for p in tensors]  # named parameters
+        if any(isinstance(p, tuple) for p in tensors):
+            group = {**group, "param_names": [name for name, _ in tensors]}
+            tensors = [p for _, p in tensors]
         if not tensors:
             raise ValueError("params: got an empty list")
         strength = check_strength(group.get("strength", self.default_strength))
@@ -221,6 +145,41 @@ class Regularizer:
         """The strength of the first group in the last step (before the first one: as far as the clock alone says)."""
         home = self._home.get(id(self.params[0]), {})
         return float(self._in_force(self.groups[0], home, max(0, self.updates - 1)))
+
+    def describe(self) -> str:
+        """Return what is decayed and how strongly: a summary in one line, then a line for each tensor.
+
+        The summary is, for example, "L2: 3 tensors, 4,224 values, strength 0.0001, multiplied by the learning rate".
+        A line has the tensor's name where it is known, its shape, its number of values and its strength.
+        """
+        name = type(self).__name__
+        if type(self) is Regularizer:
+            return f"{name}: decays nothing"
+        remarks = ["multiplied by the learning rate"] if self.times_lr else []
+        if self.over_time:
+            remarks.append("over time " + " x ".join(map(repr, self.over_time)))
+        if reason := self._reason_to_be_idle():
+            remarks.append(f"decays nothing: {reason}")
+        return describe(name, self._rows(), remarks)
+
+    def _rows(self) -> list[Row]:
+        """The tensors in the order of ``params``, for ``describe``."""
+        names = {id(place.tensor): place.name for place in reversed(self._places)}
+        rows = []
+        for group in self.groups:
+            given = group.get("param_names", [""] * len(group["params"]))
+            for p, name in zip(group["params"], given, strict=True):
+                rows.append(Row(p, group["strength"], name or names.get(id(p), "")))
+        return rows
+
+    def _reason_to_be_idle(self) -> str | None:
+        """Why a strength that is not 0 decays nothing; None if it does, or if there is no such strength."""
+        if all(group["strength"] == 0 for group in self.groups):
+            return None
+        if not any(p.requires_grad for group in self.groups if group["strength"] != 0 for p in group["params"]):
+            return "all its parameters are frozen"
+        zero = [schedule for schedule in self.over_time if schedule.is_always_zero]
+        return f"over_time={zero[0]!r} is 0 in every step" if zero else None
 
     # -- the moments of a step, in order; gradients are not recorded in any of them ------------------------------------
 
@@ -308,7 +267,10 @@ class Regularizer:
         self.check_optimizer(optimizer)
         for schedule in self.over_time:
             schedule.check_optimizer(optimizer)
-        wiring = _Wiring.of(optimizer)
+        if (reason := self._reason_to_be_idle()) and not self._warned:
+            self._warned = True
+            warnings.warn(f"{type(self).__name__} decays nothing: {reason}", UserWarning, stacklevel=2)
+        wiring = Wiring.of(optimizer)
         for schedule in self.over_time:
             if schedule.looks and any(schedule is other for method in wiring.methods for other in method.over_time):
                 raise ValueError(f"over_time: this {type(schedule).__name__} belongs to another method already")
