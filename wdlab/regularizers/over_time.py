@@ -69,8 +69,9 @@ class _ByTheClock(OverTime):
     ) -> None:
         if (epochs is None) == (steps is None):
             raise ValueError(f"epochs={epochs}, steps={steps}: give exactly one of them")
-        self.epochs, self.steps, self.steps_per_epoch = epochs, steps, steps_per_epoch
-        check_number("steps", steps, lowest=0.0) if epochs is None else check_number("epochs", epochs, lowest=0.0)
+        self.epochs = None if epochs is None else check_number("epochs", epochs, lowest=0.0)
+        self.steps = None if steps is None else check_number("steps", steps, lowest=0.0)
+        self.steps_per_epoch = steps_per_epoch
 
     def __repr__(self) -> str:
         length = f"epochs={self.epochs:g}" if self.steps is None else f"steps={self.steps:g}"
@@ -143,9 +144,9 @@ class CoherenceGate(OverTime):
     def __init__(self, coherence: str = "running_mean", threshold: float = 0.1, momentum: float = 0.9) -> None:
         self.coherence = check_choice("coherence", coherence, COHERENCE)
         self.threshold = check_number("threshold", threshold)
-        if check_number("momentum", momentum, lowest=0.0) >= 1:
+        self.momentum = check_number("momentum", momentum, lowest=0.0)
+        if self.momentum >= 1:
             raise ValueError(f"momentum={momentum}: must be less than 1")
-        self.momentum = momentum
         self.statistic: Tensor | None = None  # of the last step, a scalar
         self._open: float | Tensor = 1.0
         self._means: list[Tensor | None] = []  # per parameter of the method

@@ -24,7 +24,7 @@ from wdlab.homogeneous import (
 from wdlab.regularizers.base import Regularizer
 from wdlab.regularizers.checks import check_strength
 from wdlab.regularizers.description import Row
-from wdlab.regularizers.in_loss import add_, ascent_sign
+from wdlab.regularizers.in_loss import ascent_sign
 from wdlab.regularizers.over_time import OverTime
 from wdlab.regularizers.penalties import HalfSquare
 
@@ -88,7 +88,7 @@ class PathProx(Regularizer):
         self.compiled = compiled
         check_strength(strength)
         check_pairs(self.pairs)
-        super().__init__([*self._paired, *other], strength, over_time)
+        super().__init__([*(layer.weight for pair in self.pairs for layer in pair), *other], strength, over_time)
 
     @classmethod
     def for_model(cls, model: nn.Module, strength: float, scope: str = "weights", **options: Any) -> Self:
@@ -118,8 +118,8 @@ class PathProx(Regularizer):
 
     @property
     def _paired(self) -> list[Tensor]:
-        """The weights of the pairs, as they are now: a copied method has those of its own modules."""
-        return [layer.weight for pair in self.pairs for layer in pair]
+        """The weights of the pairs, the first parameters there are."""
+        return self.groups[0]["params"][: 2 * len(self.pairs)]
 
     def _is_paired(self, weight: Tensor) -> bool:
         return any(weight is p for p in self._paired)
@@ -136,6 +136,12 @@ class PathProx(Regularizer):
     def _rows(self) -> list[Row]:
         return [row._replace(note="path-norm") if self._is_paired(row.tensor) else row for row in super()._rows()]
 
+    def _replaced(self) -> list[str]:
+        layers = zip((layer for pair in self.pairs for layer in pair), self._paired, strict=True)
+        return super()._replaced() or [
+            f"the weight of a {type(layer).__name__}" for layer, p in layers if layer.weight is not p
+        ]
+
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         check_whole(self.params)
 
@@ -143,7 +149,7 @@ class PathProx(Regularizer):
         for part in self.parts():
             others = self._unpaired(part.params)
             if others:
-                add_([p.grad for p in others], [p.detach() for p in others], ascent_sign(part) * part.strength)
+                self.add_to_gradients(others, [p.detach() for p in others], ascent_sign(part) * part.strength)
 
     def after_step(self) -> None:
         rates = {id(p): part.lr * part.strength for part in self.parts() for p in part.params}
