@@ -59,6 +59,8 @@ class Wiring:
 
     def join(self, method: "Regularizer") -> None:
         """Take a method in, at the end unless it had its turn before, in the optimizer that this one is a copy of."""
+        if any(method is other for other in self.methods):
+            return  # the optimizer's class copies its hooks after all
         if method.turn is None:
             method.turn = 1 + max((other.turn for other in self.methods), default=0)
         self.methods.append(method)
