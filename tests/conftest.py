@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ from wdlab import runs
 
 PROJECT = Path(__file__).resolve().parent.parent
 SHARED_DATA = PROJECT.parent / "shared" / "data"
+# Torch's cache of compiled loops does not tell instruction sets apart, and under another one they compute nonsense.
+CAPABILITY = torch.backends.cpu.get_cpu_capability().replace(" ", "_")
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"wdlab_compiled_{CAPABILITY}"))
 TINY = ("train.steps=20", "train.log_every=10", "train.eval_every=10", "model.width=8", "logger=disabled")
 
 

@@ -34,11 +34,15 @@ ALLOWED = {
     "recorder": set(),
     "checkpoint": {"runs"},
     "foreach": set(),
+    "strides": set(),
     "regularizers": {"foreach", "homogeneous", "schedules"},
-    "optimizers": {"foreach", "regularizers"},
+    "optimizers": {"foreach", "regularizers", "strides"},
     "metrics": {"homogeneous", "regularizers", "data"},
     "averaging": {"data", "metrics"},
-    "loop": {"averaging", "checkpoint", "data", "device", "metrics", "progress", "recorder", "regularizers", "runs"},
+    "loop": {
+        *("averaging", "checkpoint", "data", "device", "metrics", "progress", "recorder", "regularizers", "runs"),
+        "strides",
+    },
     "stacked": {
         *("data", "foreach", "loop", "metrics", "models", "optimizers", "progress", "recorder", "regularizers"),
         "runs",

@@ -73,7 +73,7 @@ def over_shards(tensors: Sequence[Tensor], sums: Tensor) -> Tensor:
     return sums
 
 
-# In these four a number may be a scalar tensor, or, for tensors that hold a stack of runs in their first dimension, a
+# In these five a number may be a scalar tensor, or, for tensors that hold a stack of runs in their first dimension, a
 # number for each run: a tensor (runs, 1, ...) of as many dimensions as they have.
 
 
@@ -105,6 +105,17 @@ def times_(tensors: Sequence[Tensor], number: float | Tensor) -> None:
             t.mul_(number)
     else:
         torch._foreach_mul_(tensors, number)
+
+
+def add_(tensors: Sequence[Tensor], addends: Sequence[Tensor], factor: float | Tensor) -> None:
+    """In place: ``t += factor * addend`` for each pair."""
+    if is_of_a_stack(factor):
+        for t, addend in zip(tensors, addends, strict=True):
+            t.addcmul_(addend, factor)
+    elif isinstance(factor, Tensor):
+        torch._foreach_add_(tensors, torch._foreach_mul(addends, factor))
+    else:
+        torch._foreach_add_(tensors, addends, alpha=factor)
 
 
 def is_of_a_stack(number: float | Tensor) -> bool:

@@ -13,10 +13,12 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 Pair = tuple[nn.Module, nn.Module]
 
@@ -149,6 +151,25 @@ class Link(NamedTuple):
     second: fx.Node
 
 
+class _ReadWhileTracing(TorchDispatchMode):
+    """Finds the tensors that a forward computes with while it is traced, such as the norm of a weight.
+
+    What comes of it is a constant in the graph, which does not say what it was made of.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._storages: set[int] = set()
+
+    def __torch_dispatch__(self, function: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> Any:
+        leaves = tree_leaves((args, kwargs))
+        self._storages |= {leaf.untyped_storage()._cdata for leaf in leaves if isinstance(leaf, Tensor)}
+        return function(*args, **(kwargs or {}))
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return bool(self._storages) and tensor.untyped_storage()._cdata in self._storages
+
+
 class TracedModel:
     """A model's forward as a graph, and what pairing and pruning ask of it.
 
@@ -161,23 +182,27 @@ class TracedModel:
     """
 
     def __init__(self, model: nn.Module, instead: str) -> None:
+        read = _ReadWhileTracing()
         try:
-            self.graph = fx.symbolic_trace(model).graph
+            with read:
+                self.graph = fx.symbolic_trace(model).graph
         except Exception as error:
             reason = f"{_own_line(error)}{error}"
             raise ValueError(f"cannot see through {type(model).__name__}.forward: {reason}; {instead}") from error
         self.modules = dict(model.named_modules())
-        self._reads = self._count_reads(model)
+        self._reads = self._count_reads(model, read)
 
-    def _count_reads(self, model: nn.Module) -> Counter[int]:
-        """How often each parameter is read in a forward, by its id."""
-        named = dict(model.named_parameters(remove_duplicate=False))
+    def _count_reads(self, model: nn.Module, read: "_ReadWhileTracing") -> Counter[int]:
+        """How often each module is called and each parameter and buffer is read in a forward, by its id."""
+        named = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
         reads: Counter[int] = Counter()
         for node in self.graph.nodes:
             if node.op == "call_module":
-                reads.update(id(parameter) for parameter in self.modules[node.target].parameters())
+                module = self.modules[node.target]
+                reads.update(map(id, (module, *module.parameters(), *module.buffers())))
             elif node.op == "get_attr" and node.target in named:
                 reads[id(named[node.target])] += 1
+        reads.update(id(tensor) for tensor in named.values() if tensor in read)
         return reads
 
     def module(self, node: fx.Node) -> nn.Module | None:
@@ -185,10 +210,14 @@ class TracedModel:
         return self.modules[node.target] if node.op == "call_module" else None
 
     def owns_its_weights(self, module: nn.Module) -> bool:
-        """Whether ``weight`` and ``bias`` are the module's own: not made by a parametrization, and read only once."""
-        own = module._parameters
+        """Whether the module is called once, and all it has is its own: not made by a parametrization, read only there.
+
+        Running statistics count too.
+        """
+        own = (*module._parameters.values(), *module._buffers.values())
         # Old-style weight norm and pruning keep what they make a weight of under another name.
-        return own.keys() <= {"weight", "bias"} and all(self._reads[id(p)] == 1 for p in own.values() if p is not None)
+        plain = module._parameters.keys() <= {"weight", "bias"}
+        return plain and all(self._reads[id(one)] == 1 for one in (module, *own) if one is not None)
 
     def layer(self, node: fx.Node) -> nn.Module | None:
         """The linear or convolution layer that a node calls, if it can be part of a pair, else None."""

@@ -18,6 +18,7 @@ from wdlab.progress import Progress
 from wdlab.recorder import Recorder
 from wdlab.regularizers import Regularizer
 from wdlab.runs import RunDirectory
+from wdlab.strides import match_state
 
 MOST = 10**12
 FULLER = ("eval_every", "sharpness_every")  # how often a log line has more than what is cheap
@@ -130,6 +131,7 @@ def fit(
     if start is not None:
         model.load_state_dict(start["model"])
         optimizer.load_state_dict(start["optimizer"])
+        match_state(optimizer)
         regularizer.load_state_dict(start["regularizer"])
         if average:
             average.load_state_dict(start["average"])

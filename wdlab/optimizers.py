@@ -7,7 +7,7 @@ its step without weight decay, the method does the decay. The same methods attac
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,11 +16,13 @@ from torch import Tensor
 from wdlab.foreach import compiled as compile_once
 from wdlab.foreach import is_sharded, local, number_beside
 from wdlab.regularizers import DecoupledDecay, GradientScale, PNormDecay, Regularizer
-from wdlab.regularizers.base import go_before_the_step, go_behind_the_step
-from wdlab.regularizers.checks import check_number
+from wdlab.regularizers.checks import as_number, check_number
+from wdlab.regularizers.description import Row, describe
 from wdlab.regularizers.gradient_scale import adam_scale, check_momentum
+from wdlab.regularizers.hooks import go_before_the_step, go_behind_the_step
 from wdlab.regularizers.in_loss import shrink_
 from wdlab.regularizers.pnorm import LARGEST, remaining_factor
+from wdlab.strides import laid_out_like, lie_alike, match_state
 
 ONE = torch.tensor(1.0, device="cpu")  # added to many scalar tensors on the CPU, it takes a third of the time of 1
 
@@ -29,6 +31,8 @@ Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tenso
 
 class _DropIn(torch.optim.Optimizer):
     """What the three have in common: a group's ``weight_decay`` is the method's; the base optimizer sees another."""
+
+    _strides: Sequence[tuple[int, ...]] = ()  # of the parameters of fused groups, with which their moments agree
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; complex parameters are refused by a ValueError."""
@@ -43,7 +47,7 @@ class _DropIn(torch.optim.Optimizer):
             raise
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        check_number("weight_decay", group["weight_decay"], lowest=0.0)
+        group["weight_decay"] = check_number("weight_decay", group["weight_decay"], lowest=0.0)
 
     def _complete(self, group: dict[str, Any]) -> None:
         """Make a group that torch's own optimizer saved one of ours."""
@@ -53,6 +57,7 @@ class _DropIn(torch.optim.Optimizer):
         for group in self.param_groups:
             self._complete(group)
         self._step_supports_amp_scaling = False  # a GradScaler has to unscale first: V is made of the gradients
+        self._strides = []
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -71,12 +76,37 @@ class _DropIn(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None and p.grad.is_sparse:
-                    raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
-        self._update()
+        others = self._check_gradients()
+        try:
+            for p, gradient in others:
+                p.grad = laid_out_like(gradient, p)
+            self._update()
+        finally:
+            for p, gradient in others:
+                p.grad = gradient
         return loss
+
+    def _check_gradients(self) -> list[tuple[Tensor, Tensor]]:
+        """Refuse sparse gradients; return the parameters of fused groups whose gradients lie otherwise in memory.
+
+        The moments of fused groups are laid out again where a parameter's strides have changed, or a state was loaded.
+        """
+        others, strides = [], []
+        for group in self.param_groups:
+            fused = group["fused"]
+            for p in group["params"]:
+                if fused:
+                    strides.append(p.stride())
+                if (gradient := p.grad) is None:
+                    continue
+                if gradient.is_sparse:
+                    raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
+                if fused and gradient.stride() != strides[-1] and not lie_alike(gradient, p):
+                    others.append((p, gradient))
+        if strides != self._strides:
+            match_state(self)
+            self._strides = strides
+        return others
 
     def _update(self) -> None:
         """The step itself, decay included; gradients are in place and have been checked."""
@@ -110,7 +140,17 @@ class _DropIn(torch.optim.Optimizer):
             go_behind_the_step(methods)
 
     def _decayed(self, group: dict[str, Any]) -> dict[str, Any]:
-        return {"params": group["params"], "strength": group["weight_decay"]}
+        return {"params": group["params"], "strength": as_number(group["weight_decay"])}
+
+    def describe(self) -> str:
+        """Return what is decayed and how strongly, as ``Regularizer.describe``; with names if it was given named
+        parameters."""
+        rows = []
+        for group in self.param_groups:
+            names = {id(p): name for p, name in zip(group["params"], group.get("param_names", ()), strict=False)}
+            decayed = self._decayed(group)
+            rows += [Row(p, decayed["strength"], names.get(id(p), "")) for p in decayed["params"]]
+        return describe(type(self).__name__, rows, ["multiplied by the learning rate"], "weight_decay")
 
 
 def _plain_step(base: type[torch.optim.Optimizer]) -> Callable:
@@ -180,11 +220,12 @@ class AdamS(_DropIn, torch.optim.Adam):
         scale = adam_scale(self, self.state)
         if scale is None:
             return
-        strengths = [group["weight_decay"] * scale.inverse_root for group in self.param_groups]
+        weight_decays = [as_number(group["weight_decay"]) for group in self.param_groups]
+        strengths = [weight_decay * scale.inverse_root for weight_decay in weight_decays]
         if isinstance(scale.inverse_root, Tensor):  # on a device: nothing may wait for it
-            for group, strength in zip(self.param_groups, strengths, strict=True):
+            for group, weight_decay, strength in zip(self.param_groups, weight_decays, strengths, strict=True):
                 params = [p for p in group["params"] if p.grad is not None]
-                if group["weight_decay"] != 0 and params:
+                if weight_decay != 0 and params:
                     shrink_(params, number_beside(params[0], group["lr"]) * strength)
             self._adam_step([0.0] * len(strengths))
         else:  # Adam's own decoupled decay, in the same pass over memory
@@ -222,7 +263,16 @@ class AdamS(_DropIn, torch.optim.Adam):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch. ``mean_square`` keeps its precision where parameters are of a narrower type."""
-        super().load_state_dict(state_dict)
+        loaded: list[dict[str, Any]] = []  # what is left of the state after the user's hooks
+        before = self.register_load_state_dict_pre_hook(lambda _, state: loaded.append(state))
+        after = self.register_load_state_dict_post_hook(lambda _: self._take_mean_squares(loaded[0]), prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+    def _take_mean_squares(self, state_dict: dict[str, Any]) -> None:
         numbers = (number for group in state_dict["param_groups"] for number in group["params"])
         ours = (p for group in self.param_groups for p in group["params"])
         for number, p in zip(numbers, ours, strict=True):
@@ -329,7 +379,7 @@ class PAdam(_DropIn, torch.optim.Adam):
     ) -> None:
         if compiled and (foreach or fused):
             raise ValueError("compiled=True: not together with foreach or fused")
-        self._p = check_number("p", p, above=0.0)  # known before torch adds the groups
+        p = self._p = check_number("p", p, above=0.0)  # known before torch adds the groups
         super().__init__(params, lr, betas, eps, weight_decay, foreach=foreach, maximize=maximize, fused=fused)
         self.defaults["p"] = p
         self.defaults["compiled"] = compiled
@@ -337,7 +387,7 @@ class PAdam(_DropIn, torch.optim.Adam):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
-        check_number("p", group.setdefault("p", self.defaults.get("p", getattr(self, "_p", None))), above=0.0)
+        group["p"] = check_number("p", group.get("p", self.defaults.get("p", getattr(self, "_p", None))), above=0.0)
 
     def _complete(self, group: dict[str, Any]) -> None:
         group.setdefault("p", self.defaults["p"])
@@ -351,7 +401,7 @@ class PAdam(_DropIn, torch.optim.Adam):
 
     def _decayed(self, group: dict[str, Any]) -> dict[str, Any]:
         params = [p for p in group["params"] if p.dim() >= 2]
-        return super()._decayed(group) | {"params": params, "p": group["p"]}
+        return super()._decayed(group) | {"params": params, "p": as_number(group["p"])}
 
     def _compiled_update(self, group: dict[str, Any]) -> None:
         if group["amsgrad"]:
@@ -377,8 +427,8 @@ class PAdam(_DropIn, torch.optim.Adam):
                 self._compiled_step(group, count, [[tensors[i] for i in places] for tensors in lists])
 
     def _compiled_step(self, group: dict[str, Any], step: float, lists: list[list[Tensor]]) -> None:
-        lr, p, (beta1, beta2) = float(group["lr"]), group["p"], group["betas"]
-        c = min(p * lr * group["weight_decay"], LARGEST)
+        lr, p, (beta1, beta2) = float(group["lr"]), as_number(group["p"]), map(as_number, group["betas"])
+        c = min(p * lr * as_number(group["weight_decay"]), LARGEST)
         decays = c > 1 / LARGEST
         bias1, bias2 = 1 - beta1**step, 1 - beta2**step
         numbers = 1 - beta1, beta2, 1 - beta2, lr / bias1, 1 / math.sqrt(bias2), group["eps"], c

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from wdlab import regularizers
 from wdlab.data import Data, Split, StackedBatches
-from wdlab.foreach import times_
+from wdlab.foreach import add_, times_
 from wdlab.loop import FULLER, Experiment, Keeper, due
 from wdlab.metrics import SPLITS, Evaluated
 from wdlab.models import MLP, FactorizedMLP
@@ -27,9 +27,10 @@ from wdlab.optimizers import SGDS, PAdam
 from wdlab.progress import Progress
 from wdlab.recorder import Recorder
 from wdlab.regularizers import Regularizer
-from wdlab.regularizers.base import Part, go_before_the_step, go_behind_the_step
+from wdlab.regularizers.base import Part
 from wdlab.regularizers.checks import is_sgd
-from wdlab.regularizers.in_loss import InLoss, add_
+from wdlab.regularizers.hooks import go_before_the_step, go_behind_the_step
+from wdlab.regularizers.in_loss import InLoss
 from wdlab.regularizers.pathprox import prox_step_
 from wdlab.runs import RunDirectory
 

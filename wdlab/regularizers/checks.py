@@ -3,20 +3,39 @@
 import math
 from typing import Any
 
+from torch import Tensor
 
-def check_strength(strength: float) -> float:
-    """``strength`` if it is a finite number >= 0; otherwise a ValueError that says so."""
+
+def check_strength(strength: Any) -> float:
+    """Return ``strength`` as a Python number; raise a ValueError unless it is a finite number >= 0."""
     return check_number("strength", strength, lowest=0.0)
 
 
-def check_number(name: str, value: float, lowest: float = -math.inf, above: float = -math.inf) -> float:
-    """``value`` if it is a finite number, at least ``lowest`` and greater than ``above``; otherwise a ValueError."""
+def check_number(name: str, value: Any, lowest: float = -math.inf, above: float = -math.inf) -> float:
+    """Return ``value`` as a Python number, which a number of numpy and a tensor of one element become.
+
+    Raises:
+        ValueError: unless it is a finite number, at least ``lowest`` and greater than ``above``.
+    """
+    value = as_number(value)
     limit = f" >= {lowest:g}" if lowest > -math.inf else f" > {above:g}" if above > -math.inf else ""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name}={value!r}: must be a number{limit}")
     if not math.isfinite(value) or value < lowest or value <= above:
         raise ValueError(f"{name}={value}: must be a finite number{limit}")
     return value
+
+
+def as_number(value: Any) -> Any:
+    """Return the one value of a number of numpy or of a tensor as a Python number; anything else as it is given.
+
+    Torch's optimizers take such numbers, and they may be put into a group at any time. Reading one from a device waits
+    for it.
+    """
+    if type(value) is float or not hasattr(value, "item"):
+        return value
+    size = value.numel() if isinstance(value, Tensor) else value.size
+    return value.item() if size == 1 else value
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from wdlab.foreach import is_sharded, local, over_shards, square_sums, wide
-from wdlab.regularizers.checks import is_adam, is_sgd
+from wdlab.regularizers.checks import as_number, is_adam, is_sgd
 from wdlab.regularizers.over_time import OverTime
 
 if TYPE_CHECKING:
@@ -56,24 +56,25 @@ class GradientScale(OverTime):
     def look(self, method: "Regularizer") -> None:
         optimizer = method.optimizer
         self._order = [p for group in optimizer.param_groups for p in group["params"]]
-        for p, state in zip(self._order, self._loaded, strict=False):
-            self._memory[p] = state
+        memory = dict(zip(self._order, self._loaded, strict=False)) if self._loaded else self._memory
         self._loaded = []
-        for p in [p for p in self._memory if self._is_of_another_time(p, optimizer)]:
-            del self._memory[p]
+        kept = (p for p in self._order if p in memory)  # of a parameter that was replaced, nothing is kept
+        self._memory = {p: memory[p] for p in kept if not self._is_of_another_time(memory[p], optimizer.state.get(p))}
         scale = adam_scale(optimizer, self._memory)
         if scale is not None:
             self._inverse_root = scale.inverse_root
             self._memory |= scale.memories()
 
-    def _is_of_another_time(self, p: Tensor, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether Adam has taken steps without us, or was put back; on a device nobody looks."""
-        step = optimizer.state.get(p, {}).get("step", 0)
-        return not (isinstance(step, Tensor) and not step.is_cpu) and int(step) != self._memory[p].get("updates", 0)
+    @staticmethod
+    def _is_of_another_time(memory: Mapping[str, Any], state: Mapping[str, Any] | None) -> bool:
+        """Return True if Adam's step count is not that of what was remembered: it took steps while the method was
+        detached, or a state was loaded. Not checked on a device, which the step would wait for."""
+        step = (state or {}).get("step", 0)
+        return not (isinstance(step, Tensor) and not step.is_cpu) and int(step) != memory.get("updates", 0)
 
     def factor(self, step: int, optimizer_group: dict[str, Any]) -> float | Tensor:
         if is_sgd(optimizer_group):
-            return sgd_factor(optimizer_group["momentum"], optimizer_group["dampening"])
+            return sgd_factor(as_number(optimizer_group["momentum"]), as_number(optimizer_group["dampening"]))
         return self._inverse_root
 
     def state_dict(self) -> dict[str, Any]:
@@ -123,7 +124,7 @@ def adam_scale(optimizer: torch.optim.Optimizer, memory: Memory) -> Scale | None
     cohorts: dict[tuple[float, int, bool], list[tuple[Tensor, Any]]] = {}  # of one bias correction: to be done together
     for group in optimizer.param_groups:
         if is_adam(group):
-            beta, amsgrad = group["betas"][1], group["amsgrad"]
+            beta, amsgrad = as_number(group["betas"][1]), group["amsgrad"]
             for p in group["params"]:
                 if (g := p.grad) is None or g.numel() == 0:
                     continue

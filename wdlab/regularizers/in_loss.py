@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wdlab.foreach import is_of_a_stack, local, number_beside, times_
+from wdlab.foreach import add_, local, number_beside, times_
 from wdlab.regularizers.base import Part, Regularizer
 from wdlab.regularizers.checks import check_choice, check_number, is_adam
 from wdlab.regularizers.over_time import OverTime
@@ -57,7 +57,7 @@ class InLoss(Regularizer):
             for part in parts:
                 gradient = self.penalty_gradient(part.params)
                 if self.route in ("both", "second"):
-                    add_(local([p.grad for p in part.params]), gradient, ascent_sign(part) * part.strength)
+                    self.add_to_gradients(part.params, gradient, ascent_sign(part) * part.strength)
                 if self.route != "both":
                     self._remember(part, gradient)
             self._forget(parts)
@@ -196,25 +196,13 @@ class Lp(InLoss):
         route: str = "both",
         over_time: OverTime | Iterable[OverTime] | None = None,
     ) -> None:
-        check_number("p", p, above=0.0)
-        check_number("epsilon", epsilon, above=0.0)
-        super().__init__(params, strength, Bridge(p, epsilon), route, over_time)
+        penalty = Bridge(check_number("p", p, above=0.0), check_number("epsilon", epsilon, above=0.0))
+        super().__init__(params, strength, penalty, route, over_time)
 
 
 def ascent_sign(part: Part) -> int:
     """-1 where the optimizer maximizes and will turn the sign of the gradient, else 1."""
     return -1 if part.maximize else 1
-
-
-def add_(tensors: Sequence[Tensor], addends: Sequence[Tensor], factor: float | Tensor) -> None:
-    """In place: ``t += factor * addend`` for each pair."""
-    if is_of_a_stack(factor):
-        for t, addend in zip(tensors, addends, strict=True):
-            t.addcmul_(addend, factor)
-    elif isinstance(factor, Tensor):
-        torch._foreach_add_(tensors, torch._foreach_mul(addends, factor))
-    else:
-        torch._foreach_add_(tensors, addends, alpha=factor)
 
 
 def shrink_(params: Sequence[Tensor], rate: float | Tensor) -> None:

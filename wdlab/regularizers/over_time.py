@@ -25,6 +25,11 @@ class OverTime:
     steps_per_epoch: int | None = None
     looks = False  # whether it remembers what it sees of one method, and so cannot serve two
 
+    is_always_zero = False  # whether the factor is 0 in every step, whatever happens
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Raise a ValueError if this cannot work with the optimizer, or lacks what it needs to."""
 
@@ -64,8 +69,13 @@ class _ByTheClock(OverTime):
     ) -> None:
         if (epochs is None) == (steps is None):
             raise ValueError(f"epochs={epochs}, steps={steps}: give exactly one of them")
-        self.epochs, self.steps, self.steps_per_epoch = epochs, steps, steps_per_epoch
-        check_number("steps", steps, lowest=0.0) if epochs is None else check_number("epochs", epochs, lowest=0.0)
+        self.epochs = None if epochs is None else check_number("epochs", epochs, lowest=0.0)
+        self.steps = None if steps is None else check_number("steps", steps, lowest=0.0)
+        self.steps_per_epoch = steps_per_epoch
+
+    def __repr__(self) -> str:
+        length = f"epochs={self.epochs:g}" if self.steps is None else f"steps={self.steps:g}"
+        return f"{type(self).__name__}({length})"
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         self.check_length()
@@ -82,6 +92,10 @@ class _ByTheClock(OverTime):
 
 class Early(_ByTheClock):
     """The full strength for the first ``epochs`` or ``steps``, then none (P4).  [grade B]"""
+
+    @property
+    def is_always_zero(self) -> bool:
+        return 0 in (self.epochs, self.steps)
 
 
 class Delayed(_ByTheClock):
@@ -130,12 +144,19 @@ class CoherenceGate(OverTime):
     def __init__(self, coherence: str = "running_mean", threshold: float = 0.1, momentum: float = 0.9) -> None:
         self.coherence = check_choice("coherence", coherence, COHERENCE)
         self.threshold = check_number("threshold", threshold)
-        if check_number("momentum", momentum, lowest=0.0) >= 1:
+        self.momentum = check_number("momentum", momentum, lowest=0.0)
+        if self.momentum >= 1:
             raise ValueError(f"momentum={momentum}: must be less than 1")
-        self.momentum = momentum
         self.statistic: Tensor | None = None  # of the last step, a scalar
         self._open: float | Tensor = 1.0
         self._means: list[Tensor | None] = []  # per parameter of the method
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.coherence} >= {self.threshold:g})"
+
+    @property
+    def is_always_zero(self) -> bool:
+        return self.coherence != "norm_ratio" and self.threshold > 1  # no cosine is
 
     def look(self, method: "Regularizer") -> None:
         params = method.params

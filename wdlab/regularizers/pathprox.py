@@ -23,7 +23,8 @@ from wdlab.homogeneous import (
 )
 from wdlab.regularizers.base import Regularizer
 from wdlab.regularizers.checks import check_strength
-from wdlab.regularizers.in_loss import add_, ascent_sign
+from wdlab.regularizers.description import Row
+from wdlab.regularizers.in_loss import ascent_sign
 from wdlab.regularizers.over_time import OverTime
 from wdlab.regularizers.penalties import HalfSquare
 
@@ -87,9 +88,7 @@ class PathProx(Regularizer):
         self.compiled = compiled
         check_strength(strength)
         check_pairs(self.pairs)
-        paired = [p for first, second in self.pairs for p in (first.weight, second.weight)]
-        self._paired = {id(p) for p in paired}
-        super().__init__([*paired, *other], strength, over_time)
+        super().__init__([*(layer.weight for pair in self.pairs for layer in pair), *other], strength, over_time)
 
     @classmethod
     def for_model(cls, model: nn.Module, strength: float, scope: str = "weights", **options: Any) -> Self:
@@ -115,21 +114,42 @@ class PathProx(Regularizer):
                 f"balance=True: would change the function of {type(model).__name__}, whose pairs do not follow each "
                 "other through ReLU, pooling and flattening alone; use balance=false"
             )
-        return method
+        return method._made_for(model)
+
+    @property
+    def _paired(self) -> list[Tensor]:
+        """The weights of the pairs, the first parameters there are."""
+        return self.groups[0]["params"][: 2 * len(self.pairs)]
+
+    def _is_paired(self, weight: Tensor) -> bool:
+        return any(weight is p for p in self._paired)
 
     @property
     def other(self) -> list[Tensor]:
         """The weights outside the pairs."""
-        return [p for p in self.params if id(p) not in self._paired]
+        return self._unpaired(self.params)
+
+    def _unpaired(self, params: Iterable[Tensor]) -> list[Tensor]:
+        paired = {id(p) for p in self._paired}
+        return [p for p in params if id(p) not in paired]
+
+    def _rows(self) -> list[Row]:
+        return [row._replace(note="path-norm") if self._is_paired(row.tensor) else row for row in super()._rows()]
+
+    def _replaced(self) -> list[str]:
+        layers = zip((layer for pair in self.pairs for layer in pair), self._paired, strict=True)
+        return super()._replaced() or [
+            f"the weight of a {type(layer).__name__}" for layer, p in layers if layer.weight is not p
+        ]
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         check_whole(self.params)
 
     def after_backward(self) -> None:
         for part in self.parts():
-            others = [p for p in part.params if id(p) not in self._paired]
+            others = self._unpaired(part.params)
             if others:
-                add_([p.grad for p in others], [p.detach() for p in others], ascent_sign(part) * part.strength)
+                self.add_to_gradients(others, [p.detach() for p in others], ascent_sign(part) * part.strength)
 
     def after_step(self) -> None:
         rates = {id(p): part.lr * part.strength for part in self.parts() for p in part.params}
@@ -151,7 +171,7 @@ class PathProx(Regularizer):
             paths = [_row_norms(first.weight, first.bias, True) * output_norms(second) for first, second in self.pairs]
         total = torch.stack([path.sum() for path in paths]).sum() * self.strength
         for group in self.groups:
-            others = [p for p in group["params"] if id(p) not in self._paired]
+            others = self._unpaired(group["params"])
             if others:
                 total = total + HalfSquare().value(others) * group["strength"]
         return total

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wdlab.foreach import add_number, add_number_, compiled, local, times_, wide
 from wdlab.regularizers.base import Part, Regularizer
-from wdlab.regularizers.checks import check_number
+from wdlab.regularizers.checks import as_number, check_number
 from wdlab.regularizers.over_time import OverTime
 from wdlab.regularizers.penalties import Bridge
 
@@ -81,6 +81,9 @@ class PNormDecay(_Bridged):
         self._factors: list[tuple[list[Tensor], list[Tensor] | Tensor | float]] = []
         self._scratch: dict[int, Tensor] = {}  # where a CPU weight's factors are written: a new place takes longer
         super().__init__(params, strength, p, over_time)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_factors": [], "_scratch": {}}
 
     def before_step(self) -> None:
         if not self.late:
@@ -239,9 +242,10 @@ class PNormProx(_Bridged):
         super().__init__(params, strength, p, over_time)
 
     def check_p(self, p: float) -> float:
-        if p not in (1, 1.5):
+        number = as_number(p)
+        if number not in (1, 1.5):
             raise ValueError(f"p={p}: must be 1 or 1.5 for the exact prox; PNormDecay takes any p > 0")
-        return p
+        return number
 
     def after_step(self) -> None:
         for part in self.parts():

@@ -1,0 +1,46 @@
+"""Every kind of method, made for a model, for the tests that hold for all of them."""
+
+from torch import nn
+
+from wdlab.regularizers import (
+    L1,
+    L2,
+    CoherenceGate,
+    Coherent,
+    DecoupledDecay,
+    Early,
+    GradientScale,
+    Lp,
+    PathProx,
+    PNormDecay,
+    PNormProx,
+    Regularizer,
+    ScheduledDecay,
+)
+
+STRENGTH = 0.02
+METHODS = {
+    "l2": lambda model: L2.for_model(model, STRENGTH),
+    "l2 first": lambda model: L2.for_model(model, STRENGTH, route="first"),
+    "l2 second": lambda model: L2.for_model(model, STRENGTH, route="second"),
+    "l2 gated": lambda model: L2.for_model(model, STRENGTH, over_time=CoherenceGate(threshold=-0.5)),
+    "l1 early": lambda model: L1.for_model(model, STRENGTH, over_time=Early(steps=3)),
+    "lp": lambda model: Lp.for_model(model, STRENGTH),
+    "coherent": lambda model: Coherent.for_model(model, STRENGTH, coherence="total_gradient"),
+    "decoupled": lambda model: DecoupledDecay.for_model(model, STRENGTH),
+    "scheduled": lambda model: ScheduledDecay.for_model(model, STRENGTH),
+    "pnorm": lambda model: PNormDecay.for_model(model, STRENGTH, p=0.8),
+    "pnorm scheduled": lambda model: PNormDecay.for_model(model, STRENGTH, over_time=GradientScale()),
+    "pnorm prox": lambda model: PNormProx.for_model(model, STRENGTH),
+    "pathprox": lambda model: PathProx.for_model(model, STRENGTH),
+}
+IN_THE_GRADIENT = ("l2", "l2 second", "l2 gated", "l1 early", "lp", "coherent", "pathprox")
+
+
+def network() -> nn.Sequential:
+    """An MLP with a homogeneous pair and a layer outside of it."""
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+
+
+def made(name: str, model: nn.Module) -> Regularizer:
+    return METHODS[name](model)
