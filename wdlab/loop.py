@@ -239,7 +239,7 @@ class Keeper:
         """Write a checkpoint of the state after ``step`` updates."""
         device = self._experiment.machine.device
         state = {"step": step, "records_bytes": self._recorder.sync(), "finite": bool(finite)}
-        state |= {"rng": torch.get_rng_state()}
+        state |= {"rng": torch.get_rng_state(), "data_checksum": self._experiment.data.checksum}
         if device.type == "cuda":
             state |= {"rng_cuda": torch.cuda.get_rng_state(device)}
         parts = ("model", "optimizer", "regularizer")
