@@ -49,7 +49,7 @@ ALLOWED = {
     "sweep": {"interpolations", "launchers", "parallel", "progress", "runs", "slurm", "stopping", "train"},
     "train": {
         *("checkpoint", "data", "device", "interpolations", "loop", "metrics", "models", "parallel", "progress"),
-        *("recorder", "runs", "stopping", "sweep"),
+        *("recorder", "regularizers", "runs", "stopping", "sweep"),
     },
     "evaluate": {"averaging", "checkpoint", "data", "device", "metrics", "pruning", "runs", "tracing", "train"},
     "simulations": {"regularizers"},

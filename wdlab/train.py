@@ -32,6 +32,7 @@ from wdlab import checkpoint, data, device, interpolations, loop, metrics, paral
 from wdlab.errors import CheckpointError, ConfigError, RunFailed, WdlabError, explain
 from wdlab.models.wrappers import unwrapped
 from wdlab.progress import clock
+from wdlab.regularizers.description import describe_weight_decay
 
 log = logging.getLogger("wdlab")
 
@@ -356,6 +357,21 @@ class Session:
             log.warning("%s: resumed on another machine or setting; equal up to rounding only", directory.name)
         directory.write_status("running", step=start["step"] if start else 0)
         log.info("%s: %s", directory.name, f"going on at step {start['step']}" if start else "started")
+        if log.isEnabledFor(logging.INFO):
+            self._tell_decay(trained)
+
+    def _tell_decay(self, trained: loop.Experiment) -> None:
+        """Say what is decayed: tensor by tensor with ``hydra.verbose=wdlab``, else in a line, but not for every job."""
+        optimizer = trained.optimizer
+        own = (
+            optimizer.describe() if hasattr(optimizer, "describe") else describe_weight_decay(optimizer, trained.model)
+        )
+        found = [text for text in (trained.regularizer.describe(), own) if "\n" in text]  # with tensors
+        for text in found or ["nothing is decayed"]:
+            if log.isEnabledFor(logging.DEBUG):
+                log.debug("%s: %s", self.directory.name, text)
+            elif not (trained.machine.stacked or _is_a_job()):
+                log.info("%s: %s", self.directory.name, text.splitlines()[0])
 
     def end(self, outcome: str) -> None:
         """Write down how it went, as ``loop.fit`` says it."""
@@ -424,7 +440,7 @@ def _hydra_main(config: DictConfig) -> str:
     A job of a sweep also returns ``skipped`` if the sweep has stopped before, ``interrupted`` if it stops meanwhile.
     """
     _settle(config)
-    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    in_sweep = _is_a_job()
     notice = stopping.Notice.of_this_job() if in_sweep else None
     if notice is not None and notice.given:
         return "skipped"
@@ -451,6 +467,11 @@ def _hydra_main(config: DictConfig) -> str:
         if notice is not None and config["fail_fast"]:
             notice.tell_failed()
         raise RunFailed(line or _told(error)) from error  # which can be sent between processes
+
+
+def _is_a_job() -> bool:
+    """Whether this is a job of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _settle(config: DictConfig) -> None:
