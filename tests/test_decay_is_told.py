@@ -37,7 +37,7 @@ def test_every_tensor_is_told_if_asked_for(told):
     (text,) = told("regularizer=l2", level="DEBUG")
     summary, *tensors = text.splitlines()
     assert summary.startswith("L2: 4 tensors") and len(tensors) == 4
-    assert all("weight" in tensor and "0.001" in tensor for tensor in tensors)
+    assert all("weight" in tensor and "0.0001" in tensor for tensor in tensors)
 
 
 def test_a_stack_does_not_repeat_it_for_every_run(compose, caplog, monkeypatch):

@@ -6,24 +6,31 @@ from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
+from omegaconf import OmegaConf
 
 from tests.conftest import TINY
 from wdlab import runs, train
 
 HERE = ("runtime=cpu", "runtime.threads=1", "train.steps=4", "train.log_every=4", "train.eval_every=4")
 LAUNCHERS = ("local", "stacked")
-seen: list[tuple[str, ...]] = []  # by callbacks
+seen: list[tuple] = []  # by callbacks
+
+
+def number(hydra) -> int | None:
+    """Of a job; a single run has none."""
+    return None if OmegaConf.is_missing(hydra.job, "num") else hydra.job.num
 
 
 class Witness(Callback):
     """Keeps what Hydra tells callbacks, for ``+hydra.callbacks.witness._target_=tests.test_sweeps.Witness``."""
 
     def on_job_start(self, config, **_):
-        seen.append(("start", config.optimizer.name, str(config.hydra.job.name)))
+        seen.append(("start", number(config.hydra), config.optimizer.lr, number(HydraConfig.get())))
 
     def on_job_end(self, config, job_return, **_):
-        seen.append(("end", config.optimizer.name, job_return.status.name))
+        seen.append(("end", number(config.hydra), config.optimizer.lr, job_return.status.name))
 
 
 WITNESS = "+hydra.callbacks.witness._target_=tests.test_sweeps.Witness"
@@ -217,19 +224,20 @@ def test_callbacks_see_jobs_that_fail_as_failed(command, launcher):
     seen.clear()
     code, told, complaint = command("-m", WITNESS, "optimizer.lr=1e30,0.1", f"hydra/launcher={launcher}")
     assert code == 1 and "sweep: 1 diverged, 1 done" in told, told + complaint
-    assert sorted(seen, reverse=True) == [
-        *[("start", "sgd", seen[0][2])] * 2,
-        *[("end", "sgd", "FAILED"), ("end", "sgd", "COMPLETED")],
+    assert sorted(seen) == [
+        *[("end", 0, 1e30, "FAILED"), ("end", 1, 0.1, "COMPLETED")],
+        *[("start", 0, 1e30, 0), ("start", 1, 0.1, 1)],
     ]
+    assert seen[0][0] == "start"
 
 
 def test_callbacks_see_a_single_run_that_fails_as_failed(command):
     seen.clear()
     code, _, complaint = command(WITNESS, "optimizer.lr=1e30")
-    assert code == 1 and seen[1:] == [("end", "sgd", "FAILED")]
+    assert code == 1 and seen == [("start", None, 1e30, None), ("end", None, 1e30, "FAILED")]
     assert complaint.startswith("error: digits-mlp-sgd-none-") and complaint.count("\n") == 1
     assert command(WITNESS, "optimizer.lr=1e30")[0] == 1, "it has diverged before"
-    assert command(WITNESS)[0] == 0 and seen[-1] == ("end", "sgd", "COMPLETED")
+    assert command(WITNESS)[0] == 0 and seen[-1] == ("end", None, 0.1, "COMPLETED")
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)

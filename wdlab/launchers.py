@@ -67,7 +67,10 @@ class StackedLauncher(Launcher):
         configs = self._prepared or [
             self._composed(list(overrides), number) for number, overrides in enumerate(job_overrides, initial_job_idx)
         ]
-        jobs = [Job(list(overrides), config) for overrides, config in zip(job_overrides, configs, strict=True)]
+        jobs = [
+            Job(list(overrides), config, number=number)
+            for number, (overrides, config) in enumerate(zip(job_overrides, configs, strict=True), initial_job_idx)
+        ]
         for stack in stacks(jobs, self._most):
             train_stack(stack, self._notice, self._tell_start)
             for job in stack:
@@ -101,7 +104,10 @@ class StackedLauncher(Launcher):
         callbacks = self._context.callbacks
         if any(getattr(type(one), moment, None) is not getattr(Callback, moment) for one in callbacks.callbacks):
             config = self._context.config_loader.load_sweep_config(self._config, job.overrides)
-            getattr(callbacks, moment)(config=config, **more)
+            with open_dict(config):
+                config.hydra.job.id = config.hydra.job.num = job.number
+            with interpolations.as_hydra_config(config):
+                getattr(callbacks, moment)(config=config, **more)
 
 
 @dataclass
@@ -115,6 +121,7 @@ class Job:
     config: DictConfig
     outcome: str | Exception | None = None
     reason: str | None = None
+    number: int = 0
 
     @property
     def returned(self) -> JobReturn:
