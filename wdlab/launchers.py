@@ -64,12 +64,11 @@ class StackedLauncher(Launcher):
         configure_log(self._config.hydra.job_logging, self._config.hydra.verbose)
         if sys.stderr.isatty():
             log.setLevel(logging.WARNING)  # the sweep's own bar tells
-        configs = self._prepared or [
-            self._composed(list(overrides), number) for number, overrides in enumerate(job_overrides, initial_job_idx)
-        ]
+        given = [list(overrides) for overrides in job_overrides]
+        configs = self._prepared or [self._composed(*numbered) for numbered in enumerate(given, initial_job_idx)]
         jobs = [
-            Job(list(overrides), config, number=number)
-            for number, (overrides, config) in enumerate(zip(job_overrides, configs, strict=True), initial_job_idx)
+            Job(overrides, config, number=number)
+            for number, (overrides, config) in enumerate(zip(given, configs, strict=True), initial_job_idx)
         ]
         for stack in stacks(jobs, self._most):
             train_stack(stack, self._notice, self._tell_start)
@@ -87,13 +86,14 @@ class StackedLauncher(Launcher):
         """Before ``launch``: the configs of its jobs, so that they need not be composed again; how they are stopped."""
         self._prepared, self._notice = configs, notice
 
-    def _composed(self, overrides: list[str], number: int) -> DictConfig:
+    def _composed(self, number: int, overrides: list[str]) -> DictConfig:
+        """The config of a job, to whose overrides the values are added that are its own."""
         loader = self._context.config_loader
         config = loader.load_sweep_config(self._config, overrides)
         with open_dict(config):
             del config["hydra"]  # as Hydra does it before a job
         interpolations.read_environment(config)
-        interpolations.pin(config, loader, self._config, overrides, number)
+        overrides += interpolations.pin(config, loader, self._config, overrides, number)
         return config
 
     def _tell_start(self, job: "Job") -> None:
