@@ -91,7 +91,7 @@ def application(tmp_path):
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "app.yaml").write_text("mine: 3\n")
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(tmp_path / "conf"), job_name="mine", version_base="1.1"):
+    with initialize_config_dir(str(tmp_path / "conf"), job_name="mine", version_base="1.3"):
         HydraConfig.instance().set_config(hydra_compose("app", return_hydra_config=True))
         yield lambda: hydra_compose("app")["mine"]
     HydraConfig.instance().cfg = None
