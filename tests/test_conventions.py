@@ -69,7 +69,9 @@ def test_the_commands_do_without_docstrings_and_asserts():
         "for module in ('wdlab.runs', 'wdlab.evaluate', 'wdlab.analysis.curves'):\n"
         "    sys.argv = [module, '--help']\n"
         "    try: runpy.run_module(module, run_name='__main__')\n"
-        "    except SystemExit as ended: assert_ = ended.code and sys.exit(module)\n"
+        "    except SystemExit as ended: ended.code and sys.exit(module)\n"
+        "from wdlab import sweep\n"
+        "print(sweep.left_to_the_jobs('model.width=8', ['model']))\n"
     )
     done = subprocess.run(
         [sys.executable, "-OO", "-W", "ignore", "-c", code],
@@ -79,6 +81,7 @@ def test_the_commands_do_without_docstrings_and_asserts():
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\nmodel.width=8\n")  # what Hydra's parser cannot read then is left as it is
     assert "its directory" in done.stdout and "of the run directories" in done.stdout
 
 

@@ -105,7 +105,7 @@ def _read(value: Any) -> Any:
         return value
     try:
         override = OverridesParser.create().parse_override(f"key={value}")
-    except HydraException:
+    except (HydraException, AttributeError):  # the latter under python -O: Hydra reads in its asserts
         return value
     return value if override.is_sweep_override() else override.value()
 

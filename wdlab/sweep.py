@@ -246,7 +246,7 @@ def left_to_the_jobs(override: str, groups: Collection[str]) -> str:
     if not key.lstrip("+").startswith(tuple(f"{group.replace('/', '.')}." for group in groups if "hydra" not in group)):
         return override
     swept = f"{key}=choice({value})"
-    with contextlib.suppress(HydraException):
+    with contextlib.suppress(HydraException, AttributeError):  # the latter under python -O: Hydra reads in its asserts
         one, other = OverridesParser.create().parse_overrides([override, swept])
         if not one.is_sweep_override() and [*other.sweep_string_iterator()] == [one.get_value_element_as_str()]:
             return swept
