@@ -5,14 +5,14 @@ BIN := .venv/bin
 READY := .venv/.ready
 SCALE ?= quick
 LAUNCHER ?= auto
-LOGGER ?= offline
+LOGGER ?= auto
 
 .DEFAULT_GOAL := help
 .PHONY: help setup status index bench test test-faults lint
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-zA-Z%-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  SCALE=quick|cpu|paper LAUNCHER=auto|local|joblib|stacked|slurm LOGGER=offline|online|disabled go with reproduce-figN"
+	@echo "  SCALE=quick|cpu|paper LAUNCHER=auto|local|joblib|stacked|slurm LOGGER=auto|offline|online|disabled go with reproduce-figN"
 
 setup: $(READY)  ## build .venv with exactly the versions of requirements.lock
 

@@ -30,7 +30,7 @@ SECTIONS = {
 
 def main() -> None:
     """The command line: measure the sections that are named, all of them by default."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Measure what things cost, beside what they are to be compared with.")
     parser.add_argument("sections", nargs="*", metavar="section", help=", ".join(SECTIONS))
     parser.add_argument(
         "--repeats", type=int, default=50, help="how often every case is measured, at least 2; slow ones less"

@@ -12,7 +12,7 @@ from wdlab.errors import explain
 
 def main() -> None:
     """The command line; exit code 2 if the data set cannot be had."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Download a data set with torchvision into the data folder.")
     parser.add_argument("dataset", help="a file in configs/dataset: mnist, ...")
     arguments = parser.parse_args()
     try:

@@ -22,7 +22,7 @@ LAUNCHERS = ("auto", "local", "joblib", "stacked", "slurm")
 
 def main() -> None:
     """The command line; exit code 2 for bad input, 1 if runs failed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Run what is missing for a figure, then write its files.")
     parser.add_argument("figure", help="fig3, ...")
     parser.add_argument("--scale", default="quick", help=", ".join(figures.SCALES))
     parser.add_argument(
@@ -30,7 +30,7 @@ def main() -> None:
         default="auto",
         help="auto: stacked for the MLPs of quick, else local on a GPU, joblib on a CPU; " + "; ".join(LAUNCHERS[1:]),
     )
-    parser.add_argument("--logger", default="offline", help="offline, online, disabled")
+    parser.add_argument("--logger", default="auto", help="auto, offline, online, disabled")
     parser.add_argument("--results", default="results", help="where tables, figures and claims go")
     arguments = parser.parse_args()
     try:

@@ -83,7 +83,7 @@ def test_the_runs_that_the_readme_names_are_those_of_its_commands():
 def test_the_committed_resnets_of_width_32_are_those_of_the_readme():
     text = (runs.PROJECT / "README.md").read_text()
     rows = pd.read_csv(runs.PROJECT / "results" / "examples" / "resnet18_width32.csv")
-    ends = rows.groupby("run").last().groupby(["regularizer", "regularizer.strength"])
+    ends = rows.groupby("run").tail(1).groupby(["regularizer", "regularizer.strength"])
     for (name, strength), means in ends[["sparsity/weights", "val/accuracy", "test/accuracy"]].mean().iterrows():
         shown = " | ".join(f"{100 * value:.1f} %" for value in means)
         assert re.search(rf"\| {WIDE[name]}[^|]* \| {strength:g} \| {shown} \|", text), (name, strength, shown)

@@ -21,6 +21,7 @@ from torch import nn
 
 from wdlab import averaging, checkpoint, data, device, metrics, pruning, runs, train
 from wdlab.errors import ConfigError, WdlabError, explain
+from wdlab.tracing import left_as_it_was
 
 SETTABLE = ("runtime.", "paths.data=")
 
@@ -40,10 +41,12 @@ def evaluate(
     Raises:
         ConfigError: if the folder is no run, has no average, or an override sets anything else than where and how to
             compute.
-        CheckpointError: if its checkpoint is missing or damaged.
+        CheckpointError: if its checkpoint is missing or damaged, or the data is not what it was trained on.
     """
     config = _config(folder, overrides)
-    state = checkpoint.require(runs.RunDirectory(folder.parent, folder.name))
+    directory = runs.RunDirectory(folder.parent, folder.name)
+    state = checkpoint.require(directory)
+    train.check_data_is_the_same(config, directory, state)
     model, _, regularizer, _ = train.build(config)
     model.load_state_dict(state["model"])
     machine = device.set_up(config["runtime"], model)
@@ -63,7 +66,8 @@ def evaluate(
 
     def measured(network: nn.Module, method: Any, *more: Any) -> dict[str, float]:
         examples = config["train"].get("sharpness_examples") or metrics.SHARPNESS_EXAMPLES
-        return metrics.Metrics(network, splits, method, machine.autocast, examples, *more).measure(True, sharpness)
+        with left_as_it_was(network):
+            return metrics.Metrics(network, splits, method, machine.autocast, examples, *more).measure(True, sharpness)
 
     of_trained = measured(model, regularizer, settle_average)
     network = "averaged" if average else "as trained"
@@ -119,7 +123,9 @@ def _plain(found: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """The command line. Exit code 2 for bad input."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description="A finished or interrupted run, measured from its checkpoint without training."
+    )
     parser.add_argument("run", type=Path, help="its directory")
     parser.add_argument("overrides", nargs="*", help="runtime.device=cpu, paths.data=DIR, ...")
     parser.add_argument("--sharpness", action="store_true", help="measure the Hessian and Lipschitz bounds too")

@@ -20,6 +20,8 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from wdlab.tracing import trace
+
 Pair = tuple[nn.Module, nn.Module]
 
 
@@ -185,7 +187,7 @@ class TracedModel:
         read = _ReadWhileTracing()
         try:
             with read:
-                self.graph = fx.symbolic_trace(model).graph
+                self.graph = trace(model)
         except Exception as error:
             reason = f"{_own_line(error)}{error}"
             raise ValueError(f"cannot see through {type(model).__name__}.forward: {reason}; {instead}") from error
@@ -357,7 +359,7 @@ def _asks_for_batch_size(node: fx.Node) -> bool:
 def _own_line(error: Exception) -> str:
     """Where in the model's own code an error arose, as the start of a sentence; empty if only torch's code is seen."""
     of_torch = Path(torch.__file__).parent
-    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is the call in this file
+    frames = traceback.extract_tb(error.__traceback__)[2:]  # the first two are calls in this file and in tracing.py
     own = [frame for frame in frames if frame.line and not Path(frame.filename).is_relative_to(of_torch)]
     return f"{own[-1].filename}, line {own[-1].lineno}, {own[-1].line!r}: " if own else ""
 

@@ -9,16 +9,17 @@ import logging
 import math
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus, configure_log
+from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from wdlab import runs, stopping
+from wdlab import interpolations, runs, stopping
 from wdlab.errors import ConfigError, RunFailed, WdlabError, explain
 
 log = logging.getLogger("wdlab")
@@ -63,10 +64,17 @@ class StackedLauncher(Launcher):
         configure_log(self._config.hydra.job_logging, self._config.hydra.verbose)
         if sys.stderr.isatty():
             log.setLevel(logging.WARNING)  # the sweep's own bar tells
-        configs = self._prepared or [self._composed(list(overrides)) for overrides in job_overrides]
-        jobs = [Job(list(overrides), config) for overrides, config in zip(job_overrides, configs, strict=True)]
+        given = [list(overrides) for overrides in job_overrides]
+        configs = self._prepared or [self._composed(*numbered) for numbered in enumerate(given, initial_job_idx)]
+        jobs = [
+            Job(overrides, config, number=number)
+            for number, (overrides, config) in enumerate(zip(given, configs, strict=True), initial_job_idx)
+        ]
         for stack in stacks(jobs, self._most):
-            train_stack(stack, self._notice)
+            train_stack(stack, self._notice, self._tell_start)
+            for job in stack:
+                if job.outcome is not None:
+                    self._tell("on_job_end", job, job_return=job.returned)
         alone = [job for job in jobs if job.outcome is None]
         for reason, count in Counter(job.reason for job in alone if job.reason).items():
             log.info("%d of %d runs by themselves: %s", count, len(jobs), reason)
@@ -78,11 +86,28 @@ class StackedLauncher(Launcher):
         """Before ``launch``: the configs of its jobs, so that they need not be composed again; how they are stopped."""
         self._prepared, self._notice = configs, notice
 
-    def _composed(self, overrides: list[str]) -> DictConfig:
-        config = self._context.config_loader.load_sweep_config(self._config, overrides)
+    def _composed(self, number: int, overrides: list[str]) -> DictConfig:
+        """The config of a job, to whose overrides the values are added that are its own."""
+        loader = self._context.config_loader
+        config = loader.load_sweep_config(self._config, overrides)
         with open_dict(config):
             del config["hydra"]  # as Hydra does it before a job
+        interpolations.read_environment(config)
+        overrides += interpolations.pin(config, loader, self._config, overrides, number)
         return config
+
+    def _tell_start(self, job: "Job") -> None:
+        self._tell("on_job_start", job, task_function=self._local.task_function)
+
+    def _tell(self, moment: str, job: "Job", **more: Any) -> None:
+        """Tell Hydra's callbacks about a run in a stack, as Hydra does for one by itself."""
+        callbacks = self._context.callbacks
+        if any(getattr(type(one), moment, None) is not getattr(Callback, moment) for one in callbacks.callbacks):
+            config = self._context.config_loader.load_sweep_config(self._config, job.overrides)
+            with open_dict(config):
+                config.hydra.job.id = config.hydra.job.num = job.number
+            with interpolations.as_hydra_config(config):
+                getattr(callbacks, moment)(config=config, **more)
 
 
 @dataclass
@@ -96,12 +121,12 @@ class Job:
     config: DictConfig
     outcome: str | Exception | None = None
     reason: str | None = None
+    number: int = 0
 
     @property
     def returned(self) -> JobReturn:
-        return JobReturn(
-            overrides=self.overrides, cfg=self.config, status=JobStatus.COMPLETED, _return_value=self.outcome
-        )
+        status = JobStatus.FAILED if isinstance(self.outcome, Exception) else JobStatus.COMPLETED
+        return JobReturn(overrides=self.overrides, cfg=self.config, status=status, _return_value=self.outcome)
 
     @property
     def begun_in_a_stack(self) -> bool:
@@ -145,8 +170,12 @@ def stacks(jobs: Sequence[Job], most: int) -> list[list[Job]]:
     return [group for group in result if group[0].reason is None]
 
 
-def train_stack(jobs: Sequence[Job], notice: stopping.Notice | None = None) -> None:
+def train_stack(
+    jobs: Sequence[Job], notice: stopping.Notice | None = None, on_start: Callable[[Job], None] = lambda job: None
+) -> None:
     """Train what can be stacked of these jobs, and give each its ``outcome``, or the ``reason`` why it has none.
+
+    ``on_start`` is called for each that has been found fit, before it is trained.
 
     Raises:
         KeyboardInterrupt: if SIGINT, SIGTERM or its sweep's notice ended it.
@@ -155,6 +184,7 @@ def train_stack(jobs: Sequence[Job], notice: stopping.Notice | None = None) -> N
 
     if notice is not None and notice.given:
         for job in jobs:
+            on_start(job)
             job.outcome = "skipped"
         return
     with contextlib.ExitStack() as exits, stopping.exit_requests(notice) as stop_requested:
@@ -172,6 +202,7 @@ def train_stack(jobs: Sequence[Job], notice: stopping.Notice | None = None) -> N
             if job.reason is None:
                 beside = trained
                 member = stacked.Member(trained, session.directory, None, session.start)
+                on_start(job)
                 by_step.setdefault(stacked.step_of(member), []).append((job, session, member))
         for parts in by_step.values():
             _train_together(parts, stop_requested)

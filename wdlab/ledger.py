@@ -213,7 +213,7 @@ def _config(directory: runs.RunDirectory, defaults: DictConfig) -> DictConfig:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. Exit code 0; 1 if a retried run did not end well; 2 for bad input; 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m wdlab.runs", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m wdlab.runs", description="The ledger of all runs.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path("results/runs"), help="of the run directories")
     parser.add_argument("--json", action="store_true", help="print a list with one object per run")
     parser.add_argument("--status", metavar="STATE,...", help=f"only these: {', '.join(STATES)}")

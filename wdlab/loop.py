@@ -253,7 +253,7 @@ class Keeper:
         """Write a checkpoint of the state after ``step`` updates."""
         device = self._experiment.machine.device
         state = {"step": step, "records_bytes": self._recorder.sync(), "finite": bool(finite)}
-        state |= {"rng": torch.get_rng_state()}
+        state |= {"rng": torch.get_rng_state(), "data_checksum": self._experiment.data.checksum}
         if device.type != "cpu":
             state |= {f"rng_{device.type}": torch.get_device_module(device).get_rng_state(device)}
         parts = ("model", "optimizer", "regularizer")

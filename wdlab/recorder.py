@@ -15,6 +15,7 @@ log = logging.getLogger("wdlab")
 
 KEYS = ("mode", "project")
 MODES = ("online", "offline", "disabled")
+OLD_MODES = {"run": "online", "dryrun": "offline"}  # which WANDB_MODE may still have
 SECONDS_TO_START, SECONDS_TO_FINISH = 10, 60  # that a W&B server out of reach can cost
 
 
@@ -134,15 +135,26 @@ class WandbMirror(Mirror):
 def make_mirror(config: Mapping[str, Any], folder: Path, name: str, run_config: dict[str, Any]) -> Mirror:
     """The mirror that ``configs/logger`` asks for. ``disabled`` never imports wandb."""
     check(config)
-    if config["mode"] == "disabled":
-        return Mirror()
-    return WandbMirror(config["mode"], config["project"], folder, name, run_config)
+    mode = _mode(config)
+    return Mirror() if mode == "disabled" else WandbMirror(mode, config["project"], folder, name, run_config)
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Raise a ConfigError for a logger mode that does not exist."""
-    if config["mode"] not in MODES:
-        raise ConfigError(f"logger.mode={config['mode']}: must be one of {', '.join(MODES)}")
+    """Raise a ConfigError for a logger mode that does not exist, given by the config or by the environment."""
+    if config["mode"] not in ("auto", *MODES):
+        raise ConfigError(f"logger.mode={config['mode']}: must be one of auto, {', '.join(MODES)}")
+    if _mode(config) not in MODES:
+        raise ConfigError(f"WANDB_MODE={_mode(config)}: must be one of {', '.join(MODES)}, or give logger=")
+
+
+def _mode(config: Mapping[str, Any]) -> str:
+    """The mode in force: what W&B's own variables in the environment say counts for ``auto`` alone."""
+    if config["mode"] != "auto":
+        return config["mode"]
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
+        return "disabled"
+    mode = os.environ.get("WANDB_MODE") or "offline"
+    return OLD_MODES.get(mode, mode)
 
 
 def _row(line: bytes) -> dict[str, Any]:

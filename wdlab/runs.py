@@ -13,6 +13,7 @@ Called by ``train`` to make runs, by ``analysis`` and ``scripts`` to find them. 
         lock               held by the process that has the run
 """
 
+import contextlib
 import fcntl
 import functools
 import hashlib
@@ -23,7 +24,7 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
@@ -32,8 +33,13 @@ import filelock
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobRuntime
+from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 
+from wdlab import interpolations
 from wdlab.errors import NAME, ConfigError, is_name, writing
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -55,9 +61,24 @@ _TOP_LEVEL_KEY = re.compile(r"^(?=[^\W\d]\w*:)", re.MULTILINE)
 
 
 def compose(overrides: Iterable[str]) -> DictConfig:
-    """The config that ``python -m wdlab.train <overrides>`` runs."""
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra_compose("train", list(overrides))
+    """The config that ``python -m wdlab.train <overrides>`` runs. Another Hydra application may be under way."""
+    with _own_hydra(), initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = hydra_compose("train", list(overrides))
+    interpolations.read_environment(config)
+    return config
+
+
+@contextlib.contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Put away what Hydra keeps once per process, for a while."""
+    kept = {kind: Singleton._instances.pop(kind, None) for kind in (GlobalHydra, JobRuntime, VersionBase)}
+    try:
+        yield
+    finally:
+        for kind, instance in kept.items():
+            Singleton._instances.pop(kind, None)
+            if instance is not None:
+                Singleton._instances[kind] = instance
 
 
 def scientific_config(config: DictConfig) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
-SWEEP = "WDLAB_SWEEP"  # the environment variable that names a job's sweep
+SWEEP = "WDLAB_SWEEP"  # the environment variable that says where a job's sweep puts its notice
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SECONDS_BETWEEN_LOOKS = 0.5
 _PARENT = os.getppid()
@@ -27,24 +27,23 @@ class Notice:
     Their names are the sweep's own, so that no other sweep ever heeds them. They are empty: a full disk has room.
 
     Args:
-        folder: of the runs.
-        sweep: the name of the sweep.
+        place: the folder of the runs, and in it the name of the sweep.
     """
 
-    def __init__(self, folder: str | Path, sweep: str) -> None:
-        self.sweep = sweep
-        self._failed = Path(folder) / f".{sweep}.failed"
-        self._interrupted = Path(folder) / f".{sweep}.interrupted"
+    def __init__(self, place: str | Path) -> None:
+        self.place = Path(place)
+        self._failed = self.place.with_name(f".{self.place.name}.failed")
+        self._interrupted = self.place.with_name(f".{self.place.name}.interrupted")
 
     @classmethod
     def new(cls, folder: str | Path) -> Self:
         """That of a sweep which begins."""
-        return cls(folder, f"sweep-{uuid.uuid4().hex}")
+        return cls(Path(folder).absolute() / f"sweep-{uuid.uuid4().hex}")
 
     @classmethod
-    def of_this_job(cls, folder: str | Path) -> Self | None:
+    def of_this_job(cls) -> Self | None:
         """That of the sweep which this process runs a job of, if any."""
-        return cls(folder, os.environ[SWEEP]) if SWEEP in os.environ else None
+        return cls(os.environ[SWEEP]) if SWEEP in os.environ else None
 
     @property
     def interrupted(self) -> bool:

@@ -4,12 +4,13 @@ Chosen in ``configs/train.yaml``; works with any Hydra launcher. Besides the ord
 ``hydra.sweeper.jobs=FILE``, a JSON list of override lists, for settings that are paired rather than crossed.
 """
 
+import contextlib
 import copy
 import json
 import sys
 import types
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +22,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
+from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from wdlab import parallel, runs, stopping
+from wdlab import interpolations, parallel, runs, stopping
 from wdlab.errors import ConfigError, RunFailed, explain
 from wdlab.launchers import StackedLauncher
 from wdlab.progress import SweepProgress
@@ -104,7 +106,14 @@ class Composer:
             self._composed[rest] = composed
         config = copy.deepcopy(self._composed[rest])
         ConfigLoaderImpl._apply_overrides_to_config(values, config)
+        interpolations.read_environment(config)
         return config
+
+    def job(self, overrides: list[str], number: int) -> "Job":
+        """The job of a sweep that the overrides make, with values for what Hydra resolves in a job only."""
+        config = self(overrides)
+        pinned = interpolations.pin(config, self._loader, self._config, overrides, number)
+        return Job([*overrides, *pinned], config, runs.RunDirectory.of(config))
 
     def _names_a_file(self, override: Override) -> bool:
         key = override.key_or_group
@@ -123,9 +132,11 @@ class Sweep(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra."""
         self.hydra_context, self.config = hydra_context, config
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
+        with interpolations.as_hydra_config(copy.deepcopy(config)):
+            interpolations.read_environment(config["hydra"]["launcher"])
+            self.launcher = Plugins.instance().instantiate_launcher(
+                hydra_context=hydra_context, task_function=task_function, config=config
+            )
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the jobs that are not finished yet.
@@ -140,18 +151,21 @@ class Sweep(Sweeper):
         if parallel.group().size > 1:
             raise ConfigError("-m: torchrun shares one run between processes; start a sweep without it")
         composer = Composer(self.hydra_context.config_loader, self.config)
+        by_run: dict[Path, Job] = {}  # two combinations may be the same run
         jobs = []
-        for overrides in self._job_overrides(arguments):
-            config = composer(overrides)
-            jobs.append(Job(overrides, config, runs.RunDirectory.of(config)))
+        for number, overrides in enumerate(self._job_overrides(arguments)):
+            job = composer.job(overrides, number)
+            jobs.append(by_run.setdefault(job.directory.path.absolute(), job))
         if not jobs:
             raise ConfigError("-m: this sweep is empty, no combination of values is left")
-        todo = [job for job in jobs if not job.directory.finished]
+        todo = [job for job in by_run.values() if not job.directory.finished]
         here = not isinstance(self.launcher, SlurmLauncher)
         for job in todo:
             fault_of_code(job.config, here)  # its run will say it again, and be recorded
             job.status_before = job.directory.read("status.json")
-        print(f"{len(jobs)} runs: {len(jobs) - len(todo)} finished before, {len(todo)} to do", flush=True)
+        finished, same = len(by_run) - len(todo), len(jobs) - len(by_run)
+        twice = f", {same} the same as others" if same else ""
+        print(f"{len(jobs)} runs: {finished} finished before, {len(todo)} to do{twice}", flush=True)
         if todo:
             self._run(todo)
         _sum_up(jobs)
@@ -159,7 +173,8 @@ class Sweep(Sweeper):
     def _run(self, todo: list[Job]) -> None:
         """Launch the jobs; KeyboardInterrupt, with a summary, if that was interrupted."""
         notice = stopping.Notice.new(todo[0].directory.path.parent)
-        self.config["hydra"]["overrides"]["hydra"].append(f"++hydra.job.env_set.{stopping.SWEEP}={notice.sweep}")
+        place = interpolations.typed(str(notice.place))
+        self.config["hydra"]["overrides"]["hydra"].append(f"++hydra.job.env_set.{stopping.SWEEP}={place}")
         try:
             progress = SweepProgress([(job.directory, job.config["train"]["steps"]) for job in todo])
             with stopping.passed_on(notice), progress:
@@ -222,6 +237,22 @@ class Sweep(Sweeper):
         return [[*point, *job] for point in grid for job in listed]
 
 
+def left_to_the_jobs(override: str, groups: Collection[str]) -> str:
+    """``key=value`` as a sweep over this one value, if the key belongs to one of the groups that jobs choose files of.
+
+    Hydra first composes the sweep itself, without the choices that are swept over, and there the key may not exist.
+    """
+    key, _, value = override.partition("=")
+    if not key.lstrip("+").startswith(tuple(f"{group.replace('/', '.')}." for group in groups if "hydra" not in group)):
+        return override
+    swept = f"{key}=choice({value})"
+    with contextlib.suppress(HydraException, AttributeError):  # the latter under python -O: Hydra reads in its asserts
+        one, other = OverridesParser.create().parse_overrides([override, swept])
+        if not one.is_sweep_override() and [*other.sweep_string_iterator()] == [one.get_value_element_as_str()]:
+            return swept
+    return override  # Hydra says what is wrong with it
+
+
 def register() -> None:
     """Make the sweeper and the launchers known to Hydra, which takes plugins from the namespace hydra_plugins only."""
     try:
@@ -238,10 +269,9 @@ def register() -> None:
 def _sum_up(jobs: list[Job]) -> None:
     """Print how many runs ended how, and every one that did not end well with its reason; raise if there is any."""
     _print_counts(jobs)
-    reasons = {job.directory.name: job.trouble for job in jobs}
-    bad = {name: reason for name, reason in reasons.items() if reason is not None}
-    for name, reason in bad.items():
-        print(f"  {name}: {reason}", flush=True)
+    bad = [f"{job.directory.name}: {reason}" for job in jobs if (reason := job.trouble) is not None]
+    for line in dict.fromkeys(bad):
+        print(f"  {line}", flush=True)
     if bad:
         raise RunFailed(f"{len(bad)} of {len(jobs)} runs did not end well; see above")
 

@@ -14,20 +14,25 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
 import torch
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from wdlab import checkpoint, data, device, loop, metrics, parallel, recorder, runs, stopping, sweep
-from wdlab.errors import ConfigError, RunFailed, WdlabError, explain
+from wdlab import checkpoint, data, device, interpolations, loop, metrics, parallel, recorder, runs, stopping, sweep
+from wdlab.errors import CheckpointError, ConfigError, RunFailed, WdlabError, explain
+from wdlab.models.wrappers import unwrapped
 from wdlab.progress import clock
+from wdlab.regularizers.description import describe_weight_decay
 
 log = logging.getLogger("wdlab")
 
@@ -50,8 +55,9 @@ def check(config: DictConfig, here: bool = True) -> None:
     device.check(config["runtime"], here)
     recorder.check(config["logger"])
     ranks = parallel.group().size
-    _try_forward(build(config)[0], config, ranks)
+    _try_forward(config, ranks)
     data.check(config["dataset"], config["paths"]["data"], config["train"]["batch_size"], ranks)
+    check_data_is_the_same(config, runs.RunDirectory.of(config))
 
 
 def fault_of_code(config: DictConfig, here: bool = True) -> BaseException | None:
@@ -101,21 +107,64 @@ def _check_numbers(config: DictConfig, section: str) -> None:
             raise ConfigError(f"{section}.lr={value}: must be a finite number >= 0")
 
 
-def _try_forward(model: torch.nn.Module, config: DictConfig, ranks: int) -> None:
-    """Raise a ConfigError if the network cannot take a training batch; without computing anything."""
-    tokens = len(config["dataset"]["shape"]) == 1
+def _try_forward(config: DictConfig, ranks: int) -> None:
+    """Raise a ConfigError if a batch is too small for the network, and whatever its forward raises by itself."""
     sizes = {"batch_size": config["train"]["batch_size"] // ranks}
     if config["train"]["sharpness_every"] is not None:
         sizes["sharpness_examples"] = config["train"]["sharpness_examples"] or metrics.SHARPNESS_EXAMPLES
+    model = build(config)[0]
+    for key, size in sizes.items():
+        try:
+            try:
+                _forward_without_values(model, config, size)
+            except Exception as error:  # it reads a value, say, or keeps a tensor that is no buffer
+                if _wants_more_examples(error):
+                    raise
+                loaded = data.load(config["dataset"], config["paths"]["data"], torch.device("cpu"))
+                build(config)[0](loaded.train.examples(slice(0, min(size, 2)))[0])
+        except ValueError as error:
+            if _wants_more_examples(error):
+                raise ConfigError(f"train.{key}={config['train'][key]}: is too small, {error}") from error
+            raise
+
+
+def _forward_without_values(model: torch.nn.Module, config: DictConfig, size: int) -> None:
+    """Put a batch through the network that has shapes alone, so that nothing is computed."""
     held = (*model.named_parameters(), *model.named_buffers())
     shadow = {name: torch.empty_like(tensor, device="meta") for name, tensor in held}
-    for key, size in sizes.items():
-        kind = torch.int64 if tokens else torch.float32
-        batch = torch.empty(max(1, size), *config["dataset"]["shape"], dtype=kind, device="meta")
-        try:
-            torch.func.functional_call(model, shadow, (batch,))
-        except ValueError as error:  # batch norm with a single value per channel
-            raise ConfigError(f"train.{key}={config['train'][key]}: is too small, {error}") from error
+    kind = torch.int64 if len(config["dataset"]["shape"]) == 1 else torch.float32
+    batch = torch.empty(max(1, size), *config["dataset"]["shape"], dtype=kind, device="meta")
+    torch.func.functional_call(model, shadow, (batch,))
+
+
+def _wants_more_examples(error: Exception) -> bool:
+    """Whether this is what batch norm raises for a single value per channel."""
+    return isinstance(error, ValueError) and str(error).startswith("Expected more than 1 value per channel")
+
+
+def check_data_is_the_same(
+    config: DictConfig, directory: runs.RunDirectory, state: Mapping[str, Any] | None = None
+) -> None:
+    """Refuse to go on with a run, or to measure it, on other data than it was begun on.
+
+    Args:
+        config: whose ``dataset`` and ``paths.data`` it would go on with.
+        directory: of the run.
+        state: its checkpoint, if that has been read.
+
+    Raises:
+        CheckpointError: if it has a checkpoint, and the data is not that of its records.
+    """
+    if not (state or directory.checkpoint.exists() or directory.previous_checkpoint.exists()):
+        return
+    then = (state or {}).get("data_checksum") or directory.read("provenance.json").get("data_checksum")
+    now = data.checksum(config["dataset"], config["paths"]["data"])
+    if then not in (None, now):
+        raise CheckpointError(
+            f"{directory.path}: was begun on other data than paths.data={config['paths']['data']} holds now "
+            f"(dataset={config['dataset']['name']}, sha256 {str(then)[:12]} then, {now[:12]} now); give it that data "
+            "again, or delete the run to begin anew"
+        )
 
 
 def build(config: DictConfig) -> tuple[Any, Any, Any, Any]:
@@ -128,7 +177,7 @@ def build(config: DictConfig) -> tuple[Any, Any, Any, Any]:
     """
     torch.manual_seed(config["seed"])
     shape, classes = tuple(config["dataset"]["shape"]), config["dataset"]["classes"]
-    model = _instantiate(config, "model", input_shape=shape, classes=classes)
+    model = unwrapped(_instantiate(config, "model", input_shape=shape, classes=classes))
     optimizer = _instantiate(config, "optimizer", params=list(model.parameters()))
     regularizer = _instantiate(config, "regularizer", model=model)
     with _as_config_error("regularizer"):
@@ -224,7 +273,7 @@ def run(config: DictConfig) -> str:
                 raise fault
             directory.remove_leftovers()
             directory.write_config(config)
-            with stopping.exit_requests(stopping.Notice.of_this_job(directory.path.parent)) as stop_requested:
+            with stopping.exit_requests(stopping.Notice.of_this_job()) as stop_requested:
                 _train(config, directory, stop_requested)
     return outcome_of(directory)
 
@@ -285,7 +334,7 @@ class Session:
         records: once it is open.
 
     Raises:
-        CheckpointError: for a checkpoint that cannot be used.
+        CheckpointError: for a checkpoint that cannot be used, or of a run that was begun on other data.
     """
 
     def __init__(self, config: DictConfig, directory: runs.RunDirectory) -> None:
@@ -295,6 +344,7 @@ class Session:
         self._said = ""
         self.records: recorder.Recorder | None = None
         self.start = checkpoint.load(directory)
+        check_data_is_the_same(config, directory, self.start)
 
     @property
     def threads_before(self) -> int | None:
@@ -313,6 +363,21 @@ class Session:
             log.warning("%s: resumed on another machine or setting; equal up to rounding only", directory.name)
         directory.write_status("running", step=start["step"] if start else 0)
         log.info("%s: %s", directory.name, f"going on at step {start['step']}" if start else "started")
+        if log.isEnabledFor(logging.INFO):
+            self._tell_decay(trained)
+
+    def _tell_decay(self, trained: loop.Experiment) -> None:
+        """Say what is decayed: tensor by tensor with ``hydra.verbose=wdlab``, else in a line, but not for every job."""
+        optimizer = trained.optimizer
+        own = (
+            optimizer.describe() if hasattr(optimizer, "describe") else describe_weight_decay(optimizer, trained.model)
+        )
+        found = [text for text in (trained.regularizer.describe(), own) if "\n" in text]  # with tensors
+        for text in found or ["nothing is decayed"]:
+            if log.isEnabledFor(logging.DEBUG):
+                log.debug("%s: %s", self.directory.name, text)
+            elif not (trained.machine.stacked or _is_a_job()):
+                log.info("%s: %s", self.directory.name, text.splitlines()[0])
 
     def end(self, outcome: str) -> None:
         """Write down how it went, as ``loop.fit`` says it."""
@@ -388,13 +453,14 @@ def outcome_of(directory: runs.RunDirectory) -> str:
 
 
 @hydra.main(version_base="1.3", config_path=str(runs.CONFIGS), config_name="train")
-def _hydra_main(config: DictConfig) -> str | Exception:
-    """One run, alone or as a job of a sweep. Its error is returned, since Hydra would add lines to a raised one.
+def _hydra_main(config: DictConfig) -> str:
+    """One run, alone or as a job of a sweep; Hydra and its callbacks take what it raises for a failure.
 
     A job of a sweep also returns ``skipped`` if the sweep has stopped before, ``interrupted`` if it stops meanwhile.
     """
-    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    notice = stopping.Notice.of_this_job(config["paths"]["runs"]) if in_sweep else None
+    _settle(config)
+    in_sweep = _is_a_job()
+    notice = stopping.Notice.of_this_job() if in_sweep else None
     if notice is not None and notice.given:
         return "skipped"
     if in_sweep and sys.stderr.isatty():
@@ -413,23 +479,52 @@ def _hydra_main(config: DictConfig) -> str | Exception:
             return "interrupted"  # an exception would make the launcher end the others in the middle of a step
         raise
     except Exception as error:
-        line = explain(error)
-        if in_sweep:
-            log.error("error: %s", line or _told(error), exc_info=line is None)
-            if notice is not None and config["fail_fast"]:
-                notice.tell_failed()
-            return RunFailed(line or _told(error))  # which can be sent between processes
-        if line is None:
+        if not in_sweep:
             raise
-        _errors.append(error)
-        return error
+        line = explain(error)
+        log.error("error: %s", line or _told(error), exc_info=line is None)
+        if notice is not None and config["fail_fast"]:
+            notice.tell_failed()
+        raise RunFailed(line or _told(error)) from error  # which can be sent between processes
+
+
+def _is_a_job() -> bool:
+    """Whether this is a job of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _settle(config: DictConfig) -> None:
+    """Read what comes from the environment, and take paths from where the command was started, in place.
+
+    With ``hydra.job.chdir=true`` the current folder is another one, where a sweep would not find what it has checked.
+    """
+    interpolations.read_environment(config)
+    started_in = Path(HydraConfig.get().runtime.cwd)
+    if Path.cwd() != started_in and isinstance(config["paths"], DictConfig):
+        for key, path in config["paths"].items():
+            if isinstance(path, str) and path:
+                config["paths"][key] = str(started_in / path)
+
+
+class Ending(Callback):
+    """Hands the error of a single run over to ``main``, after all other callbacks: Hydra would add lines to it."""
+
+    def on_run_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
+        """Called by Hydra."""
+        if job_return.status == JobStatus.FAILED:
+            _errors.append(job_return._return_value)
+            job_return.status = JobStatus.COMPLETED
 
 
 _errors: list[Exception] = []
 
 
-def _check_command_line(arguments: list[str]) -> None:
-    """Raise a ConfigError for what Hydra answers with its usage, or takes in silence."""
+def _check_command_line(arguments: list[str]) -> list[str]:
+    """The arguments as Hydra should get them.
+
+    Raises:
+        ConfigError: for what Hydra answers with its usage, or takes in silence.
+    """
 
     def refuse(message: str) -> NoReturn:
         raise ConfigError(f"command line: {message}")
@@ -445,6 +540,10 @@ def _check_command_line(arguments: list[str]) -> None:
         group, _, name = override.partition("=")
         if group in groups and chosen.setdefault(group, name) != name:
             raise ConfigError(f"{group}={name}: {group}={chosen[group]} is given too; give one of them")
+    if not (parsed.multirun or "hydra.mode=MULTIRUN" in parsed.overrides):
+        return arguments
+    later = {override: sweep.left_to_the_jobs(override, groups) for override in parsed.overrides}
+    return [later.get(argument, argument) for argument in arguments]
 
 
 def main() -> None:
@@ -454,7 +553,8 @@ def main() -> None:
     sweep.register()
     try:
         with stopping.as_interrupt():
-            _check_command_line(sys.argv[1:])
+            _errors.clear()
+            sys.argv[1:] = _check_command_line(sys.argv[1:])
             _hydra_main()
             if _errors:  # of a single run; a sweep raises its own
                 raise _errors[0]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -59,6 +60,39 @@ def test_strengths_over_time_are_told_apart(compose, tmp_path):
         train.run(compose("regularizer=l2", f"regularizer/over_time={over_time}"))
     table = load(tmp_path / "runs")
     assert set(table["regularizer.over_time"]) == {"constant", "early", "late"}
+
+
+def test_settings_that_are_lists_can_be_grouped_by_and_read_back(root):
+    for seed in (0, 1):
+        for betas in ("[0.9,0.99]", "[0.8,0.99]"):
+            write(root, seed, optimizer="adam", **{"optimizer.betas": betas})
+    settle()
+    table = loaded_twice(root)
+    assert set(table["optimizer.betas"]) == {"[0.9, 0.99]", "[0.8, 0.99]"}
+    assert table.query("step == 10").groupby("optimizer.betas")["a"].count().to_dict() == {
+        "[0.8, 0.99]": 2,
+        "[0.9, 0.99]": 2,
+    }
+    assert len(table.drop_duplicates()) == len(table) == 12
+    table.to_csv(root / "table.csv", index=False)
+    assert list(pd.read_csv(root / "table.csv")["optimizer.betas"]) == list(table["optimizer.betas"])
+    names = {
+        runs.identity(runs.compose(["optimizer=adam", f"optimizer.betas={text}"]))
+        for text in set(table["optimizer.betas"])
+    }
+    assert names == set(table.query("seed == 0")["run"])  # it is what the command line takes
+
+
+def test_the_last_row_of_a_run_that_diverged_has_no_accuracy(root):
+    write(root, 0, [{"step": 0, "test/accuracy": 0.1}, {"step": 10, "test/accuracy": None}])
+    write(root, 1, [{"step": 0, "test/accuracy": 0.1}, {"step": 10, "test/accuracy": 0.9}])
+    readme = (runs.PROJECT / "README.md").read_text()
+    (way,) = re.findall(r"^by_strength = table(\.groupby\(\"run\"\)\.\w+\(.*?\))\.groupby", readme, re.MULTILINE)
+    ends = eval(f"table{way}", {"table": load(root)})
+    assert list(ends["step"]) == [10, 10] and ends.set_index("seed")["test/accuracy"].isna().to_dict() == {
+        0: True,
+        1: False,
+    }
 
 
 # -- many runs, and what is kept between loads

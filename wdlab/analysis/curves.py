@@ -100,7 +100,7 @@ def provenance(folders: Sequence[Path]) -> str:
 
 def main() -> None:
     """The command line. Exit code 2 for bad input."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Any runs as curves over epochs: a picture and its table.")
     parser.add_argument("runs", nargs="+", type=Path, help="their directories, all in one folder")
     parser.add_argument("--metrics", nargs="+", default=["train/loss+test/loss", "test/accuracy"], metavar="METRIC")
     parser.add_argument("--out", type=Path, required=True, help="<out>.png and <out>.csv are written")

@@ -1,5 +1,6 @@
 """Run directories -> one tidy table. Called by ``figures``, notebooks, and anyone with pandas."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ def load(root: str | Path = "results/runs", names: Iterable[str] | None = None) 
 
     Columns: ``run, dataset, model, optimizer, regularizer`` (the names of the chosen configs), ``seed``, the settings
     that differ between these runs under their config path (``optimizer.lr``; of ``lr_schedule`` and
-    ``regularizer.over_time`` the name stands under the key itself), ``step``, then the metrics; a metric that
-    was not due at a step, or was not finite, is missing.
+    ``regularizer.over_time`` the name stands under the key itself; a list is the text that the command line takes,
+    ``[0.9, 0.99]``, so that it can be grouped by), ``step``, then the metrics; a metric that was not due at a step, or
+    was not finite, is missing. The last row of each run is ``table.groupby("run").tail(1)``: pandas' ``last()`` would
+    give a run that diverged the values of an earlier step.
 
     What has been read is kept in the folder, see ``wdlab.analysis.records``; the table is always that of the files.
 
@@ -88,5 +91,7 @@ def _flatten(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in node.items():
         path = f"{prefix}.{key}"
+        if isinstance(value, list):
+            value = json.dumps(value, default=str)
         flat |= _flatten(value, path) if isinstance(value, dict) else {path: value}
     return flat

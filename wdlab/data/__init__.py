@@ -7,7 +7,7 @@ three splits of them, ``augment.py`` varies images, ``batches.py`` orders exampl
 
 from wdlab.data.batches import Batches, StackedBatches
 from wdlab.data.description import check_batch_size, check_description
-from wdlab.data.splits import Data, Images, Split, Text, check, load
+from wdlab.data.splits import Data, Images, Split, Text, check, checksum, load
 
 __all__ = [
     "Batches",
@@ -19,5 +19,6 @@ __all__ = [
     "check",
     "check_batch_size",
     "check_description",
+    "checksum",
     "load",
 ]

@@ -1,8 +1,9 @@
 """The three splits of a data set: what is in them, and how a batch is taken out of them."""
 
+import functools
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -200,10 +201,22 @@ def check(config: Mapping[str, Any], root: str | Path, batch_size: int, ranks: i
     check_batch_size(batch_size, examples, ranks)
 
 
-def _checksum(*tensors: Tensor) -> str:
+def checksum(config: Mapping[str, Any], root: str | Path) -> str:
+    """The sha256 of what a data set is before it is split: all images and labels, or the numbered characters.
+
+    Raises:
+        DataError: if it cannot be had or read.
+    """
+    read = sources.text if is_text(config) else sources.images
+    return _checksum(read, str(config.get("source") or config["name"]), str(root))
+
+
+@functools.lru_cache(maxsize=4)
+def _checksum(read: Callable[[str, str], tuple[Any, ...]], source: str, root: str) -> str:
     digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.numpy().tobytes())
+    for part in read(source, root):
+        if isinstance(part, Tensor):
+            digest.update(part.numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -220,7 +233,7 @@ def _load_images(config: Mapping[str, Any], root: str | Path, device: torch.devi
         train=Images(pixels[train], noisy(labels[train], config), mean, std, device, augment),
         val=Images(pixels[val], labels[val], mean, std, device),
         test=Images(test_pixels, test_labels, mean, std, device),
-        checksum=_checksum(*parts),
+        checksum=checksum(config, root),
     )
 
 
@@ -305,4 +318,4 @@ def _load_text(config: Mapping[str, Any], root: str | Path, device: torch.device
         )
     parts = tokens[:train_end][:train_size], tokens[train_end:rest], tokens[rest:]
     train, val, test = (Text(part, context, device, bool(config.get("shift")) and part is parts[0]) for part in parts)
-    return Data(train, val, test, _checksum(tokens))
+    return Data(train, val, test, checksum(config, root))
