@@ -50,6 +50,7 @@ NAMED_KEYS = ("dataset", "model", "optimizer", "regularizer")
 
 FINISHED = ("done", "diverged")
 _PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "wandb", "pandas")
+_ENVIRONMENT = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
 _DIFF_LIMIT = 200_000
 _TAIL_BYTES = 16_384  # more than the longest line of metrics.jsonl
 _LOCK_SECONDS = 0.2  # that a run waits for its lock: the ledger may look at it at that very moment
@@ -246,6 +247,7 @@ class RunDirectory:
         """
         sessions = self.read("provenance.json").get("sessions", [])
         session = {"time": _now(), **machine, "code": code_version(), "versions": package_versions()}
+        session |= {"environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}}
         self.write("provenance.json", {"data_checksum": data_checksum, "sessions": [*sessions, session]})
         return not sessions or all(sessions[-1].get(key, False) == value for key, value in machine.items())
 
