@@ -6,6 +6,7 @@ READY := .venv/.ready
 SCALE ?= quick
 LAUNCHER ?= auto
 LOGGER ?= auto
+PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup status index bench test test-faults lint
@@ -38,8 +39,8 @@ index: $(READY)  ## the README's table of figures, from their declarations and v
 bench: $(READY)  ## what things cost, beside torch's own: tables in results/benchmarks
 	@MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824 $(BIN)/python scripts/benchmark.py
 
-test: $(READY)  ## the whole test suite; no network, GPU or account needed
-	@$(BIN)/python -m pytest
+test: $(READY)  ## the whole test suite, on every core; no network, GPU or account needed
+	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-faults: $(READY)  ## the long tests of faults, then 100 kills at random moments: about 25 minutes
 	@$(BIN)/python -m pytest -m long

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,11 +157,16 @@ def sleep(seconds: float, process: subprocess.Popen) -> None:
         time.sleep(0.002)
 
 
-def finish(target: Target, whole: Path) -> None:
+def in_a_process(target: Target) -> None:
+    """Run a target's command until it ends."""
+    target.start("disabled").wait()
+
+
+def finish(target: Target, whole: Path, run: Callable[[Target], None]) -> None:
     """Train a target to its end and note every run that does not equal the one never stopped."""
     limit = time.monotonic() + LONGEST
     while not target.finished and time.monotonic() < limit:  # more than once only if a killed sweep's workers still end
-        target.start("disabled").wait()
+        run(target)
     for directory in target.directories:
         try:
             same_ending(runs.RunDirectory(whole, directory.name), directory)
@@ -170,10 +176,12 @@ def finish(target: Target, whole: Path) -> None:
             target.trouble.append(f"{directory.path}: {type(error).__name__}: {error}")
 
 
-def never_stopped(folder: Path, launcher: str, jobs: tuple[tuple[str, ...], ...]) -> Target:
+def never_stopped(
+    folder: Path, launcher: str, jobs: tuple[tuple[str, ...], ...], run: Callable[[Target], None]
+) -> Target:
     """What the others are compared with."""
     target = Target(folder, launcher, jobs)
-    target.start("disabled").wait()
+    run(target)
     assert target.finished, folder.with_suffix(".log").read_text()
     return target
 
@@ -186,6 +194,7 @@ def campaign(
     lanes: int = 2,
     at_most: int = AT_MOST,
     of_each: int = len(JOBS),
+    run: Callable[[Target], None] = in_a_process,
 ) -> list[Target]:
     """Kill until there were ``kills`` or the time is up; every target begun is trained to its end.
 
@@ -197,10 +206,11 @@ def campaign(
         lanes: targets at once.
         at_most: kills per target.
         of_each: how many runs each sweep has.
+        run: runs the command of a target that is not to be killed.
     """
     sweep = JOBS[:of_each]
-    whole = never_stopped(folder / "whole", "local", sweep)
-    together = never_stopped(folder / "together", "stacked", TOGETHER[:of_each])
+    whole = never_stopped(folder / "whole", "local", sweep, run)
+    together = never_stopped(folder / "together", "stacked", TOGETHER[:of_each], run)
     until = time.monotonic() + 60 * minutes
     targets: list[Target] = []
     taking = threading.Lock()
@@ -221,7 +231,7 @@ def campaign(
                 if not over() and not target.finished:
                     line = kill_once(target, dice)
                     print(f"{sum(t.kills for t in targets):4}  {target.folder.name:10} {line}", flush=True)
-            finish(target, expected.folder)
+            finish(target, expected.folder, run)
             came_out = "\n".join(target.trouble) or f"equal, after {target.kills} kills"
             print(f"      {target.folder.name:10} {came_out}", flush=True)
 

@@ -38,12 +38,13 @@ def good(*seeds: int) -> list[list[str]]:
 
 
 @pytest.fixture
-def sweep(shell, tmp_path):
-    """Run a list of jobs with a launcher; returns the finished process."""
+def sweep(shell, command, tmp_path):
+    """Run a list of jobs with a launcher; returns the finished process. Only joblib needs one of its own."""
 
-    def _sweep(launcher: str, jobs: list[list[str]], *options: str, **more):
+    def _sweep(launcher: str, jobs: list[list[str]], *options: str):
         (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-        return shell("-m", "hydra.sweeper.jobs=jobs.json", *TINY, *LAUNCHERS[launcher], *options, **more)
+        run = shell if launcher == "joblib" else command
+        return run("-m", "hydra.sweeper.jobs=jobs.json", *TINY, *LAUNCHERS[launcher], *options)
 
     return _sweep
 
@@ -83,7 +84,7 @@ def test_with_fail_fast_a_sweep_stops_at_the_first_that_goes_wrong(sweep, tmp_pa
     counts = re.search(r"^sweep: (\d+) done, 1 failed, (\d+) skipped$", ended.stdout, re.MULTILINE)
     done, skipped = map(int, counts.groups())
     assert done + skipped == 10 and (done == 2 if launcher == "local" else 1 <= done <= 6)
-    later = sweep(launcher, good(*range(8, 10)), "fail_fast=true")  # what stopped one sweep is nothing to another
+    later = sweep("local", good(*range(8, 10)), "fail_fast=true")  # what stopped one sweep is nothing to another
     assert later.returncode == 0 and "sweep: 2 done\n" in later.stdout
     statuses(tmp_path / "results" / "runs")
 

@@ -24,7 +24,7 @@ def nearly(value):
     return None if value is None else pytest.approx(value, rel=1e-3, abs=1e-5)
 
 
-def test_a_sweep_gives_the_records_of_local_and_says_what_is_not_stacked(shell, tmp_path):
+def test_a_sweep_gives_the_records_of_local_and_says_what_is_not_stacked(shell, command, tmp_path):
     jobs = [
         ["regularizer=l2", "regularizer.strength=1e-3"],
         ["regularizer=pathprox", "optimizer.lr=0.05"],
@@ -32,12 +32,12 @@ def test_a_sweep_gives_the_records_of_local_and_says_what_is_not_stacked(shell, 
         ["optimizer=adams", "optimizer.lr=1e-3"],
     ]
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-    command = ("-m", *TINY, "seed=0,1", "hydra.sweeper.jobs=jobs.json", "runtime=cpu", "runtime.threads=1")
-    done = shell(*command, "hydra/launcher=stacked", "paths.runs=stacked")
+    sweep = ("-m", *TINY, "seed=0,1", "hydra.sweeper.jobs=jobs.json", "runtime=cpu", "runtime.threads=1")
+    done = shell(*sweep, "hydra/launcher=stacked", "paths.runs=stacked")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of 8 runs by themselves: optimizer=adams takes its scale from the gradients of one run" in done.stdout
     assert "8 runs: 0 finished before, 8 to do" in done.stdout and "sweep: 8 done" in done.stdout
-    assert shell(*command, "paths.runs=local").returncode == 0
+    assert command(*sweep, "paths.runs=local").returncode == 0
     ours, theirs = records(tmp_path / "stacked"), records(tmp_path / "local")
     assert ours.keys() == theirs.keys() and len(ours) == 8
     for name in ours:
@@ -45,26 +45,26 @@ def test_a_sweep_gives_the_records_of_local_and_says_what_is_not_stacked(shell, 
         both = [runs.RunDirectory(tmp_path / folder, name) for folder in ("stacked", "local")]
         assert {path.name for path in both[0].path.iterdir()} == {path.name for path in both[1].path.iterdir()}
         assert [run.read("provenance.json")["sessions"][0]["stacked"] for run in both] == ["adams" not in name, False]
-    again = shell(*command, "hydra/launcher=stacked", "paths.runs=stacked")
+    again = command(*sweep, "hydra/launcher=stacked", "paths.runs=stacked")
     assert again.returncode == 0 and "8 runs: 8 finished before, 0 to do" in again.stdout
 
 
-def test_a_run_that_diverges_leaves_the_others_of_its_stack_alone(shell, tmp_path):
-    done = shell("-m", *TINY, "optimizer.lr=0.1,1e20", "seed=0,1", *STACKED)
+def test_a_run_that_diverges_leaves_the_others_of_its_stack_alone(command):
+    done = command("-m", *TINY, "optimizer.lr=0.1,1e20", "seed=0,1", *STACKED)
     assert done.returncode == 1
     assert "sweep: 2 diverged, 2 done" in done.stdout and "error: 2 of 4 runs did not end well" in done.stderr
     assert done.stdout.count("diverged, step 10") == 2
 
 
-def test_fail_fast_skips_the_stacks_that_follow(shell):
+def test_fail_fast_skips_the_stacks_that_follow(command):
     sweep_of_8 = ("optimizer.lr=1e20,0.1", "seed=0,1,2,3", "hydra.launcher.most=2", "fail_fast=true")
-    done = shell("-m", *TINY, *sweep_of_8, *STACKED)
+    done = command("-m", *TINY, *sweep_of_8, *STACKED)
     assert done.returncode == 1 and "sweep: 2 diverged, 6 skipped" in done.stdout
 
 
 @pytest.mark.parametrize("most", ["0", "many", "1.5"])
-def test_a_bad_number_of_runs_is_told_in_one_line(shell, most):
-    done = shell("-m", *TINY, "seed=0,1", f"hydra.launcher.most={most}", *STACKED)
+def test_a_bad_number_of_runs_is_told_in_one_line(command, most):
+    done = command("-m", *TINY, "seed=0,1", f"hydra.launcher.most={most}", *STACKED)
     assert done.returncode == 2
     assert done.stderr == f"error: hydra.launcher.most={most}: must be a whole number >= 1\n"
 

@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import logging
 import os
 import random
 import re
@@ -13,7 +12,6 @@ import threading
 import time
 
 import pytest
-import torch
 
 from tests.conftest import PROJECT
 from tests.test_train import same_ending
@@ -176,7 +174,7 @@ def test_ages_have_one_unit(seconds, told):
     assert ledger._age(seconds) == told
 
 
-def test_the_command_lists_filters_and_speaks_json(shell, tmp_path):
+def test_the_command_lists_filters_and_speaks_json(shell, command, tmp_path):
     folder = tmp_path / "results" / "runs"
     for name, status in {"a": "done", "b": "failed", "c": "running"}.items():
         made(folder, name, {"status": status, "error": "ValueError: x", "pid": 5, "host": "there"})
@@ -185,7 +183,7 @@ def test_the_command_lists_filters_and_speaks_json(shell, tmp_path):
     rows = r"^failed +10/20 +\d+ s  b\n    ValueError: x\nstale +10/20 +\d+ s  c\n    was process 5 on there$"
     assert re.search(rows, listed.stdout, re.MULTILINE)
     assert "\n3 runs: 1 done, 1 failed, 1 stale\n--retry-failed goes on with" in listed.stdout
-    found = json.loads(shell("results/runs", "--json", "--status", "failed,stale", module="wdlab.runs").stdout)
+    found = json.loads(command("results/runs", "--json", "--status", "failed,stale", main=ledger.main).stdout)
     assert [entry["run"] for entry in found] == ["b", "c"]
     assert found[0].keys() == {"run", "path", "state", "step", "steps", "age_seconds", "host", "pid", "error"}
 
@@ -223,16 +221,6 @@ def failing(monkeypatch, config) -> None:
         patch.setattr(loop, "fit", lambda *_: 1 / 0)
         with pytest.raises(RunFailed):
             train.run(config)
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    """A retry sets up logging as the command line does, which other tests in this process must not see."""
-    loggers = [logging.getLogger(name) for name in (None, "wdlab")]
-    before = [(logger, logger.level, logger.propagate, [*logger.handlers]) for logger in loggers]
-    yield
-    for logger, level, propagate, handlers in before:
-        logger.level, logger.propagate, logger.handlers = level, propagate, handlers
 
 
 def retried(folder, *arguments) -> int:
@@ -312,23 +300,23 @@ def test_only_the_chosen_states_are_retried_and_json_stays_json(compose, tmp_pat
 
 
 def test_a_killed_process_makes_a_run_stale_and_a_retry_ends_it_as_if_never_killed(tmp_path, capsys):
-    short = (*LONG, "train.steps=8000", "train.eval_every=4000", "runtime.checkpoint_seconds=0.05", "runtime=cpu")
+    short = (*LONG, "train.steps=4000", "train.eval_every=2000", "runtime.checkpoint_seconds=0.05", "runtime=cpu")
     command = [sys.executable, "-m", "wdlab.train", *short, f"paths.runs={tmp_path / 'killed'}"]
     process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
     try:
         assert "started" in process.stdout.readline()
         (entry,) = ledger.entries(tmp_path / "killed")
         assert (entry.state, entry.pid) == ("running", process.pid)
-        time.sleep(0.5)
+        while not RunDirectory(tmp_path / "killed", entry.run).checkpoint.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
     finally:
         process.kill()
         process.communicate()
     assert states(tmp_path / "killed") == {entry.run: "stale"}
-    threads = torch.get_num_threads()
     assert retried(tmp_path / "killed") == 0
     assert f"{entry.run}: going on at step" in capsys.readouterr().out
     train.run(runs.compose([*short, f"paths.runs={tmp_path / 'whole'}"]))
-    torch.set_num_threads(threads)
     same_ending(RunDirectory(tmp_path / "whole", entry.run), RunDirectory(tmp_path / "killed", entry.run))
 
 

@@ -27,10 +27,22 @@ def torchrun(*arguments: str, cwd) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_two_processes_make_the_same_steps_as_one(tmp_path):
+@pytest.fixture
+def rank(command, monkeypatch):
+    """Run a command line in this process as one of two would, as far as it gets without meeting the other."""
+
+    def _rank(number: int, *arguments: str):
+        with monkeypatch.context() as patch:
+            for name, value in {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2}.items():
+                patch.setenv(name, str(value))
+            return command(*arguments)
+
+    return _rank
+
+
+def test_two_processes_make_the_same_steps_as_one(command, rank, tmp_path):
     one, two = ((*RUN, f"paths.runs={tmp_path / name}") for name in ("one", "two"))
-    alone = [sys.executable, "-m", "wdlab.train", *one]
-    subprocess.run(alone, cwd=PROJECT, check=True, capture_output=True, timeout=300)
+    assert command(*one).returncode == 0
     ended = torchrun(*two, cwd=PROJECT)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count(": started") == 1 and ended.stdout.count("records: ") == 1
@@ -43,8 +55,9 @@ def test_two_processes_make_the_same_steps_as_one(tmp_path):
         assert row == pytest.approx(other, rel=1e-4, abs=1e-6)
     weights = [checkpoint.load(d)["model"] for d in (alone, shared)]
     assert all(torch.allclose(weights[0][key], weights[1][key], rtol=1e-4, atol=1e-6) for key in weights[0])
-    again = torchrun(*two, cwd=PROJECT)
-    assert again.returncode == 0 and "finished before, nothing to do" in again.stdout
+    again = [rank(number, *two) for number in range(2)]
+    assert [process.returncode for process in again] == [0, 0]
+    assert "finished before, nothing to do" in again[0].stdout and again[1].stdout == ""
 
 
 def test_a_polite_end_of_torchrun_leaves_a_checkpoint_to_go_on_from(tmp_path):
@@ -59,13 +72,13 @@ def test_a_polite_end_of_torchrun_leaves_a_checkpoint_to_go_on_from(tmp_path):
     assert 0 < checkpoint.load(directory)["step"] < 20000
 
 
-def test_what_cannot_be_shared_is_told(tmp_path):
+def test_what_cannot_be_shared_is_told(rank, tmp_path):
     ended = torchrun(*RUN, "train.batch_size=47", f"paths.runs={tmp_path}", cwd=PROJECT)
     assert ended.returncode != 0
     assert "error: train.batch_size=47: must be a multiple of 2, the processes of torchrun" in ended.stderr
     assert not list(tmp_path.iterdir())
-    ended = torchrun("-m", *RUN, "seed=0,1", f"paths.runs={tmp_path}", cwd=PROJECT)
-    assert ended.returncode != 0 and "error: -m: torchrun shares one run between processes" in ended.stderr
+    for ended in (rank(number, "-m", *RUN, "seed=0,1", f"paths.runs={tmp_path}") for number in range(2)):
+        assert ended.returncode == 2 and "error: -m: torchrun shares one run between processes" in ended.stderr
 
 
 def test_without_torchrun_there_is_one_process(monkeypatch):

@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -61,7 +60,7 @@ def test_offline_leaves_a_run_that_wandb_sync_accepts(compose, monkeypatch):
     assert train.run(config) == "done"
     directory = runs.RunDirectory.of(config)
     (offline,) = directory.path.glob("wandb/offline-run-*")
-    command = [str(Path(sys.executable).parent / "wandb"), "sync", "--dry-run", str(offline)]
+    command = [sys.executable, "-m", "wandb", "sync", "--dry-run", str(offline)]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 0 and "Would sync 1 run" in answer.stdout + answer.stderr
     (stored,) = offline.glob("*.wandb")

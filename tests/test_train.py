@@ -308,10 +308,8 @@ def test_another_precision_or_layout_is_told_on_resume(compose, caplog):
     runs.RunDirectory.of(config).write_status("running")
     config.runtime.compile = False
     config.runtime.threads = 1 if torch.get_num_threads() > 1 else 2
-    threads = torch.get_num_threads()
     with caplog.at_level("WARNING", logger="wdlab"):
         train.run(config)
-    torch.set_num_threads(threads)
     assert "resumed on another machine or setting; equal up to rounding only" in caplog.text
     sessions = json.loads((runs.RunDirectory.of(config).path / "provenance.json").read_text())["sessions"]
     keys = {"device", "threads", "precision", "matmul", "channels_last", "compile", "processes"}

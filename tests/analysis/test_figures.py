@@ -27,6 +27,16 @@ def short(monkeypatch):
     return declared
 
 
+@pytest.fixture
+def in_process(command, monkeypatch):
+    """Train the runs of a figure in this process."""
+
+    def run(words: list[str]) -> int:
+        return command(*words[words.index("wdlab.train") + 1 :]).returncode
+
+    monkeypatch.setattr(reproduce, "run_to_its_end", run)
+
+
 def test_a_figure_leaves_table_picture_and_verdicts_and_is_not_run_again(short, tmp_path, capfd):
     reproduce.reproduce("fig3", "quick", "local", "disabled", tmp_path)
     printed = capfd.readouterr().out
@@ -53,25 +63,22 @@ def test_runs_that_fail_leave_no_figure(short, tmp_path, monkeypatch):
     assert not figures.Files.of("fig3", "quick", tmp_path).table.exists()
 
 
-def test_a_diverged_run_is_a_result(short, tmp_path):
-    short["at"]["panels"] = short["at"]["panels"][:1]
-    short["at"]["panels"][0]["shared"] += ["optimizer.lr=1e30"]
-    reproduce.reproduce("fig3", "quick", "local", "disabled", tmp_path)
-    judged = json.loads(figures.Files.of("fig3", "quick", tmp_path).verdicts.read_text())
-    assert judged["runs"] == {"diverged": 6}
-    assert {claim["verdict"] for claim in judged["claims"]} == {"inconclusive"}
-
-
-def test_two_panels_may_share_a_run(measuring, tmp_path, capfd):
-    """As a baseline that both are compared with."""
+def test_panels_may_share_a_run_and_checkpoints_are_measured_once(measuring, in_process, tmp_path, monkeypatch):
+    """The shared runs are, say, a baseline that both panels are compared with."""
     (panel,) = measuring["at"]["panels"]
     measuring["at"]["panels"].append(panel | {"panel": "twin"})
     reproduce.reproduce("fig2", "quick", "local", "disabled", tmp_path)
-    assert "fig2 at quick scale: 12 runs, 12 to do" in capfd.readouterr().out
+    assert len(list((tmp_path / "runs").glob("*/summary.json"))) == 12
     files = figures.Files.of("fig2", "quick", tmp_path)
     for path in (files.table, files.measured):
         one, other = (part.drop(columns="panel") for _, part in pd.read_csv(path).groupby("panel", sort=False))
         assert len(one) and one.reset_index(drop=True).equals(other.reset_index(drop=True))
+    found = pd.read_csv(files.measured)
+    assert len(found) == 24 and found["parameters"].between(0, 1).all() and "optimizer" not in found
+    before = files.measured.read_bytes()
+    monkeypatch.setattr(measurements, "pruned", lambda run: pytest.fail("measured again"))
+    reproduce.reproduce("fig2", "quick", "local", "disabled", tmp_path)
+    assert files.measured.read_bytes() == before
 
 
 def test_a_picture_says_that_runs_diverged(short):
@@ -95,23 +102,13 @@ def measuring(monkeypatch):
     return declared
 
 
-def test_checkpoints_are_measured_once(measuring, tmp_path, monkeypatch):
-    reproduce.reproduce("fig2", "quick", "local", "disabled", tmp_path)
-    files = figures.Files.of("fig2", "quick", tmp_path)
-    found = pd.read_csv(files.measured)
-    assert len(found) == 12 and found["parameters"].between(0, 1).all() and "optimizer" not in found
-    before = files.measured.read_bytes()
-    monkeypatch.setattr(measurements, "pruned", lambda run: pytest.fail("measured again"))
-    reproduce.reproduce("fig2", "quick", "local", "disabled", tmp_path)
-    assert files.measured.read_bytes() == before
-
-
-def test_nothing_is_said_of_the_checkpoint_of_a_diverged_run(measuring, tmp_path):
+def test_a_diverged_run_is_a_result_and_nothing_is_said_of_its_checkpoint(measuring, in_process, tmp_path):
     measuring["at"]["panels"][0]["shared"] += ["optimizer.lr=1e30"]
     reproduce.reproduce("fig2", "quick", "local", "disabled", tmp_path)
     files = figures.Files.of("fig2", "quick", tmp_path)
     assert pd.read_csv(files.measured)[["parameters", "latency", "test_accuracy"]].isna().all(axis=None)
     judged = json.loads(files.verdicts.read_text())
+    assert judged["runs"] == {"diverged": 12}
     assert {claim["verdict"] for claim in judged["claims"]} == {"inconclusive"}
 
 
@@ -160,17 +157,17 @@ SMALL = {  # what little data needs
 }
 
 
+NUMBERS = ("seed=", "regularizer.strength=", "regularizer.p=", *(f"{override.split('=')[0]}=" for override in STEP))
+
+
 def kinds(scale):
-    """Of each panel of every figure one run per method; they differ in seed and strength only."""
+    """Of each combination of network, data and method in the figures' panels one run; the others differ in numbers."""
     found = {}
     for name in figures.names():
         for job in figures.jobs(figures.declaration(name, scale), "anywhere"):
-            method = tuple(o for o in job.overrides if not o.startswith(("seed=", "regularizer.strength=")))
-            found.setdefault((name, job.panel, method), job.overrides)
-    return [
-        pytest.param(overrides, id=f"{name}-{panel}-{k}")
-        for k, ((name, panel, _), overrides) in enumerate(found.items())
-    ]
+            kind = tuple(override for override in job.overrides if not override.startswith(NUMBERS))
+            found.setdefault(kind, pytest.param(job.overrides, id=f"{name}-{job.panel}-{len(found)}"))
+    return list(found.values())
 
 
 @pytest.mark.parametrize("overrides", kinds("paper"))

@@ -78,12 +78,13 @@ def jobs(declared: Mapping[str, Any], root: str | Path, committed: bool = False)
     found = []
     for panel in declared["at"]["panels"]:
         lines = [line for vary in panel.get("vary", ()) for line in _lines(vary)]
+        shared = (*panel.get("shared", ()), *(panel.get("committed_with", ()) if committed else ()))
+        configs = [runs.compose((*shared, *line)) for line in lines]  # composing takes all the time
         for seed in seeds(declared, panel) if lines else ():
-            for line in lines:
-                before = panel.get("committed_with", ()) if committed else ()
-                overrides = (*panel["shared"], *before, *line, f"seed={seed}")
-                directory = runs.RunDirectory(root, runs.identity(runs.compose(overrides)))
-                found.append(Job(panel["panel"], overrides, directory))
+            for line, config in zip(lines, configs, strict=True):
+                config["seed"] = seed
+                directory = runs.RunDirectory(root, runs.identity(config))
+                found.append(Job(panel["panel"], (*shared, *line, f"seed={seed}"), directory))
     return found
 
 
