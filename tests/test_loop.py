@@ -19,7 +19,8 @@ CHOICES = [
 
 def steps_of(config, machine: device.Machine, with_model: bool = False):
     """The parts of a run that a step is made of, on a machine's device, as ``fit`` puts them together."""
-    model, optimizer, regularizer, _ = train.build(config)
+    with machine.device:  # a network that is moved to meta has other parameters there than its optimizer
+        model, optimizer, regularizer, _ = train.build(config)
     machine.place(model)
     loaded = splits.load(config["dataset"], config["paths"]["data"], machine.device)
     batches = Batches(loaded.train, config["train"]["batch_size"], 0)
