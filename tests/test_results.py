@@ -46,6 +46,14 @@ def assert_simulated_alike(found: pd.DataFrame, committed: pd.DataFrame) -> None
     assert (found.loc[quiet, list(chaotic)] - committed.loc[quiet, list(chaotic)]).abs().to_numpy().max() < 1e-9
 
 
+@pytest.mark.parametrize("name", figures.names())
+def test_figures_at_cpu_scale_are_declared_in_float32(name):
+    """Where bf16 is emulated it takes many times as long."""
+    panels = figures.declaration(name, "cpu")["at"]["panels"]
+    lines = [line for panel in panels for line in (panel.get("shared", []), *panel.get("vary", []))]
+    assert not any("precision" in override for line in lines for override in line)
+
+
 @pytest.mark.parametrize(("name", "scale"), MADE)
 def test_the_verdicts_follow_from_the_table(name, scale):
     declared, files = figures.declaration(name, scale), figures.Files.of(name, scale, RESULTS)
