@@ -190,6 +190,7 @@ def test_the_gate_sees_the_loss_alone_whatever_else_is_attached():
     assert found == alone
 
 
+@pytest.mark.filterwarnings("ignore:.* decays nothing:UserWarning")
 def test_a_closed_gate_leaves_the_step_bitwise_alone():
     for make in (L1, DecoupledDecay, PNormDecay, lambda w, s, **k: PNormDecay(w, s, 1, **k)):
         model, inputs, labels = problem()
