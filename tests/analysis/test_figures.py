@@ -21,6 +21,7 @@ SHORT = ["train.steps=20", "train.log_every=10", "train.eval_every=10", "model.w
 def short(monkeypatch):
     """fig3 at quick scale with 20 steps a run."""
     declared = copy.deepcopy(figures.declaration("fig3", "quick"))
+    declared["at"]["seeds"] = [0, 1, 2]
     for panel in declared["at"]["panels"]:
         panel["shared"] += SHORT
     monkeypatch.setattr(figures, "declaration", lambda *_: declared)
