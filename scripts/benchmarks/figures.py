@@ -85,7 +85,7 @@ def _seconds_of_run(overrides: Sequence[str]) -> float:
 def _fit(config: runs.DictConfig, steps: int) -> float:
     """Return the seconds of a run of so many steps, with all splits evaluated before and after them."""
     config = config.copy()
-    config["train"] |= {"steps": steps, "log_every": NEVER, "eval_every": NEVER}
+    config["train"].update({"steps": steps, "log_every": NEVER, "eval_every": NEVER})
     experiment = train.experiment(config)
     with tempfile.TemporaryDirectory() as folder:
         directory = runs.RunDirectory(Path(folder), runs.identity(config))
