@@ -11,6 +11,7 @@ from wdlab.regularizers import Lp, PNormDecay, Regularizer
 
 EPSILON = 1e-12  # of the gradient form: as good as none
 METHODS = {"lp": Lp, "pnorm": PNormDecay}
+DECIMALS = 9  # of every number in a row; processors differ in later ones
 COLUMNS = (
     *("run", "regularizer", "p", "seed", "target", "start", "step", "weight", "fixed_point", "distance"),
     *("jumps", "step_size", "low", "high"),
@@ -62,7 +63,7 @@ def one_weight(
                 rows = _rows(paths[:, k], at, log_every).assign(**key, target=target, start=start, fixed_point=at)
                 parts.append(rows)
     table = pd.concat(parts).sort_values(["run", "step"], kind="stable", ignore_index=True)
-    return table[list(COLUMNS)]
+    return table[list(COLUMNS)].round(DECIMALS)
 
 
 def _paths(
