@@ -44,9 +44,18 @@ def test_equal_numbers_and_absent_keys_make_equal_names():
     assert name("+dataset.later_option=null") == name()
 
 
+def test_moving_a_class_renames_no_run():
+    config = runs.compose(["regularizer=l2", "regularizer/over_time=early", "lr_schedule=cosine"])
+    before = runs.identity(config)
+    for node in (config[key] for key in ("model", "optimizer", "regularizer", "lr_schedule")):
+        node["_target_"] = node["_target_"].replace(".", ".moved.", 1)
+    config["regularizer"]["over_time"]["_target_"] = "elsewhere.Early"
+    assert runs.identity(config) == before
+
+
 def test_the_identity_is_stable():
     """Renaming finished runs would retrain them: a change here is a decision, not an accident."""
-    assert name("dataset=digits", "model=mlp") == "digits-mlp-sgd-none-7b69c3e311a7"
+    assert name("dataset=digits", "model=mlp") == "digits-mlp-sgd-none-cc291f5f0c5b"
 
 
 def test_the_lock_keeps_a_second_owner_out_and_is_free_afterwards(tmp_path):

@@ -47,6 +47,7 @@ CONFIGS = PROJECT / "configs"
 
 SCIENTIFIC_KEYS = ("dataset", "model", "optimizer", "regularizer", "lr_schedule", "train", "seed")
 NAMED_KEYS = ("dataset", "model", "optimizer", "regularizer")
+TARGET_GROUPS = ("model", "optimizer", "regularizer", "regularizer/over_time", "lr_schedule")
 
 FINISHED = ("done", "diverged")
 _PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "wandb", "pandas")
@@ -105,7 +106,8 @@ def identity(config: DictConfig) -> str:
     """The run's name: the chosen configs, then a hash of everything scientific.
 
     Equal numbers hash equally (1 and 1.0), and keys that are null are left out, so that a new optional key renames
-    nothing that ran before it.
+    nothing that ran before it. ``_target_`` is left out too, so that a class can move to another module: a choice is
+    identified by its group and name.
     """
     scientific = scientific_config(config)
     text = json.dumps(_canonical(scientific), sort_keys=True, allow_nan=True)
@@ -115,12 +117,36 @@ def identity(config: DictConfig) -> str:
 
 def _canonical(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(k): _canonical(v) for k, v in value.items() if v is not None}
+        return {str(k): _canonical(v) for k, v in value.items() if v is not None and k != "_target_"}
     if isinstance(value, list | tuple):
         return [_canonical(v) for v in value]
     if isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     return value
+
+
+def check_targets(config: DictConfig) -> None:
+    """Raise a ConfigError for another class or function under the name of one of the choices in ``configs``.
+
+    Runs are identified by these names, so a run of the other class would count as one that is finished already.
+    """
+    for group in TARGET_GROUPS:
+        node = OmegaConf.select(config, group.replace("/", "."))
+        if not isinstance(node, DictConfig):
+            continue
+        name, target = node.get("name"), node.get("_target_")
+        usual = _target_of_choice(group, name) if is_name(name) else None
+        if isinstance(target, str) and usual not in (None, target):
+            key = group.replace("/", ".")
+            raise ConfigError(
+                f"{key}._target_={target}: needs a name of its own, {key}.name={name} is {usual}; give {key}.name too"
+            )
+
+
+@functools.cache
+def _target_of_choice(group: str, name: str) -> str | None:
+    path = CONFIGS / group / f"{name}.yaml"
+    return OmegaConf.load(path).get("_target_") if path.is_file() else None
 
 
 class RunDirectory:
@@ -140,13 +166,14 @@ class RunDirectory:
         """The directory of a config's run.
 
         Raises:
-            ConfigError: if ``paths`` does not name folders.
+            ConfigError: if ``paths`` does not name folders, or as :func:`check_targets`.
         """
         if not isinstance(config["paths"], DictConfig):
             raise ConfigError(f"paths={config['paths']}: must be a group of keys")
         for key, path in config["paths"].items():
             if not isinstance(path, str) or not path:
                 raise ConfigError(f"paths.{key}={path}: must be a folder")
+        check_targets(config)
         return cls(config["paths"]["runs"], identity(config))
 
     def create(self) -> None:
