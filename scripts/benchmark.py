@@ -13,7 +13,7 @@ import wdlab  # noqa: F401, before torch, whose threads it has wait for each oth
 import torch
 from benchmarks import busy, figures, gpu, inputs, ledger, loop, optimizers, stacked, timing, training
 
-from wdlab import cpu
+from wdlab.engine import cpu
 
 SECTIONS = {
     "optimizers": optimizers.table,

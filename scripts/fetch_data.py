@@ -6,8 +6,9 @@ python scripts/fetch_data.py mnist
 import argparse
 import sys
 
-from wdlab import data, runs
+from wdlab import data
 from wdlab.errors import explain
+from wdlab.records.identity import compose_config
 
 
 def main() -> None:
@@ -16,7 +17,7 @@ def main() -> None:
     parser.add_argument("dataset", help="a file in configs/dataset: mnist, ...")
     arguments = parser.parse_args()
     try:
-        config = runs.compose([f"dataset={arguments.dataset}"])
+        config = compose_config([f"dataset={arguments.dataset}"])
         data.check(config["dataset"], config["paths"]["data"], batch_size=1)
     except Exception as error:
         line = explain(error)

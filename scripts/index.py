@@ -1,7 +1,7 @@
 """Write the README's index of figures from their declarations and committed verdicts. Called by ``make index``."""
 
-from wdlab.analysis import figures
-from wdlab.runs import PROJECT
+from wdlab.analysis import declaration, figures, tables
+from wdlab.records.identity import PROJECT
 
 README = PROJECT / "README.md"
 BEGIN, END = "<!-- figures: written by make index -->\n", "<!-- end of figures -->\n"
@@ -12,20 +12,20 @@ NOT_MADE = "not made yet"
 def table() -> str:
     """A line for each figure: what it shows, its verdicts at each scale, the command and how long that takes."""
     lines = [
-        HEAD.format(scales=" | ".join(f"`{scale}`" for scale in figures.SCALES)),
-        "| --- " * (4 + len(figures.SCALES)) + "|",
+        HEAD.format(scales=" | ".join(f"`{scale}`" for scale in declaration.SCALES)),
+        "| --- " * (4 + len(declaration.SCALES)) + "|",
     ]
-    for name in figures.names():
-        declared = {scale: figures.declaration(name, scale) for scale in figures.SCALES}
+    for name in declaration.names():
+        declared = {scale: declaration.read_declaration(name, scale) for scale in declaration.SCALES}
         first = declared["quick"]
-        made = [_verdicts(figures.Files.of(name, scale, PROJECT / "results")) for scale in figures.SCALES]
-        times = ", ".join(f"`{scale}` {declared[scale]['at']['time']}" for scale in figures.SCALES)
+        made = [_verdicts(tables.Files.of(name, scale, PROJECT / "results")) for scale in declaration.SCALES]
+        times = ", ".join(f"`{scale}` {declared[scale]['at']['time']}" for scale in declaration.SCALES)
         paper = first["paper"].split(",")[0]
         lines.append(f"| {name} | {paper} | {first['title']} | {' | '.join(made)} | `make reproduce-{name}`: {times} |")
     return "\n".join(lines) + "\n"
 
 
-def _verdicts(files: figures.Files) -> str:
+def _verdicts(files: tables.Files) -> str:
     if not files.verdicts.exists():
         return NOT_MADE
     return f"[{figures.counted(files)}]({files.picture.relative_to(PROJECT)})"

@@ -14,7 +14,7 @@ import tempfile
 import textwrap
 from pathlib import Path
 
-from wdlab.analysis import figures
+from wdlab.analysis import declaration, figures, tables
 from wdlab.errors import ConfigError, RunFailed, explain
 
 LAUNCHERS = ("auto", "local", "joblib", "stacked", "slurm")
@@ -24,7 +24,7 @@ def main() -> None:
     """The command line; exit code 2 for bad input, 1 if runs failed."""
     parser = argparse.ArgumentParser(description="Run what is missing for a figure, then write its files.")
     parser.add_argument("figure", help="fig3, ...")
-    parser.add_argument("--scale", default="quick", help=", ".join(figures.SCALES))
+    parser.add_argument("--scale", default="quick", help=", ".join(declaration.SCALES))
     parser.add_argument(
         "--launcher",
         default="auto",
@@ -52,8 +52,8 @@ def reproduce(figure: str, scale: str, launcher: str, logger: str, results: Path
     """
     if launcher not in LAUNCHERS:
         raise ConfigError(f"LAUNCHER={launcher}: must be one of {', '.join(LAUNCHERS)}")
-    declared = figures.declaration(figure, scale)
-    jobs = figures.jobs(declared, results / "runs")
+    declared = declaration.read_declaration(figure, scale)
+    jobs = declaration.figure_runs(declared, results / "runs")
     distinct = {job.directory.name: job for job in jobs}.values()  # panels may share a run
     missing = [job for job in distinct if not job.directory.finished]
     print(f"{figure} at {scale} scale: {len(distinct)} runs, {len(missing)} to do", flush=True)
@@ -63,7 +63,7 @@ def reproduce(figure: str, scale: str, launcher: str, logger: str, results: Path
     tell(files, judged)
 
 
-def launcher_of(job: figures.Job, asked: str, scale: str) -> str:
+def launcher_of(job: declaration.FigureRun, asked: str, scale: str) -> str:
     """The launcher of a run; where none is asked for, small MLPs go side by side, else one run per core, or per GPU."""
     if asked != "auto":
         return asked
@@ -72,13 +72,13 @@ def launcher_of(job: figures.Job, asked: str, scale: str) -> str:
     return "local" if shutil.which("nvidia-smi") or (os.cpu_count() or 1) == 1 else "joblib"
 
 
-def run_missing(missing: list[figures.Job], asked: str, scale: str, logger: str, results: Path) -> None:
+def run_missing(missing: list[declaration.FigureRun], asked: str, scale: str, logger: str, results: Path) -> None:
     """Hand the runs to their launchers, to one after another.
 
     Raises:
         RunFailed: if some are not finished behind that.
     """
-    by_launcher: dict[str, list[figures.Job]] = {}
+    by_launcher: dict[str, list[declaration.FigureRun]] = {}
     for job in missing:
         by_launcher.setdefault(launcher_of(job, asked, scale), []).append(job)
     for launcher, jobs in by_launcher.items():
@@ -90,7 +90,7 @@ def run_missing(missing: list[figures.Job], asked: str, scale: str, logger: str,
             raise RunFailed(f"{len(left)} runs are not finished ({left[0].name}: {left[0].status}); no figure was made")
 
 
-def run_with(launcher: str, jobs: list[figures.Job], logger: str, results: Path) -> int:
+def run_with(launcher: str, jobs: list[declaration.FigureRun], logger: str, results: Path) -> int:
     """The exit code of ``python -m wdlab.train -m``, in a process of its own, which Ctrl-C can end in its own way."""
     with tempfile.TemporaryDirectory() as folder:
         listed = Path(folder) / "jobs.json"
@@ -112,7 +112,7 @@ def run_to_its_end(command: list[str]) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def tell(files: figures.Files, judged: dict) -> None:
+def tell(files: tables.Files, judged: dict) -> None:
     """Print where the figure is and what its verdicts say."""
     print(f"\ntable    {files.table}\npicture  {files.picture}\nverdicts {files.verdicts}\n")
     exploratory = any(claim["exploratory"] for claim in judged["claims"])

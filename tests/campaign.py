@@ -24,7 +24,8 @@ from pathlib import Path
 
 from tests.conftest import PROJECT
 from tests.test_train import same_ending
-from wdlab import runs
+from wdlab.records.directory import RunDirectory
+from wdlab.records.identity import compose_config, run_name
 
 COMMON = (
     *("train.steps=2500", "train.log_every=25", "train.eval_every=100", "model.width=16", "lr_schedule=cosine"),
@@ -76,8 +77,8 @@ class Target:
         return [sys.executable, "-m", "wdlab.train", "-m", f"hydra.sweeper.jobs={listed}", *options, *chosen]
 
     @property
-    def directories(self) -> list[runs.RunDirectory]:
-        return [runs.RunDirectory(self.folder, name_of(job)) for job in self.jobs]
+    def directories(self) -> list[RunDirectory]:
+        return [RunDirectory(self.folder, name_of(job)) for job in self.jobs]
 
     @property
     def steps(self) -> list[int]:
@@ -105,7 +106,7 @@ def name_of(job: tuple[str, ...]) -> str:
     """The name of a job's run; composing is slow, and not for several threads at once."""
     with NAMING:
         if job not in NAMES:
-            NAMES[job] = runs.identity(runs.compose([*COMMON, *job]))
+            NAMES[job] = run_name(compose_config([*COMMON, *job]))
         return NAMES[job]
 
 
@@ -169,7 +170,7 @@ def finish(target: Target, whole: Path, run: Callable[[Target], None]) -> None:
         run(target)
     for directory in target.directories:
         try:
-            same_ending(runs.RunDirectory(whole, directory.name), directory)
+            same_ending(RunDirectory(whole, directory.name), directory)
             assert directory.status == "done", directory.status
             assert not list(directory.path.glob(".*.tmp")), "a temporary file is left"
         except Exception as error:

@@ -17,7 +17,8 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-from wdlab import runs, train
+from wdlab import train
+from wdlab.records.identity import compose_config
 
 PROJECT = Path(__file__).resolve().parent.parent
 SHARED_DATA = PROJECT.parent / "shared" / "data"
@@ -66,7 +67,7 @@ def compose(tmp_path):
     """Compose a tiny run's config whose files go to the test's folder."""
 
     def _compose(*overrides: str, runs_in: str = "runs"):
-        return runs.compose([*TINY, "runtime=cpu", f"paths.runs={tmp_path / runs_in}", *overrides])
+        return compose_config([*TINY, "runtime=cpu", f"paths.runs={tmp_path / runs_in}", *overrides])
 
     return _compose
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from wdlab.averaging import CHUNK, Average
+from wdlab.engine.averaging import CHUNK, Average
 
 INPUTS = torch.randn(3 * CHUNK, 6, generator=torch.Generator().manual_seed(0))
 

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from wdlab import runs
+from wdlab.records.identity import PROJECT
 
-SCRIPT = runs.PROJECT / "scripts" / "benchmark.py"
+SCRIPT = PROJECT / "scripts" / "benchmark.py"
 QUICK = ("--repeats", "2", "--milliseconds", "0.1", "--width", "16", "--no-compiled", "--device", "cpu", "--quick")
 THEIRS, LOADER = "torchvision + DataLoader, 2 workers", "DataLoader of normalized tensors"
 TARGETS = {  # of the sections of several parts: part, case, and the quantity that must be at least or at most so much

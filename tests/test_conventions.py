@@ -10,8 +10,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobRuntime
 
-from wdlab import evaluate, ledger, recorder, runs, train
+from wdlab import evaluate, runs, session
 from wdlab.errors import ConfigError
+from wdlab.records import wandb_mirror
+from wdlab.records.directory import RunDirectory
+from wdlab.records.identity import PROJECT, compose_config
+from wdlab.validation import check_config
 
 # -- W&B
 
@@ -33,31 +37,31 @@ from wdlab.errors import ConfigError
 )
 def test_w_and_b_s_variables_decide_unless_a_logger_is_given(monkeypatch, tmp_path, variables, logger, expected):
     made = []
-    monkeypatch.setattr(recorder, "WandbMirror", lambda mode, *_: made.append(mode))
+    monkeypatch.setattr(wandb_mirror, "WandbMirror", lambda mode, *_: made.append(mode))
     for name in ("WANDB_MODE", "WANDB_DISABLED"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    config = runs.compose([f"logger={logger}"])["logger"]
-    recorder.make_mirror(config, tmp_path, "name", {})
+    config = compose_config([f"logger={logger}"])["logger"]
+    wandb_mirror.make_mirror(config, tmp_path, "name", {})
     assert made == ([expected] if expected else [])
 
 
 def test_the_default_logger_is_that_of_the_environment(monkeypatch):
-    assert runs.compose([])["logger"]["mode"] == "auto"
+    assert compose_config([])["logger"]["mode"] == "auto"
     monkeypatch.delenv("WANDB_DISABLED", raising=False)
     monkeypatch.setenv("WANDB_MODE", "sometimes")
     with pytest.raises(ConfigError, match="WANDB_MODE=sometimes: must be one of online, offline, disabled"):
-        train.check(runs.compose([]))
-    train.check(runs.compose(["logger=disabled"]))
+        check_config(compose_config([]))
+    check_config(compose_config(["logger=disabled"]))
 
 
 def test_a_given_logger_wins_over_w_and_b_s_own_switch(compose, monkeypatch):
     monkeypatch.setenv("WANDB_DISABLED", "true")
     monkeypatch.setenv("WANDB_MODE", "disabled")
     config = compose("logger=offline")
-    assert train.run(config) == "done"
-    assert len(list(runs.RunDirectory.of(config).path.glob("wandb/offline-run-*"))) == 1
+    assert session.run(config) == "done"
+    assert len(list(RunDirectory.of(config).path.glob("wandb/offline-run-*"))) == 1
 
 
 # -- python -OO
@@ -70,12 +74,12 @@ def test_the_commands_do_without_docstrings_and_asserts():
         "    sys.argv = [module, '--help']\n"
         "    try: runpy.run_module(module, run_name='__main__')\n"
         "    except SystemExit as ended: ended.code and sys.exit(module)\n"
-        "from wdlab import sweep\n"
-        "print(sweep.left_to_the_jobs('model.width=8', ['model']))\n"
+        "from wdlab.sweeps import compose\n"
+        "print(compose.left_to_the_jobs('model.width=8', ['model']))\n"
     )
     done = subprocess.run(
         [sys.executable, "-OO", "-W", "ignore", "-c", code],
-        cwd=runs.PROJECT,
+        cwd=PROJECT,
         capture_output=True,
         text=True,
         check=False,
@@ -103,16 +107,16 @@ def application(tmp_path):
 def test_runs_train_are_evaluated_and_retried_inside_another_application(application, compose):
     before = GlobalHydra.instance().hydra
     config = compose()
-    assert train.run(config) == "done"
-    directory = runs.RunDirectory.of(config)
+    assert session.run(config) == "done"
+    directory = RunDirectory.of(config)
     assert evaluate.evaluate(directory.path, [])["step"] == 20
     directory.write_status("interrupted", step=20)
-    assert ledger.retry([ledger.entry_of(directory)]) == {} and directory.status == "done"
+    assert runs.retry([runs.entry_of(directory)]) == {} and directory.status == "done"
     assert GlobalHydra.instance().hydra is before and JobRuntime.instance().get("name") == "mine"
     assert application() == 3 and HydraConfig.get().job.name == "mine"
 
 
 def test_another_application_can_begin_after_a_config_was_composed():
     GlobalHydra.instance().clear()
-    runs.compose([])
+    compose_config([])
     assert not GlobalHydra.instance().is_initialized()

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from wdlab import cpu, device, runs, train
+from wdlab import session
+from wdlab.engine import cpu, device
+from wdlab.records.directory import RunDirectory
 
 SMALL = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 CONVOLUTION = nn.Conv2d(3, 8, 3)
@@ -47,10 +49,10 @@ def test_a_resumed_run_keeps_its_threads(compose, monkeypatch):
     choices = iter((2, 1))
     monkeypatch.setattr(cpu, "threads_for", lambda *_: next(choices))
     try:
-        train.run(config)
-        directory = runs.RunDirectory.of(config)
+        session.run(config)
+        directory = RunDirectory.of(config)
         directory.write_status("running")
-        train.run(config)
+        session.run(config)
     finally:
         torch.set_num_threads(before)
     sessions = directory.read("provenance.json")["sessions"]

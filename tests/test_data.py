@@ -10,13 +10,13 @@ from tests.conftest import png
 from wdlab import data
 from wdlab.data import sources, splits
 from wdlab.errors import ConfigError, DataError
-from wdlab.runs import compose
+from wdlab.records.identity import compose_config
 
 CPU = torch.device("cpu")
 
 
 def config(*overrides: str):
-    return compose(overrides)["dataset"]
+    return compose_config(overrides)["dataset"]
 
 
 def inputs(split: data.Split) -> torch.Tensor:

@@ -2,23 +2,25 @@
 
 import pytest
 
-from wdlab import launchers, runs, train
+from wdlab import session
 from wdlab.errors import ConfigError
+from wdlab.records.identity import run_name
+from wdlab.sweeps import stacks
 
 
 @pytest.fixture
 def told(compose, caplog, monkeypatch):
     """What a run logs of its decay, line by line, without the run's name."""
-    monkeypatch.setattr(train.log, "propagate", True)
+    monkeypatch.setattr(session.log, "propagate", True)
 
     def _told(*overrides: str, level: str = "INFO") -> list[str]:
         config = compose(*overrides)
         caplog.clear()
         with caplog.at_level(level, logger="wdlab"):
-            assert train.run(config) == "done"
+            assert session.run(config) == "done"
         lines = [record.getMessage() for record in caplog.records]
         assert lines[0].endswith(": started") and ": done after" in lines[-1]
-        return [line.removeprefix(f"{runs.identity(config)}: ") for line in lines[1:-1]]
+        return [line.removeprefix(f"{run_name(config)}: ") for line in lines[1:-1]]
 
     return _told
 
@@ -41,10 +43,10 @@ def test_every_tensor_is_told_if_asked_for(told):
 
 
 def test_a_stack_does_not_repeat_it_for_every_run(compose, caplog, monkeypatch):
-    monkeypatch.setattr(train.log, "propagate", True)
-    jobs = [launchers.Job([], compose("regularizer=l2", f"seed={seed}")) for seed in range(2)]
+    monkeypatch.setattr(session.log, "propagate", True)
+    jobs = [stacks.StackCandidate([], compose("regularizer=l2", f"seed={seed}")) for seed in range(2)]
     with caplog.at_level("INFO", logger="wdlab"):
-        launchers.train_stack(jobs)
+        stacks.train_stack(jobs)
     assert [job.outcome for job in jobs] == ["done", "done"]
     assert not any("L2: " in record.getMessage() for record in caplog.records)
 
@@ -57,5 +59,5 @@ def test_a_strength_that_decays_nothing_is_one_error_before_training(compose):
         "regularizer.over_time.epochs=0",
     )
     with pytest.raises(ConfigError, match=r"^regularizer\.\S+: ") as refused:
-        train.run(compose(*frozen))
+        session.run(compose(*frozen))
     assert "\n" not in str(refused.value)

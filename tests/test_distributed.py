@@ -17,7 +17,6 @@ from torch import Tensor, distributed, nn
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from tests.problem import through_a_file
-from wdlab.foreach import is_sharded
 from wdlab.optimizers import SGDS, AdamS, PAdam
 from wdlab.regularizers import (
     L1,
@@ -31,6 +30,7 @@ from wdlab.regularizers import (
     Regularizer,
     ScheduledDecay,
 )
+from wdlab.tensors import is_sharded
 
 pytestmark = pytest.mark.skipif(
     not (distributed.is_available() and distributed.is_gloo_available()), reason="this torch has no gloo"

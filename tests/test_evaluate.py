@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from tests.test_train import TINY_CIFAR10, rows
-from wdlab import checkpoint, evaluate, loop, pruning, runs, train
+from wdlab import evaluate, loop, pruning, session
 from wdlab.errors import CheckpointError, ConfigError
+from wdlab.footprint import footprints
+from wdlab.records import checkpoint
+from wdlab.records.directory import RunDirectory
 
 
 def folder_of(config):
-    return runs.RunDirectory.of(config).path
+    return RunDirectory.of(config).path
 
 
 @pytest.fixture
@@ -24,7 +27,7 @@ def no_training(monkeypatch):
 @pytest.mark.parametrize("choice", ["regularizer=pathprox", f"{TINY_CIFAR10} model=resnet8 train.batch_size=12"])
 def test_it_gives_the_numbers_of_the_last_log_line(compose, no_training, tiny_data, choice):
     config = compose(*choice.split(), f"paths.data={tiny_data}")
-    train.run(config)
+    session.run(config)
     no_training()
     found = evaluate.evaluate(folder_of(config), ["runtime.device=cpu", f"paths.data={tiny_data}"])
     last = rows(config)[-1]
@@ -39,13 +42,13 @@ def test_an_interrupted_run_can_be_evaluated_too(compose, monkeypatch):
     fit = loop.fit
     monkeypatch.setattr(loop, "fit", lambda *arguments: fit(*arguments[:-1], lambda: True))
     with pytest.raises(KeyboardInterrupt):
-        train.run(config)
+        session.run(config)
     assert evaluate.evaluate(folder_of(config), [])["step"] == 1
 
 
 def test_pruning_keeps_the_metrics_and_shrinks_the_network(compose):
     config = compose("regularizer=pathprox", "regularizer.strength=0.1", "model.width=32", "train.steps=60")
-    train.run(config)
+    session.run(config)
     found = evaluate.evaluate(folder_of(config), [], prune=True)
     assert found["network"] == "as trained"
     whole, pruned = found["metrics"], found["pruned"]["metrics"]
@@ -59,8 +62,8 @@ def test_pruning_keeps_the_metrics_and_shrinks_the_network(compose):
 
 def test_the_latency_is_that_of_the_run_s_precision(compose, monkeypatch):
     config = compose("regularizer=pathprox", "runtime.precision=bf16")
-    train.run(config)
-    seen, timed = [], pruning.footprints
+    session.run(config)
+    seen, timed = [], footprints
     monkeypatch.setattr(pruning, "footprints", lambda *a: seen.append(torch.is_autocast_enabled("cpu")) or timed(*a))
     evaluate.evaluate(folder_of(config), ["runtime.device=cpu"], prune=True)
     assert seen == [True]
@@ -68,7 +71,7 @@ def test_the_latency_is_that_of_the_run_s_precision(compose, monkeypatch):
 
 def test_the_command_prints_a_table_or_json_and_saves_the_network(compose, tmp_path, monkeypatch, capsys):
     config = compose("regularizer=pathprox", "regularizer.strength=0.1", "train.steps=60")
-    train.run(config)
+    session.run(config)
     capsys.readouterr()
     saved = tmp_path / "small.pt"
     monkeypatch.setattr(sys, "argv", ["evaluate", str(folder_of(config)), "--prune", "--save", str(saved)])
@@ -86,7 +89,7 @@ def test_the_command_prints_a_table_or_json_and_saves_the_network(compose, tmp_p
 
 def test_what_cannot_be_evaluated_is_told_in_one_line(compose, tmp_path, monkeypatch, capsys):
     config = compose()
-    train.run(config)
+    session.run(config)
     with pytest.raises(ConfigError, match=r"optimizer\.lr=3: only runtime\. and paths\.data= can be set"):
         evaluate.evaluate(folder_of(config), ["optimizer.lr=3"])
     for arguments, told in (
@@ -100,8 +103,8 @@ def test_what_cannot_be_evaluated_is_told_in_one_line(compose, tmp_path, monkeyp
             evaluate.main()
         lines = capsys.readouterr().err.strip().splitlines()
         assert len(lines) == 1 and told in lines[0]
-    checkpoint_file = runs.RunDirectory.of(config).checkpoint
+    checkpoint_file = RunDirectory.of(config).checkpoint
     checkpoint_file.unlink()
     with pytest.raises(CheckpointError, match="has no checkpoint to evaluate"):
         evaluate.evaluate(folder_of(config), [])
-    assert checkpoint.load(runs.RunDirectory.of(config)) is None
+    assert checkpoint.load(RunDirectory.of(config)) is None

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests.conftest import PROJECT
-from wdlab import runs
+from wdlab.records.directory import RunDirectory
 
 TINY = (
     "train.steps=10",
@@ -143,7 +143,7 @@ def test_a_sweep_told_to_stop_ends_at_a_step_and_the_same_command_finishes(tmp_p
     assert "sweep: " in told and "interrupted" in told.splitlines()[-1]
     for name, status in statuses(folder).items():
         assert status["status"] in ("interrupted", "done"), name
-    stopped = [path for path in folder.glob("*-*") if runs.RunDirectory(folder, path.name).status == "interrupted"]
+    stopped = [path for path in folder.glob("*-*") if RunDirectory(folder, path.name).status == "interrupted"]
     assert stopped and all((path / "checkpoint.pt").exists() for path in stopped)
     again = subprocess.run(command, cwd=tmp_path, env=environment, **pipes, check=False)
     assert again.returncode == 0 and "sweep: 4 done\n" in again.stdout and "going on at step" in again.stdout

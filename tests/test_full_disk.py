@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from tests.test_train import same_ending
-from wdlab import checkpoint, runs, train
+from wdlab import session
 from wdlab.errors import ConfigError, RunFailed
+from wdlab.records import checkpoint
+from wdlab.records.directory import RunDirectory
+from wdlab.records.recorder import Recorder
 
 PAGE = 4096
 STEPS = ("train.steps=12", "train.log_every=1", "train.eval_every=4", "model.width=16", "runtime.checkpoint_seconds=0")
@@ -54,7 +57,7 @@ def leave(disk: Path, pages: int) -> None:
     assert os.statvfs(disk).f_bavail == min(free, pages)
 
 
-def check_what_is_there(directory: runs.RunDirectory) -> None:
+def check_what_is_there(directory: RunDirectory) -> None:
     """Everything in a run's directory can be read, and nothing is half written."""
     assert not list(directory.path.glob(".*.tmp"))
     for path in directory.path.glob("*.json"):
@@ -70,17 +73,17 @@ def check_what_is_there(directory: runs.RunDirectory) -> None:
 
 def test_wherever_the_disk_fills_up_the_run_goes_on_from_there(compose, disk, monkeypatch):
     """One page more each time, so that the disk is full at one file after the other."""
-    monkeypatch.setattr(runs, "code_version", dict)  # an uncommitted diff may be longer than the disk
+    monkeypatch.setattr("wdlab.records.directory.code_version", dict)  # an uncommitted diff may be longer than the disk
     whole, config = compose(*STEPS), compose(*STEPS, f"paths.runs={disk}")
-    train.run(whole)
-    directory = runs.RunDirectory.of(config)
+    session.run(whole)
+    directory = RunDirectory.of(config)
     stopped_by = set()
     for pages in range(40):
         leave(disk, pages)
         rows_before = directory.metrics.read_bytes() if directory.metrics.exists() else b""
         kept = checkpoint.load(directory)["records_bytes"] if directory.checkpoint.exists() else 0
         try:
-            train.run(config)
+            session.run(config)
             break
         except RunFailed as error:
             told = str(error)
@@ -92,18 +95,18 @@ def test_wherever_the_disk_fills_up_the_run_goes_on_from_there(compose, disk, mo
             assert directory.metrics.read_bytes().startswith(rows_before[:kept])
     assert directory.status == "done"
     assert {"config.yaml", "provenance.json", "metrics.jsonl", "checkpoint.pt"} <= stopped_by
-    same_ending(runs.RunDirectory.of(whole), directory)
+    same_ending(RunDirectory.of(whole), directory)
 
 
 @pytest.mark.parametrize("name", ["status.json", "summary.json", "checkpoint.pt", "metrics.jsonl"])
 def test_a_disk_that_fills_up_at_a_certain_file(compose, disk, monkeypatch, name):
     """The disk is filled at the moment before the file is written."""
-    monkeypatch.setattr(runs, "code_version", dict)
+    monkeypatch.setattr("wdlab.records.directory.code_version", dict)
     whole, config = compose(*STEPS), compose(*STEPS, f"paths.runs={disk}")
-    train.run(whole)
-    directory = runs.RunDirectory.of(config)
-    places = {"checkpoint.pt": (checkpoint, "save"), "metrics.jsonl": (train.recorder.Recorder, "log")}
-    owner, method = places.get(name, (runs.RunDirectory, "write"))
+    session.run(whole)
+    directory = RunDirectory.of(config)
+    places = {"checkpoint.pt": (checkpoint, "save"), "metrics.jsonl": (Recorder, "log")}
+    owner, method = places.get(name, (RunDirectory, "write"))
     real, calls = getattr(owner, method), []
 
     def on_a_full_disk(first, second, *more):
@@ -120,11 +123,11 @@ def test_a_disk_that_fills_up_at_a_certain_file(compose, disk, monkeypatch, name
         if name == "metrics.jsonl":  # fails at the next page of the table, with part of a line on this one
             patch.setattr(checkpoint, "save", lambda *_: None)
         with pytest.raises(RunFailed, match=f"/{name}: No space left on device"):
-            train.run(config)
+            session.run(config)
     check_what_is_there(directory)
     (disk / "filler").unlink()
-    assert train.run(config) == "done"
-    same_ending(runs.RunDirectory.of(whole), directory)
+    assert session.run(config) == "done"
+    same_ending(RunDirectory.of(whole), directory)
 
 
 @pytest.mark.long
@@ -148,7 +151,7 @@ def test_a_disk_full_of_what_wandb_writes(shell, disk):
     ended = shell(*run)
     assert ended.returncode == 1, ended.stdout
     assert re.fullmatch(r"error: .*: failed, .*: No space left on device\n", ended.stderr), ended.stderr
-    (directory,) = (runs.RunDirectory(disk, path.name) for path in disk.glob("digits-*"))
+    (directory,) = (RunDirectory(disk, path.name) for path in disk.glob("digits-*"))
     check_what_is_there(directory)
     (disk / "filler").unlink()
     again = shell(*run)
@@ -161,17 +164,17 @@ def test_a_disk_full_of_what_wandb_writes(shell, disk):
 
 def test_a_folder_that_cannot_be_written_is_one_line(compose, disk):
     first, second = compose(f"paths.runs={disk}"), compose(f"paths.runs={disk}", "seed=1")
-    train.run(first)
+    session.run(first)
     started = compose(f"paths.runs={disk}", "seed=2")
-    runs.RunDirectory.of(started).create()
+    RunDirectory.of(started).create()
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    assert train.run(first) == "done"  # there is nothing to write
+    assert session.run(first) == "done"  # there is nothing to write
     for config in (second, started):
         with pytest.raises(ConfigError, match=r"paths\.runs=.*: cannot be written, \[Errno 30\] Read-only file system"):
-            train.run(config)
+            session.run(config)
 
 
 def test_a_file_where_a_folder_should_be_is_one_line(compose, tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(ConfigError, match=r"paths\.runs=.*taken/runs: cannot be written, "):
-        train.run(compose(f"paths.runs={tmp_path / 'taken' / 'runs'}"))
+        session.run(compose(f"paths.runs={tmp_path / 'taken' / 'runs'}"))

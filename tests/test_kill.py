@@ -10,7 +10,9 @@ import pytest
 
 from tests import campaign
 from tests.conftest import PROJECT
-from wdlab import checkpoint, runs
+from wdlab.records import checkpoint
+from wdlab.records.directory import RunDirectory
+from wdlab.records.identity import compose_config, run_name
 
 OVERRIDES = (
     *("dataset=digits", "model=mlp", "model.width=32", "regularizer=pathprox", "optimizer.momentum=0.9"),
@@ -31,7 +33,7 @@ def test_a_polite_end_is_at_a_step_with_a_checkpoint(tmp_path):
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=60)
-    directory = runs.RunDirectory(tmp_path, runs.identity(runs.compose(OVERRIDES)))
+    directory = RunDirectory(tmp_path, run_name(compose_config(OVERRIDES)))
     assert process.returncode == 130 and told.strip() == "interrupted; the same command goes on from here"
     assert directory.status == "interrupted"
     assert checkpoint.load(directory)["step"] >= directory.last_step

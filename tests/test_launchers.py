@@ -3,12 +3,24 @@
 import json
 
 import pytest
+from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import open_dict
 
 from tests.conftest import TINY
-from wdlab import checkpoint, launchers, runs, stacked, sweep, train
+from wdlab import session
+from wdlab.build import build
+from wdlab.engine import device
+from wdlab.engine.experiment import Experiment
+from wdlab.records import checkpoint
+from wdlab.records.directory import RunDirectory
+from wdlab.records.identity import CONFIGS
+from wdlab.stacked.eligibility import why_not
+from wdlab.stacked.program import fit
+from wdlab.sweeps import stacks
+from wdlab.sweeps.compose import Composer
+from wdlab.sweeps.register import register
 
 STACKED = ("hydra/launcher=stacked", "runtime=cpu", "runtime.threads=1", "paths.runs=runs")
 
@@ -42,7 +54,7 @@ def test_a_sweep_gives_the_records_of_local_and_says_what_is_not_stacked(shell, 
     assert ours.keys() == theirs.keys() and len(ours) == 8
     for name in ours:
         assert ours[name] == [{key: nearly(value) for key, value in row.items()} for row in theirs[name]]
-        both = [runs.RunDirectory(tmp_path / folder, name) for folder in ("stacked", "local")]
+        both = [RunDirectory(tmp_path / folder, name) for folder in ("stacked", "local")]
         assert {path.name for path in both[0].path.iterdir()} == {path.name for path in both[1].path.iterdir()}
         assert [run.read("provenance.json")["sessions"][0]["stacked"] for run in both] == ["adams" not in name, False]
     again = command(*sweep, "hydra/launcher=stacked", "paths.runs=stacked")
@@ -73,23 +85,23 @@ def test_a_checkpoint_of_a_stack_goes_on_by_itself_and_the_other_way_round(compo
     overrides = ("optimizer=adam", "optimizer.lr=1e-3", "regularizer=pathprox", "train.steps=40", "lr_schedule=cosine")
     whole = [compose(*overrides, f"seed={seed}", runs_in="whole") for seed in range(2)]
     for config in whole:
-        train.run(config)
+        session.run(config)
     for first in ("stack", "single"):
         configs = [compose(*overrides, f"seed={seed}", runs_in=first) for seed in range(2)]
         stop_after(20, configs, first)
         if first == "stack":
             for config in configs:
-                assert train.run(config) == "done"
+                assert session.run(config) == "done"
         else:
-            jobs = [launchers.Job([], config) for config in configs]
-            launchers.train_stack(jobs)
+            jobs = [stacks.StackCandidate([], config) for config in configs]
+            stacks.train_stack(jobs)
             assert [job.outcome for job in jobs] == ["done", "done"]
         for config, expected in zip(configs, whole, strict=True):
-            ours, theirs = (checkpoint.load(runs.RunDirectory.of(c)) for c in (config, expected))
+            ours, theirs = (checkpoint.load(RunDirectory.of(c)) for c in (config, expected))
             assert ours["step"] == theirs["step"] == 40
             for key, value in theirs["model"].items():
                 assert ours["model"][key].allclose(value, rtol=1e-3, atol=1e-4)
-            rows, others = (len(runs.RunDirectory.of(c).metrics.read_text().splitlines()) for c in (config, expected))
+            rows, others = (len(RunDirectory.of(c).metrics.read_text().splitlines()) for c in (config, expected))
             assert rows == others
 
 
@@ -101,37 +113,37 @@ def stop_after(steps, configs, how):
         from tests.test_stacked import members
 
         of = members(configs, configs[0]["paths"]["runs"])
-        stacked.fit(of, ["same"] * len(of), configs[0]["train"], float("inf"), stop)
+        fit(of, ["same"] * len(of), configs[0]["train"], float("inf"), stop)
         for member in of:
             assert member.outcome == "interrupted"
             member.recorder.close()
         return
     for config in configs:
         asked = iter(range(10**6))
-        directory = runs.RunDirectory.of(config)
+        directory = RunDirectory.of(config)
         directory.create()
         with pytest.raises(KeyboardInterrupt):
-            train._train(config, directory, stop)
+            session._train(config, directory, stop)
 
 
 def test_a_run_that_another_process_has_is_left_to_it(compose):
     configs = [compose(f"seed={seed}") for seed in range(3)]
-    jobs = [launchers.Job([], config) for config in configs]
-    held = runs.RunDirectory.of(configs[1])
+    jobs = [stacks.StackCandidate([], config) for config in configs]
+    held = RunDirectory.of(configs[1])
     held.create()
     with held.lock():
-        launchers.train_stack(jobs)
+        stacks.train_stack(jobs)
     assert [job.outcome for job in jobs] == ["done", None, "done"]
     assert jobs[1].reason is not None and held.status == "new"
 
 
 def test_stacks_are_of_one_network_and_length_and_keep_methods_together(compose):
     def job(*overrides):
-        return launchers.Job(list(overrides), compose(*overrides))
+        return stacks.StackCandidate(list(overrides), compose(*overrides))
 
     same = [job(f"regularizer={r}", f"seed={s}", "optimizer.lr=0.2") for s in range(3) for r in ("l2", "l1")]
     other = [job("model.width=9"), job("train.steps=21"), job("optimizer.momentum=0.5"), job("runtime.onednn=never")]
-    found = launchers.stacks([*same, *other], most=4)
+    found = stacks.group_into_stacks([*same, *other], most=4)
     assert [len(stack) for stack in found] == [3, 3] and all(job.reason for job in other)
     assert [[j.config["regularizer"]["name"] for j in stack] for stack in found] == [["l1"] * 3, ["l2"] * 3]
 
@@ -151,18 +163,18 @@ def test_stacks_are_of_one_network_and_length_and_keep_methods_together(compose)
 )
 def test_what_cannot_be_stacked_says_why(compose, overrides, told):
     config = compose(*overrides)
-    parts = train.build(config)
-    machine = train.device.set_up(config["runtime"], parts[0])
-    experiment = train.loop.Experiment(parts[0], None, *parts[1:], machine, 0)
-    assert told in stacked.why_not(config, experiment)
+    parts = build(config)
+    machine = device.set_up(config["runtime"], parts[0])
+    experiment = Experiment(parts[0], None, *parts[1:], machine, 0)
+    assert told in why_not(config, experiment)
 
 
 def test_the_quick_way_to_compose_gives_what_hydra_does():
-    with runs.initialize_config_dir(str(runs.CONFIGS), version_base="1.3"):
-        sweep.register()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        register()
         loader = GlobalHydra.instance().config_loader()
         master = loader.load_configuration("train", ["dataset=digits", "seed=7"], run_mode=RunMode.MULTIRUN)
-        composer = sweep.Composer(loader, master)
+        composer = Composer(loader, master)
         for overrides in (
             ["regularizer=pathprox", "regularizer.strength=1e-3", "seed=3"],
             ["regularizer=pathprox", "regularizer.strength=1e-2", "seed=4", "train.steps=5"],

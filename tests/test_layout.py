@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from wdlab import device
+from wdlab.engine import device
 from wdlab.models import VGG, ResNet
 
 OLDER = {"AVX2": ("avx2", "AVX2"), "SSE4.1": ("default", "SSE41")}  # instruction sets, as torch and oneDNN name them

@@ -15,9 +15,10 @@ import pytest
 
 from tests.conftest import PROJECT
 from tests.test_train import same_ending
-from wdlab import ledger, loop, runs, train
+from wdlab import loop, runs, session
 from wdlab.errors import RunFailed
-from wdlab.runs import RunDirectory
+from wdlab.records.directory import RunDirectory
+from wdlab.records.identity import compose_config, run_name
 
 LONG = ("train.steps=200000", "train.log_every=100", "train.eval_every=100000", "logger=disabled", "runtime.threads=1")
 
@@ -38,7 +39,7 @@ def made(
 
 
 def states(root) -> dict[str, str]:
-    return {entry.run: entry.state for entry in ledger.entries(root)}
+    return {entry.run: entry.state for entry in runs.entries(root)}
 
 
 def test_every_state_is_told_with_its_step_and_what_went_wrong(tmp_path):
@@ -53,7 +54,7 @@ def test_every_state_is_told_with_its_step_and_what_went_wrong(tmp_path):
     made(tmp_path, "of-another-kind", {"status": "sleeping"})
     (tmp_path / "a-file").write_text("")
     (tmp_path / ".records.parquet").write_text("")
-    found = {entry.run: entry for entry in ledger.entries(tmp_path)}
+    found = {entry.run: entry for entry in runs.entries(tmp_path)}
     assert {name: entry.state for name, entry in found.items()} == {
         **{name: name for name in ("done", "interrupted", "diverged", "failed")},
         **{
@@ -74,7 +75,7 @@ def test_every_state_is_told_with_its_step_and_what_went_wrong(tmp_path):
 def test_problems_come_last_and_names_in_order(tmp_path):
     for name, status in {"b": "done", "a": "failed", "c": "done", "d": "running"}.items():
         made(tmp_path, name, {"status": status, "error": "x"})
-    assert [entry.run for entry in ledger.entries(tmp_path)] == ["b", "c", "a", "d"]
+    assert [entry.run for entry in runs.entries(tmp_path)] == ["b", "c", "a", "d"]
 
 
 def test_a_lock_that_is_held_is_a_run_that_runs(tmp_path):
@@ -83,7 +84,7 @@ def test_a_lock_that_is_held_is_a_run_that_runs(tmp_path):
         assert states(tmp_path) == {"a-run": "running"}
         directory.write_status("interrupted")  # by the process before; this one has not come to its own yet
         assert states(tmp_path) == {"a-run": "running"}
-        assert ledger.entry_of(directory).pid is None
+        assert runs.entry_of(directory).pid is None
     assert states(tmp_path) == {"a-run": "interrupted"}
 
 
@@ -111,8 +112,8 @@ def test_a_run_that_ends_between_two_looks_is_not_stale(tmp_path, monkeypatch):
         next(looks, lambda: None)()
         return False
 
-    monkeypatch.setattr(runs.RunDirectory, "held", property(look))
-    assert ledger.entry_of(directory).state == "done"
+    monkeypatch.setattr(RunDirectory, "held", property(look))
+    assert runs.entry_of(directory).state == "done"
 
 
 def test_foreign_bytes_never_end_in_a_traceback(tmp_path):
@@ -150,11 +151,11 @@ def test_foreign_bytes_never_end_in_a_traceback(tmp_path):
         (folder / file).mkdir()
         (made(tmp_path, f"link-{file}", None, None, None).path / file).symlink_to("nowhere")
         os.mkfifo(made(tmp_path, f"pipe-{file}", None, None, None).path / f"{file}.pipe")
-    found = ledger.entries(tmp_path)
-    assert len(found) == 4 * len(contents) + 12 and {entry.state for entry in found} <= {*ledger.STATES}
+    found = runs.entries(tmp_path)
+    assert len(found) == 4 * len(contents) + 12 and {entry.state for entry in found} <= {*runs.STATES}
     assert states(tmp_path)["0-status.json"] == "unreadable" and states(tmp_path)["0-config.yaml"] == "interrupted"
     json.dumps([vars(entry) for entry in found])
-    list(ledger.table(found, 80))
+    list(runs.table(found, 80))
 
 
 def test_the_table_keeps_names_whole_and_fits_a_terminal(tmp_path):
@@ -162,16 +163,16 @@ def test_the_table_keeps_names_whole_and_fits_a_terminal(tmp_path):
     made(tmp_path, name, {"status": "failed", "error": "RuntimeError: " + "long " * 100})
     made(tmp_path, "escape\x1b[2J", {"status": "failed", "error": "red \x1b[31m"})
     (tmp_path / os.fsdecode(b"no-text-\xff")).mkdir()
-    lines = list(ledger.table(ledger.entries(tmp_path), 80))
+    lines = list(runs.table(runs.entries(tmp_path), 80))
     assert sum(line.endswith(f"  {name}") for line in lines) == 1
     assert any(len(line) == 80 and line.endswith("...") for line in lines)
     assert all(line.isprintable() for line in lines) and any(r"no-text-\udcff" in line for line in lines)
-    assert all("..." not in line for line in ledger.table(ledger.entries(tmp_path), None))
+    assert all("..." not in line for line in runs.table(runs.entries(tmp_path), None))
 
 
 @pytest.mark.parametrize(("seconds", "told"), [(None, "-"), (0.4, "0 s"), (59, "59 s"), (60, "1 min"), (90_000, "1 d")])
 def test_ages_have_one_unit(seconds, told):
-    assert ledger._age(seconds) == told
+    assert runs._age(seconds) == told
 
 
 def test_the_command_lists_filters_and_speaks_json(shell, command, tmp_path):
@@ -183,7 +184,7 @@ def test_the_command_lists_filters_and_speaks_json(shell, command, tmp_path):
     rows = r"^failed +10/20 +\d+ s  b\n    ValueError: x\nstale +10/20 +\d+ s  c\n    was process 5 on there$"
     assert re.search(rows, listed.stdout, re.MULTILINE)
     assert "\n3 runs: 1 done, 1 failed, 1 stale\n--retry-failed goes on with" in listed.stdout
-    found = json.loads(command("results/runs", "--json", "--status", "failed,stale", main=ledger.main).stdout)
+    found = json.loads(command("results/runs", "--json", "--status", "failed,stale", main=runs.main).stdout)
     assert [entry["run"] for entry in found] == ["b", "c"]
     assert found[0].keys() == {"run", "path", "state", "step", "steps", "age_seconds", "host", "pid", "error"}
 
@@ -200,7 +201,7 @@ def test_bad_input_is_one_line(arguments, told, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a-file").write_text("")
     with pytest.raises(SystemExit, match="2"):
-        ledger.main(arguments)
+        runs.main(arguments)
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err.startswith(told) and shown.err.count("\n") == 1
 
@@ -220,12 +221,12 @@ def failing(monkeypatch, config) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(loop, "fit", lambda *_: 1 / 0)
         with pytest.raises(RunFailed):
-            train.run(config)
+            session.run(config)
 
 
 def retried(folder, *arguments) -> int:
     with pytest.raises(SystemExit) as ended:
-        ledger.main([str(folder), "--retry-failed", *arguments])
+        runs.main([str(folder), "--retry-failed", *arguments])
     return ended.value.code
 
 
@@ -237,17 +238,17 @@ def test_what_failed_or_lost_its_process_is_done_after_a_retry(compose, tmp_path
         compose("optimizer.lr=1e30"),
     )
     failing(monkeypatch, failed)
-    train.run(killed)
+    session.run(killed)
     RunDirectory.of(killed).write_status("running")  # as if killed before it could say that it is done
     records = RunDirectory.of(killed).metrics.read_bytes()
     RunDirectory.of(begun).create()
     RunDirectory.of(begun).write_config(begun)
     with pytest.raises(RunFailed):
-        train.run(diverged)
+        session.run(diverged)
     (tmp_path / "runs").rename(tmp_path / "moved")  # runs are gone on with where they lie
     assert retried(tmp_path / "moved") == 0
     assert sorted(states(tmp_path / "moved").values()) == ["diverged", "done", "done", "done"]
-    assert RunDirectory(tmp_path / "moved", runs.identity(killed)).metrics.read_bytes() == records
+    assert RunDirectory(tmp_path / "moved", run_name(killed)).metrics.read_bytes() == records
     assert not (tmp_path / "runs").exists()
     shown = capsys.readouterr().out
     assert "3 runs: 1 failed, 2 stale; to be retried" in shown and "retried 3 runs: 3 done" in shown
@@ -291,7 +292,7 @@ def test_a_run_that_would_be_another_today_is_told_and_left_alone(compose, tmp_p
 def test_only_the_chosen_states_are_retried_and_json_stays_json(compose, tmp_path, monkeypatch, capsys):
     failing(monkeypatch, compose("seed=1"))
     killed = compose("seed=2")
-    train.run(killed)
+    session.run(killed)
     RunDirectory.of(killed).write_status("running")
     assert retried(tmp_path / "runs", "--status", "stale", "--json") == 0
     shown = capsys.readouterr()
@@ -305,7 +306,7 @@ def test_a_killed_process_makes_a_run_stale_and_a_retry_ends_it_as_if_never_kill
     process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
     try:
         assert "started" in process.stdout.readline()
-        (entry,) = ledger.entries(tmp_path / "killed")
+        (entry,) = runs.entries(tmp_path / "killed")
         assert (entry.state, entry.pid) == ("running", process.pid)
         while not RunDirectory(tmp_path / "killed", entry.run).checkpoint.exists():
             assert process.poll() is None
@@ -316,12 +317,12 @@ def test_a_killed_process_makes_a_run_stale_and_a_retry_ends_it_as_if_never_kill
     assert states(tmp_path / "killed") == {entry.run: "stale"}
     assert retried(tmp_path / "killed") == 0
     assert f"{entry.run}: going on at step" in capsys.readouterr().out
-    train.run(runs.compose([*short, f"paths.runs={tmp_path / 'whole'}"]))
+    session.run(compose_config([*short, f"paths.runs={tmp_path / 'whole'}"]))
     same_ending(RunDirectory(tmp_path / "whole", entry.run), RunDirectory(tmp_path / "killed", entry.run))
 
 
 def test_an_interrupted_retry_keeps_what_was_done(tmp_path):
-    config = runs.compose([*LONG, f"paths.runs={tmp_path}"])
+    config = compose_config([*LONG, f"paths.runs={tmp_path}"])
     RunDirectory.of(config).create()
     RunDirectory.of(config).write_config(config)  # and there it was killed
     command = [sys.executable, "-m", "wdlab.runs", str(tmp_path), "--retry-failed"]

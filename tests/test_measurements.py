@@ -3,30 +3,34 @@
 import pytest
 import torch
 
-from wdlab import checkpoint, measurements, runs, train
+from wdlab import session
 from wdlab.homogeneous import homogeneous_pairs, weights
+from wdlab.records import checkpoint
+from wdlab.records.directory import RunDirectory
+from wdlab.records.identity import compose_config
+from wdlab.studies import checkpoints
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A short PathProx run that switches units off, and its network."""
     overrides = ["model.width=16", "regularizer=pathprox", "regularizer.strength=0.03", "optimizer.lr=0.3"]
-    config = runs.compose(
+    config = compose_config(
         [*overrides, f"paths.runs={tmp_path_factory.mktemp('runs')}", "logger=disabled", "train.steps=100"]
     )
-    train.run(config)
-    return runs.RunDirectory.of(config)
+    session.run(config)
+    return RunDirectory.of(config)
 
 
 @pytest.fixture(scope="module")
 def model(run):
-    network = measurements._as_begun(run)
+    network = checkpoints._as_begun(run)
     network.load_state_dict(checkpoint.load(run)["model"])
     return network
 
 
 def test_norms_of_units_at_both_ends(run, model):
-    rows = measurements.unit_norms(run)
+    rows = checkpoints.unit_norms(run)
     assert set(rows["step"]) == {0, 100} and len(rows) == 2 * 32
     (first, second), _ = homogeneous_pairs(model)
     last = rows[(rows["step"] == 100) & (rows["pair"] == 0)]
@@ -37,7 +41,7 @@ def test_norms_of_units_at_both_ends(run, model):
 
 
 def test_shares_of_sizes_add_up(run, model):
-    rows = measurements.weight_sizes(run)
+    rows = checkpoints.weight_sizes(run)
     sizes = torch.cat([w.flatten() for w in weights(model)]).abs()
     assert rows["zero"].iloc[0] == pytest.approx((sizes < 1e-13).double().mean().item()) and rows["zero"].iloc[0] > 0
     assert rows["share"].sum() + rows["zero"].iloc[0] == pytest.approx(1)
@@ -46,5 +50,5 @@ def test_shares_of_sizes_add_up(run, model):
 
 
 def test_pruning_leaves_the_answers(run):
-    (row,) = measurements.pruned(run).to_dict("records")
+    (row,) = checkpoints.pruned(run).to_dict("records")
     assert row["step"] == 100 and 0 < row["parameters"] < 1 and abs(row["test_accuracy_change"]) < 0.01

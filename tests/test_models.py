@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from wdlab import runs, train
+from wdlab.build import build
 from wdlab.errors import ConfigError
 from wdlab.homogeneous import homogeneous_pairs, weights
 from wdlab.models import GPT, VGG, ResNet
+from wdlab.records.identity import CONFIGS, compose_config
 
 CIFAR = (3, 32, 32)
 
@@ -120,11 +121,11 @@ def test_a_gpts_embedding_is_its_output_layer_and_all_its_layers_are_decayed():
     assert homogeneous_pairs(model) == [] and homogeneous_pairs(relu) == [(b.mlp[0], b.mlp[2]) for b in relu.blocks]
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in (runs.CONFIGS / "model").glob("*.yaml") if p.stem != "gpt"))
+@pytest.mark.parametrize("name", sorted(p.stem for p in (CONFIGS / "model").glob("*.yaml") if p.stem != "gpt"))
 @pytest.mark.parametrize("dataset", ["cifar10", "mnist"])
 def test_every_network_reads_every_kind_of_image(name, dataset):
-    config = runs.compose([f"dataset={dataset}", f"model={name}", "model.width=8"])
-    model = train.build(config)[0]
+    config = compose_config([f"dataset={dataset}", f"model={name}", "model.width=8"])
+    model = build(config)[0]
     images = torch.randn(2, *config["dataset"]["shape"])
     logits = model(images)
     assert logits.shape == (2, 10)
@@ -152,4 +153,4 @@ BAD = {
 @pytest.mark.parametrize("overrides", BAD)
 def test_a_network_that_cannot_be_built_is_told_in_one_line(overrides):
     with pytest.raises(ConfigError, match=f"^{BAD[overrides]}"):
-        train.build(runs.compose(overrides.split()))
+        build(compose_config(overrides.split()))

@@ -4,9 +4,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from wdlab import runs
+from wdlab.records.identity import PROJECT
 
-NOTEBOOKS = sorted((runs.PROJECT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

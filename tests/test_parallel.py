@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from tests.conftest import PROJECT
-from wdlab import checkpoint, parallel, runs
+from wdlab.engine import parallel
+from wdlab.records import checkpoint
+from wdlab.records.directory import RunDirectory
+from wdlab.records.identity import compose_config, run_name
 
 RUN = (
     *("dataset=digits", "model=mlp", "model.width=16", "optimizer.momentum=0.9", "regularizer=pathprox"),
@@ -46,8 +49,8 @@ def test_two_processes_make_the_same_steps_as_one(command, rank, tmp_path):
     ended = torchrun(*two, cwd=PROJECT)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count(": started") == 1 and ended.stdout.count("records: ") == 1
-    name = runs.identity(runs.compose(RUN))
-    alone, shared = (runs.RunDirectory(tmp_path / part, name) for part in ("one", "two"))
+    name = run_name(compose_config(RUN))
+    alone, shared = (RunDirectory(tmp_path / part, name) for part in ("one", "two"))
     assert shared.status == "done" and shared.read("provenance.json")["sessions"][0]["processes"] == 2
     logs = [[json.loads(line) for line in d.metrics.read_text().splitlines()] for d in (alone, shared)]
     assert len(logs[0]) == len(logs[1]) == 4
@@ -67,7 +70,7 @@ def test_a_polite_end_of_torchrun_leaves_a_checkpoint_to_go_on_from(tmp_path):
     time.sleep(2)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=100)
-    directory = runs.RunDirectory(tmp_path, runs.identity(runs.compose(long)))
+    directory = RunDirectory(tmp_path, run_name(compose_config(long)))
     assert directory.status == "interrupted"
     assert 0 < checkpoint.load(directory)["step"] < 20000
 
@@ -84,7 +87,7 @@ def test_what_cannot_be_shared_is_told(rank, tmp_path):
 def test_without_torchrun_there_is_one_process(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    assert parallel.join(torch.device("cpu")) is parallel.ALONE and parallel.agree(go=True)
+    assert parallel.join(torch.device("cpu")) is parallel.ALONE and parallel.broadcast_go(go=True)
     assert parallel.ALONE.any_says(True) is True and parallel.ALONE.any_says(False) is False
     model = torch.nn.Linear(2, 2)
     assert parallel.ALONE.average_gradients(model, torch.device("cpu")) is model

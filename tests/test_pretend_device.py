@@ -17,11 +17,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tests import pretend_device
 from tests.pretend_device import NAME, PretendTensor, waits
 from tests.problem import problem
-from wdlab import checkpoint, device, evaluate, loop, pruning, runs, stacked, train
-from wdlab.data import splits
+from wdlab import evaluate, loop
+from wdlab.build import build, instantiate_node
+from wdlab.data import load as load_data
+from wdlab.engine import device
+from wdlab.engine.experiment import Experiment
+from wdlab.footprint import footprint
 from wdlab.metrics import sharpness
-from wdlab.recorder import Mirror, Recorder
+from wdlab.records import checkpoint
+from wdlab.records.directory import RunDirectory
+from wdlab.records.identity import CONFIGS, compose_config, run_name
+from wdlab.records.recorder import Recorder
+from wdlab.records.wandb_mirror import Mirror
 from wdlab.regularizers import L2
+from wdlab.stacked.program import StackedRun, fit
 
 pytestmark = pytest.mark.skipif(pretend_device.MISSING is not None, reason=str(pretend_device.MISSING))
 
@@ -173,7 +182,7 @@ def test_a_module_moves_there_and_back_under_its_optimizer():
 
 
 def from_yaml(group: str) -> dict[str, dict]:
-    return {p.stem: OmegaConf.to_container(OmegaConf.load(p)) for p in sorted((runs.CONFIGS / group).glob("*.yaml"))}
+    return {p.stem: OmegaConf.to_container(OmegaConf.load(p)) for p in sorted((CONFIGS / group).glob("*.yaml"))}
 
 
 METHODS, OPTIMIZERS = from_yaml("regularizer"), from_yaml("optimizer")
@@ -212,8 +221,8 @@ HOW = {
 def steps_on(where: torch.device, case: str, optimizer: str, how: str, count: int = 3):
     """Model, optimizer and method after some steps of a small MLP, and the waits of the host in them."""
     model, inputs, labels = problem()
-    opt = train.make(OPTIMIZERS[optimizer] | HOW[how](where), params=list(model.parameters()))
-    method = train.make(CASES[case] | ({} if case == "none" else {"strength": 0.02}), model=model)
+    opt = instantiate_node(OPTIMIZERS[optimizer] | HOW[how](where), params=list(model.parameters()))
+    method = instantiate_node(CASES[case] | ({} if case == "none" else {"strength": 0.02}), model=model)
     method.set_steps_per_epoch(2)
     model.to(where)
     inputs, labels = inputs.to(where), labels.to(where)
@@ -292,13 +301,13 @@ def machine_of(config, where: torch.device) -> device.Machine:
     return device.Machine(where, "fp32", where.type, "torch default", channels_last)
 
 
-def experiment(config, where: torch.device) -> loop.Experiment:
+def experiment(config, where: torch.device) -> Experiment:
     """As ``train.experiment`` makes it, on a device that no ``runtime.device`` chooses."""
-    model, optimizer, regularizer, lr_factor = train.build(config)
+    model, optimizer, regularizer, lr_factor = build(config)
     machine = machine_of(config, where)
     machine.place(model)
-    loaded = splits.load(config["dataset"], config["paths"]["data"], where)
-    return loop.Experiment(model, loaded, optimizer, regularizer, lr_factor, machine, config["seed"])
+    loaded = load_data(config["dataset"], config["paths"]["data"], where)
+    return Experiment(model, loaded, optimizer, regularizer, lr_factor, machine, config["seed"])
 
 
 class Trained:
@@ -310,7 +319,7 @@ class Trained:
     """
 
     def __init__(self, config, where, folder, stop_after=None, change=lambda experiment: None):
-        self.run = runs.RunDirectory(folder, runs.identity(config))
+        self.run = RunDirectory(folder, run_name(config))
         self.run.create()
         self.run.write_config(config)
         start = checkpoint.load(self.run)
@@ -346,7 +355,7 @@ def composed(tmp_path_factory, tiny_data):
 
     def _composed(*overrides: str):
         fixed = ("logger=disabled", "runtime=cpu", "model.width=8", "+optimizer.foreach=true", *LENGTHS)
-        return runs.compose([*fixed, f"paths.data={tiny_data}", *overrides])
+        return compose_config([*fixed, f"paths.data={tiny_data}", *overrides])
 
     return _composed
 
@@ -416,7 +425,7 @@ def test_a_finished_run_is_evaluated_and_pruned(choice, of_average, composed, tm
 def test_a_forward_is_timed_until_the_device_is_done():
     model, inputs, _ = problem()
     with waits() as found:
-        pruning.footprint(model.to(PRETEND), inputs.to(PRETEND), repeats=4)
+        footprint(model.to(PRETEND), inputs.to(PRETEND), repeats=4)
     assert sum(what.startswith("synchronize") for what in found) == 3 + 4
 
 
@@ -452,9 +461,9 @@ STACKS = (
 def stack_on(where, configs, folder):
     members = []
     for config in configs:
-        run = runs.RunDirectory(folder / where.type, runs.identity(config))
+        run = RunDirectory(folder / where.type, run_name(config))
         run.create()
-        members.append(stacked.Member(experiment(config, where), run, Recorder(run.metrics, 0, Mirror())))
+        members.append(StackedRun(experiment(config, where), run, Recorder(run.metrics, 0, Mirror())))
     per_step = []
     with waits() as found:
 
@@ -462,7 +471,7 @@ def stack_on(where, configs, folder):
             per_step.append(len(found))
             return False
 
-        stacked.fit(members, ["the same"] * len(members), configs[0]["train"], math.inf, at_the_end_of_a_step)
+        fit(members, ["the same"] * len(members), configs[0]["train"], math.inf, at_the_end_of_a_step)
     rows = [[json.loads(line) for line in m.run.metrics.read_text().splitlines()] for m in members]
     states = [{part: checkpoint.load(m.run)[part] for part in ("model", "optimizer", "regularizer")} for m in members]
     return (rows, states), [b - a for a, b in itertools.pairwise(per_step)]
@@ -496,7 +505,7 @@ class Forgets(L2):
 
 
 def planted(method: type[L2]):
-    def change(experiment: loop.Experiment) -> None:
+    def change(experiment: Experiment) -> None:
         experiment.regularizer = method.for_model(experiment.model, 1e-3)
 
     return change

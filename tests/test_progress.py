@@ -13,7 +13,7 @@ import threading
 import pytest
 
 from tests.conftest import PROJECT
-from wdlab import progress
+from wdlab.engine import progress
 
 
 def test_elsewhere_lines_come_now_and_then_with_the_time_left(monkeypatch, caplog):

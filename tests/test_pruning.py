@@ -12,9 +12,10 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
 
 from tests.problem import problem, same, steps
+from wdlab.footprint import footprint, footprints
 from wdlab.homogeneous import homogeneous_pairs, unit_paths
 from wdlab.models import MLP, FactorizedMLP
-from wdlab.pruning import footprint, footprints, prune_dead_units
+from wdlab.pruning import prune_dead_units
 from wdlab.regularizers import PathProx
 
 pytestmark = pytest.mark.usefixtures("float64")

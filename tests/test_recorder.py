@@ -9,10 +9,12 @@ import time
 import pytest
 
 from tests.conftest import PROJECT
-from wdlab import recorder, runs, train
+from wdlab import session
+from wdlab.records import recorder, wandb_mirror
+from wdlab.records.directory import RunDirectory
 
 
-class Spy(recorder.Mirror):
+class Spy(wandb_mirror.Mirror):
     def __init__(self):
         self.rows = []
 
@@ -32,7 +34,7 @@ def test_rows_are_appended_and_mirrored(tmp_path):
 
 def test_going_on_keeps_what_the_checkpoint_vouches_for_and_mirrors_it_again(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    first = recorder.Recorder(path, 0, recorder.Mirror())
+    first = recorder.Recorder(path, 0, wandb_mirror.Mirror())
     first.log({"step": 0})
     kept = first.sync()
     first.log({"step": 1})
@@ -57,8 +59,8 @@ def test_disabled_never_imports_wandb(tmp_path):
 def test_offline_leaves_a_run_that_wandb_sync_accepts(compose, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")  # the config decides, and no account is needed
     config = compose("logger=offline")
-    assert train.run(config) == "done"
-    directory = runs.RunDirectory.of(config)
+    assert session.run(config) == "done"
+    directory = RunDirectory.of(config)
     (offline,) = directory.path.glob("wandb/offline-run-*")
     command = [sys.executable, "-m", "wandb", "sync", "--dry-run", str(offline)]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -100,18 +102,18 @@ def test_a_wandb_that_fails_stops_nothing(compose, monkeypatch, caplog, moment):
     monkeypatch.setattr(wandb, "init", init)
     monkeypatch.setattr(builtins, "__import__", failing_import)
     config = compose("logger=offline")
-    assert train.run(config) == "done"
+    assert session.run(config) == "done"
     assert sum("W&B stopped" in record.message for record in caplog.records) == 1
-    directory = runs.RunDirectory.of(config)
+    directory = RunDirectory.of(config)
     assert len(directory.metrics.read_text().splitlines()) == 3
 
 
 def test_online_without_a_network_goes_on_within_seconds(compose, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(recorder, "SECONDS_TO_START", 2)
+    monkeypatch.setattr(wandb_mirror, "SECONDS_TO_START", 2)
     began = time.monotonic()
-    assert train.run(compose("logger=online")) == "done"
+    assert session.run(compose("logger=online")) == "done"
     assert time.monotonic() - began < 60  # of W&B's own, 90 would pass before the first step
     (told,) = [record.message for record in caplog.records if "W&B stopped" in record.message]
     assert "\n" not in told and "the run and its local records go on" in told

@@ -6,8 +6,12 @@ import shutil
 import pytest
 import torch
 
-from wdlab import checkpoint, data, evaluate, launchers, loop, runs, train
+from wdlab import data, evaluate, loop, session
 from wdlab.errors import CheckpointError
+from wdlab.records import checkpoint
+from wdlab.records.directory import RunDirectory
+from wdlab.sweeps import stacks
+from wdlab.validation import check_config
 
 TEXT = (
     *("dataset=tinyshakespeare", "dataset.shape=[16]", "dataset.classes=8", "dataset.val_size=200", "model=gpt"),
@@ -34,8 +38,8 @@ def interrupted(monkeypatch):
             fit = loop.fit
             patch.setattr(loop, "fit", lambda *arguments: fit(*arguments[:-1], lambda: True))
             with pytest.raises(KeyboardInterrupt):
-                train.run(config)
-        return runs.RunDirectory.of(config)
+                session.run(config)
+        return RunDirectory.of(config)
 
     return _interrupted
 
@@ -50,17 +54,17 @@ def test_a_run_is_not_resumed_on_other_data(compose, texts, interrupted):
     directory = interrupted(one)
     before = {path.name: path.read_bytes() for path in directory.path.iterdir()}
     with pytest.raises(CheckpointError, match=told(texts)):
-        train.run(two)
+        session.run(two)
     assert {path.name: path.read_bytes() for path in directory.path.iterdir()} == before
     with pytest.raises(CheckpointError, match=told(texts)):  # as a sweep does before its first run
-        train.check(two)
-    assert train.run(one) == "done"
+        check_config(two)
+    assert session.run(one) == "done"
 
 
 def test_the_same_data_elsewhere_is_the_same(compose, texts, interrupted):
     shutil.copytree(texts / "one", texts / "moved")
     interrupted(compose(*TEXT, f"paths.data={texts / 'one'}"))
-    assert train.run(compose(*TEXT, f"paths.data={texts / 'moved'}")) == "done"
+    assert session.run(compose(*TEXT, f"paths.data={texts / 'moved'}")) == "done"
 
 
 @pytest.mark.parametrize("lost", ["provenance.json", "in the checkpoint"])
@@ -76,14 +80,14 @@ def test_either_record_of_the_data_is_enough(compose, texts, interrupted, lost):
         )
         torch.save(state, directory.checkpoint)
     with pytest.raises(CheckpointError, match=told(texts)):
-        train.run(two)
-    assert train.run(one) == "done"
+        session.run(two)
+    assert session.run(one) == "done"
 
 
 def test_a_run_without_a_checkpoint_begins_anew_on_any_data(compose, texts, interrupted):
     directory = interrupted(compose(*TEXT, f"paths.data={texts / 'one'}"))
     directory.checkpoint.unlink()
-    assert train.run(compose(*TEXT, f"paths.data={texts / 'two'}")) == "done"
+    assert session.run(compose(*TEXT, f"paths.data={texts / 'two'}")) == "done"
     recorded = checkpoint.require(directory)["data_checksum"]
     assert recorded == directory.read("provenance.json")["data_checksum"]
     assert recorded == data.checksum(compose(*TEXT)["dataset"], texts / "two")
@@ -91,8 +95,8 @@ def test_a_run_without_a_checkpoint_begins_anew_on_any_data(compose, texts, inte
 
 def test_a_finished_run_is_not_evaluated_on_other_data(compose, texts):
     config = compose(*TEXT, f"paths.data={texts / 'one'}")
-    train.run(config)
-    folder = runs.RunDirectory.of(config).path
+    session.run(config)
+    folder = RunDirectory.of(config).path
     assert evaluate.evaluate(folder, [f"paths.data={texts / 'one'}"])["step"] == 20
     with pytest.raises(CheckpointError, match=told(texts)):
         evaluate.evaluate(folder, [f"paths.data={texts / 'two'}"])
@@ -107,10 +111,10 @@ def test_a_run_of_a_stack_is_not_resumed_on_other_data(compose, tiny_data, tmp_p
         shutil.copy(tiny_data / "mnist" / f"{part}.parquet", tmp_path / "other" / "mnist" / f"{other}.parquet")
     for config in configs:
         config["paths"]["data"] = str(tmp_path / "other")
-    jobs = [launchers.Job([], config) for config in configs]
-    launchers.train_stack(jobs)
+    jobs = [stacks.StackCandidate([], config) for config in configs]
+    stacks.train_stack(jobs)
     assert [job.outcome for job in jobs] == ["done", None, "done"]
     assert "was begun on other data than" in jobs[1].reason
     assert directory.last_step == 1 or directory.last_step == 0
     with pytest.raises(CheckpointError, match="was begun on other data than"):
-        train.run(configs[1])
+        session.run(configs[1])

@@ -5,12 +5,12 @@ import json
 import pytest
 from filelock import Timeout
 
-from wdlab import runs
-from wdlab.runs import RunDirectory
+from wdlab.records.directory import RunDirectory
+from wdlab.records.identity import compose_config, run_name
 
 
 def name(*overrides: str) -> str:
-    return runs.identity(runs.compose(overrides))
+    return run_name(compose_config(overrides))
 
 
 def test_the_name_starts_with_the_chosen_configs():
@@ -45,12 +45,12 @@ def test_equal_numbers_and_absent_keys_make_equal_names():
 
 
 def test_moving_a_class_renames_no_run():
-    config = runs.compose(["regularizer=l2", "regularizer/over_time=early", "lr_schedule=cosine"])
-    before = runs.identity(config)
+    config = compose_config(["regularizer=l2", "regularizer/over_time=early", "lr_schedule=cosine"])
+    before = run_name(config)
     for node in (config[key] for key in ("model", "optimizer", "regularizer", "lr_schedule")):
         node["_target_"] = node["_target_"].replace(".", ".moved.", 1)
     config["regularizer"]["over_time"]["_target_"] = "elsewhere.Early"
-    assert runs.identity(config) == before
+    assert run_name(config) == before
 
 
 def test_the_identity_is_stable():

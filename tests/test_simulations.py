@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from wdlab.simulations import fixed_point, one_weight
+from wdlab.studies.one_weight import fixed_point, one_weight
 
 
 @pytest.mark.parametrize("target", [0.1, 0.3, 0.9])

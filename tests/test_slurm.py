@@ -15,8 +15,10 @@ import pytest
 
 from tests.conftest import PROJECT
 from tests.test_train import same_ending
-from wdlab import device, runs
+from wdlab.engine import device
 from wdlab.errors import ConfigError
+from wdlab.records.directory import RunDirectory
+from wdlab.records.identity import compose_config, run_name
 
 SCRIPT = PROJECT / "scripts" / "slurm" / "single_node.sh"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
@@ -86,15 +88,15 @@ def array_of(process: subprocess.Popen) -> str:
     raise AssertionError(process.communicate()[1])
 
 
-def directory(folder: Path, job: list[str]) -> runs.RunDirectory:
-    return runs.RunDirectory(folder, runs.identity(runs.compose([*OVERRIDES, *job])))
+def directory(folder: Path, job: list[str]) -> RunDirectory:
+    return RunDirectory(folder, run_name(compose_config([*OVERRIDES, *job])))
 
 
-def trains(run: runs.RunDirectory) -> bool:
+def trains(run: RunDirectory) -> bool:
     return run.checkpoint.exists() and run.status == "running"
 
 
-def strike(cluster: Cluster, commands: list[tuple[runs.RunDirectory, tuple[str, ...]]]) -> None:
+def strike(cluster: Cluster, commands: list[tuple[RunDirectory, tuple[str, ...]]]) -> None:
     """Give each command as soon as its run trains."""
     while commands:
         until(lambda: any(trains(run) for run, _ in commands))
@@ -103,12 +105,12 @@ def strike(cluster: Cluster, commands: list[tuple[runs.RunDirectory, tuple[str, 
             commands.remove((run, command))
 
 
-def sessions(run: runs.RunDirectory) -> list[dict]:
+def sessions(run: RunDirectory) -> list[dict]:
     return run.read("provenance.json")["sessions"]
 
 
 @pytest.fixture(scope="module")
-def local(cluster) -> list[runs.RunDirectory]:
+def local(cluster) -> list[RunDirectory]:
     """What JOBS give, one after another on this machine."""
     (cluster.home / "jobs.json").write_text(json.dumps(JOBS))
     process = cluster.sweep("hydra.sweeper.jobs=jobs.json", "paths.runs=local", "runtime.threads=1")
@@ -211,9 +213,9 @@ def test_what_slurm_refuses_is_told_in_its_words(sweep):
 def test_a_device_that_only_the_cluster_has_is_not_asked_for_here(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for overrides in (["runtime=gpu"], ["runtime=gpu", "runtime.precision=tf32"], ["runtime.precision=tf32"]):
-        config = runs.compose(overrides)["runtime"]
+        config = compose_config(overrides)["runtime"]
         device.check(config, here=False)
         with pytest.raises(ConfigError):
             device.check(config)
     with pytest.raises(ConfigError, match="tf32: only on a CUDA device"):
-        device.check(runs.compose(["runtime=cpu", "runtime.precision=tf32"])["runtime"], here=False)
+        device.check(compose_config(["runtime=cpu", "runtime.precision=tf32"])["runtime"], here=False)

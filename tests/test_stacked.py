@@ -6,8 +6,15 @@ import json
 import pytest
 import torch
 
-from wdlab import checkpoint, loop, runs, stacked, train
-from wdlab.recorder import Mirror, Recorder
+from wdlab import loop
+from wdlab.build import build_experiment
+from wdlab.records import checkpoint
+from wdlab.records.directory import RunDirectory
+from wdlab.records.identity import run_name
+from wdlab.records.recorder import Recorder
+from wdlab.records.wandb_mirror import Mirror
+from wdlab.stacked.eligibility import why_not
+from wdlab.stacked.program import StackedRun, fit
 
 STEPS = 6
 ATOL = 5e-5  # Adam divides by roots of squares: where gradients are next to nothing, rounding becomes a step
@@ -55,19 +62,19 @@ def configs(compose, *overrides, points=POINTS):
 def members(of, folder, start=False):
     found = []
     for config in of:
-        run = runs.RunDirectory(folder, runs.identity(config))
+        run = RunDirectory(folder, run_name(config))
         run.create()
         state = checkpoint.load(run) if start else None
         recorder = Recorder(run.metrics, state["records_bytes"] if state else 0, Mirror())
-        found.append(stacked.Member(train.experiment(config), run, recorder, state))
+        found.append(StackedRun(build_experiment(config), run, recorder, state))
     return found
 
 
 def fit_stacked(of, folder, kinds=None, **options):
     runs_of_it = members(of, folder, **options)
     kinds = kinds or ["the same"] * len(runs_of_it)
-    assert [stacked.why_not(c, m.experiment) for c, m in zip(of, runs_of_it, strict=True)] == [None] * len(of)
-    stacked.fit(runs_of_it, kinds, of[0]["train"], checkpoint_seconds=float("inf"))
+    assert [why_not(c, m.experiment) for c, m in zip(of, runs_of_it, strict=True)] == [None] * len(of)
+    fit(runs_of_it, kinds, of[0]["train"], checkpoint_seconds=float("inf"))
     for member in runs_of_it:
         member.recorder.close()
     return runs_of_it
@@ -101,7 +108,7 @@ def nearly(value):
 @pytest.mark.parametrize("key", ["label_smoothing", "average_decay"])
 def test_smoothed_labels_and_averages_are_not_stacked(compose, key):
     config = compose(*COMMON, f"train.{key}=0.1")
-    assert stacked.why_not(config, train.experiment(config)) == f"train.{key} is for runs by themselves"
+    assert why_not(config, build_experiment(config)) == f"train.{key} is for runs by themselves"
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from wdlab import runs, train
-from wdlab.analysis import figures
+from wdlab.analysis import declaration
+from wdlab.build import build
+from wdlab.records.identity import CONFIGS, PROJECT, SCIENTIFIC_KEYS, compose_config, run_name
 
-PACKAGE = runs.PROJECT / "wdlab"
+PACKAGE = PROJECT / "wdlab"
 
 # Who may import whom, module or package by its first name under wdlab; everyone may import errors.
 ALLOWED = {
@@ -107,48 +108,48 @@ def test_the_allowed_arrows_have_no_cycle_but_train_and_its_sweeps():
 
 
 def test_analysis_and_runs_do_without_torch():
-    code = "import sys, wdlab.analysis.figures, wdlab.runs, wdlab.ledger; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=runs.PROJECT, check=False).returncode == 0
+    code = "import sys, wdlab.analysis.figures, wdlab.runs; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=False).returncode == 0
 
 
 def test_the_loop_knows_no_method_and_no_figure():
     text = (PACKAGE / "loop.py").read_text()
-    methods = [p.stem for p in (runs.CONFIGS / "regularizer").glob("*.yaml") if p.stem != "none"]
+    methods = [p.stem for p in (CONFIGS / "regularizer").glob("*.yaml") if p.stem != "none"]
     assert not re.search(rf"\b({'|'.join(methods)}|fig\d+)\b", text, re.IGNORECASE)
 
 
 GROUPS = ("dataset", "model", "optimizer", "regularizer", "regularizer/over_time", "lr_schedule", "runtime", "logger")
-CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((runs.CONFIGS / group).glob("*.yaml"))]
+CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]
 
 
 BESIDE = {  # what a choice needs where it does not go with the default
     "model=gpt": ["dataset=tinyshakespeare"],
     "dataset=tinyshakespeare": ["model=gpt"],
     "dataset=descriptions": ["model=gpt"],
-    **{f"model={p.stem}": ["dataset=mnist"] for p in (runs.CONFIGS / "model").glob("vgg*.yaml")},
+    **{f"model={p.stem}": ["dataset=mnist"] for p in (CONFIGS / "model").glob("vgg*.yaml")},
 }
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)
 def test_every_config_composes_and_builds(group, name):
-    config = runs.compose([f"{group}={name}", *BESIDE.get(f"{group}={name}", ())])
-    if group in runs.SCIENTIFIC_KEYS:
+    config = compose_config([f"{group}={name}", *BESIDE.get(f"{group}={name}", ())])
+    if group in SCIENTIFIC_KEYS:
         assert config[group]["name"] == name
-    train.build(config)
-    assert runs.identity(config)
+    build(config)
+    assert run_name(config)
 
 
-@pytest.mark.parametrize("name", [p.stem for p in (runs.CONFIGS / "regularizer").glob("*.yaml")])
+@pytest.mark.parametrize("name", [p.stem for p in (CONFIGS / "regularizer").glob("*.yaml")])
 def test_every_regularizer_says_what_it_decays(name):
-    node = OmegaConf.load(runs.CONFIGS / "regularizer" / f"{name}.yaml")
+    node = OmegaConf.load(CONFIGS / "regularizer" / f"{name}.yaml")
     assert node["scope"] in ("weights", "all") and "strength" in node
 
 
-@pytest.mark.parametrize("scale", figures.SCALES)
-@pytest.mark.parametrize("name", figures.names())
+@pytest.mark.parametrize("scale", declaration.SCALES)
+@pytest.mark.parametrize("name", declaration.names())
 def test_every_figure_declares_every_scale(name, scale):
-    declared = figures.declaration(name, scale)
-    names = [job.directory.name for job in figures.jobs(declared, "anywhere")]
+    declared = declaration.read_declaration(name, scale)
+    names = [job.directory.name for job in declaration.figure_runs(declared, "anywhere")]
     simulated = [panel for panel in declared["at"]["panels"] if "simulate" in panel]
     assert (names or simulated) and len(set(names)) == len(names)
     assert declared["at"]["scale_down"] and declared["claims"]
@@ -158,5 +159,5 @@ def test_ruff_has_nothing_to_say():
     pytest.importorskip("ruff")
     for arguments in (["check"], ["format", "--check"]):
         command = [sys.executable, "-m", "ruff", *arguments, "."]
-        answer = subprocess.run(command, cwd=runs.PROJECT, capture_output=True, text=True, check=False)
+        answer = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
         assert answer.returncode == 0, answer.stdout

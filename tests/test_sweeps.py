@@ -11,7 +11,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf
 
 from tests.conftest import TINY
-from wdlab import runs, train
+from wdlab import train
+from wdlab.records.directory import RunDirectory
+from wdlab.records.identity import compose_config, run_name
+from wdlab.sweeps.sweeper import Sweep
 
 HERE = ("runtime=cpu", "runtime.threads=1", "train.steps=4", "train.log_every=4", "train.eval_every=4")
 LAUNCHERS = ("local", "stacked")
@@ -107,7 +110,7 @@ def test_a_job_s_folder_and_values_within_lists_are_those_of_the_job(command, tm
     assert code == 0, told + complaint
     for number in range(2):
         (name,) = names(tmp_path / "out" / f"job{number}")
-        written = runs.RunDirectory(tmp_path / "out" / f"job{number}", name).read_config()
+        written = RunDirectory(tmp_path / "out" / f"job{number}", name).read_config()
         assert written["lr_schedule"]["milestones"] == [number, 9] and written["seed"] == 3 + number
 
 
@@ -135,14 +138,14 @@ def test_what_the_environment_spells_is_taken_as_typed(command, tmp_path, monkey
         *("optimizer=adam", "optimizer.lr=${oc.env:LR}", "optimizer.betas=${oc.env:B}", "train.steps=${oc.env:STEPS}"),
         *("train.clip_norm=${oc.env:CLIP}", "model.width=${oc.env:NOWHERE,8}"),
     )
-    assert runs.identity(runs.compose([*TINY, *HERE, *spelled])) == runs.identity(runs.compose([*TINY, *HERE, *typed]))
+    assert run_name(compose_config([*TINY, *HERE, *spelled])) == run_name(compose_config([*TINY, *HERE, *typed]))
     code, told, complaint = command(*spelled, "paths.runs=${oc.env:PLACE}")
     assert code == 0, complaint
     code, told, complaint = command("-m", *typed, "seed=0,1", "paths.runs='2024'")
     assert code == 0 and "2 runs: 1 finished before, 1 to do" in told
     assert "2 finished before" in command("-m", *spelled, "seed=0,1", "paths.runs=${oc.env:PLACE}")[1]
     (directory, _) = sorted((tmp_path / "2024").iterdir(), key=lambda path: path.stat().st_ctime_ns)
-    assert runs.RunDirectory(tmp_path / "2024", directory.name).read_config()["optimizer"]["lr"] == 0.3
+    assert RunDirectory(tmp_path / "2024", directory.name).read_config()["optimizer"]["lr"] == 0.3
 
 
 def test_words_from_the_environment_are_refused_where_numbers_are_due(command, monkeypatch):
@@ -168,13 +171,13 @@ def test_words_from_the_environment_are_refused_where_numbers_are_due(command, m
 )
 def test_a_key_that_every_swept_choice_has_can_be_given(command, monkeypatch, swept, key, value):
     jobs = []
-    monkeypatch.setattr(train.sweep.Sweep, "_run", lambda self, todo: jobs.extend(todo))
-    monkeypatch.setattr(train, "check", lambda *_: None)
+    monkeypatch.setattr(Sweep, "_run", lambda self, todo: jobs.extend(todo))
+    monkeypatch.setattr("wdlab.validation.check_config", lambda *_: None)
     _, told, complaint = command("-m", "regularizer=l2", swept, f"{key}={value}")
     group, choices = swept.split("=")
     assert "2 runs: 0 finished before, 2 to do" in told, complaint
     expected = [
-        runs.compose([*TINY, *HERE, "regularizer=l2", f"{group}={choice}", f"{key}={value}"])
+        compose_config([*TINY, *HERE, "regularizer=l2", f"{group}={choice}", f"{key}={value}"])
         for choice in choices.split(",")
     ]
     assert [job.config for job in jobs] == expected and jobs[0].directory.name != jobs[1].directory.name
@@ -186,7 +189,7 @@ def test_such_a_sweep_trains_and_is_found_again(command, tmp_path):
     assert code == 0 and "2 done" in told, told + complaint
     assert "2 finished before" in command(*sweep)[1]
     for name in names(tmp_path / "results" / "runs"):
-        written = runs.RunDirectory(tmp_path / "results" / "runs", name).read_config()
+        written = RunDirectory(tmp_path / "results" / "runs", name).read_config()
         assert written["regularizer"]["over_time"]["epochs"] == 5
 
 

@@ -7,8 +7,12 @@ import signal
 import pytest
 import torch
 
-from wdlab import checkpoint, loop, runs, train
+from wdlab import data, loop, session
+from wdlab.build import build
 from wdlab.errors import CheckpointError, RunFailed
+from wdlab.records import checkpoint
+from wdlab.records.directory import RunDirectory
+from wdlab.records.identity import run_name
 
 STEP_METRICS = {
     *("gradient/loss_norm", "gradient/penalty_norm", "gradient/coherence", "update/relative"),
@@ -23,13 +27,13 @@ METRICS = {
 
 
 def rows(config) -> list[dict]:
-    return [json.loads(line) for line in runs.RunDirectory.of(config).metrics.read_text().splitlines()]
+    return [json.loads(line) for line in RunDirectory.of(config).metrics.read_text().splitlines()]
 
 
 def test_a_run_leaves_its_files_and_every_metric(compose):
     config = compose("regularizer=pathprox")
-    assert train.run(config) == "done"
-    directory = runs.RunDirectory.of(config)
+    assert session.run(config) == "done"
+    directory = RunDirectory.of(config)
     expected = {"config.yaml", "metrics.jsonl", "summary.json", "checkpoint.pt", "provenance.json", "status.json"}
     assert expected <= {path.name for path in directory.path.iterdir()}
     log = rows(config)
@@ -42,20 +46,20 @@ def test_a_run_leaves_its_files_and_every_metric(compose):
 
 def test_the_objectives_are_what_they_say(compose):
     config = compose("regularizer=l2", "regularizer.strength=0.01")
-    train.run(config)
+    session.run(config)
     row = rows(config)[-1]
     assert row["objective/weight_decay"] == pytest.approx(row["train/loss"] + 0.005 * row["norm/weight_l2"] ** 2)
     assert row["objective/total"] == pytest.approx(row["objective/weight_decay"], rel=1e-6)
     assert row["objective/path_norm"] == pytest.approx(row["train/loss"] + 0.01 * row["norm/path"])
     config = compose("regularizer=pathprox", "regularizer.strength=0.01")
-    train.run(config)
+    session.run(config)
     row = rows(config)[-1]
     assert row["objective/total"] == pytest.approx(row["objective/path_norm"], rel=1e-6)
 
 
 def test_cheap_and_whole_split_metrics_have_their_own_cadence(compose):
     config = compose("train.log_every=5", "train.eval_every=20")
-    train.run(config)
+    session.run(config)
     assert [(r["step"], "train/loss" in r) for r in rows(config)] == [
         *((0, True), (5, False), (10, False), (15, False), (20, True))
     ]
@@ -63,24 +67,24 @@ def test_cheap_and_whole_split_metrics_have_their_own_cadence(compose):
 
 def test_training_equals_a_bare_torch_loop_bit_for_bit(compose):
     config = compose("regularizer=none", "optimizer.momentum=0.9")
-    train.run(config)
-    model, optimizer, _, _ = train.build(config)
-    loaded = train.data.load(config["dataset"], "", torch.device("cpu"))
-    batches = train.data.Batches(loaded.train, 64, seed=0)
+    session.run(config)
+    model, optimizer, _, _ = build(config)
+    loaded = data.load(config["dataset"], "", torch.device("cpu"))
+    batches = data.Batches(loaded.train, 64, seed=0)
     for step in range(20):
         inputs, labels = batches(step)
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(inputs), labels).backward()
         optimizer.step()
-    saved = checkpoint.load(runs.RunDirectory.of(config))["model"]
+    saved = checkpoint.load(RunDirectory.of(config))["model"]
     assert all(torch.equal(saved[key], value) for key, value in model.state_dict().items())
 
 
 def test_a_finished_run_is_not_trained_again(compose, monkeypatch):
     config = compose()
-    train.run(config)
+    session.run(config)
     monkeypatch.setattr(loop, "fit", lambda *_, **__: pytest.fail("trained again"))
-    assert train.run(config) == "done"
+    assert session.run(config) == "done"
 
 
 @pytest.mark.parametrize(
@@ -126,7 +130,7 @@ def test_every_kind_of_network_and_data_resumes_exactly(compose, monkeypatch, ti
 def check_resume(compose, monkeypatch, choice: list[str]) -> None:
     options = [*choice, "lr_schedule=cosine", "runtime.checkpoint_seconds=0"]
     whole, parts = compose(*options, runs_in="whole"), compose(*options, runs_in="parts")
-    train.run(whole)
+    session.run(whole)
     sessions = iter([3, 8, 11])  # steps to make before being told to stop
     fit = loop.fit
 
@@ -138,13 +142,13 @@ def check_resume(compose, monkeypatch, choice: list[str]) -> None:
     monkeypatch.setattr(loop, "fit", stopping_fit)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            train.run(parts)
-        assert runs.RunDirectory.of(parts).status == "interrupted"
-    assert train.run(parts) == "done"
-    same_ending(runs.RunDirectory.of(whole), runs.RunDirectory.of(parts))
+            session.run(parts)
+        assert RunDirectory.of(parts).status == "interrupted"
+    assert session.run(parts) == "done"
+    same_ending(RunDirectory.of(whole), RunDirectory.of(parts))
 
 
-def same_ending(one: runs.RunDirectory, other: runs.RunDirectory) -> None:
+def same_ending(one: RunDirectory, other: RunDirectory) -> None:
     assert one.metrics.read_bytes() == other.metrics.read_bytes()
     states = [checkpoint.load(d) for d in (one, other)]
     assert states[0].keys() == states[1].keys()
@@ -168,29 +172,29 @@ def test_an_error_is_recorded_and_the_run_retried(compose, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(loop, "fit", lambda *_: 1 / 0)
         with pytest.raises(RunFailed, match="failed, ZeroDivisionError"):
-            train.run(config)
-    status = runs.RunDirectory.of(config).read("status.json")
+            session.run(config)
+    status = RunDirectory.of(config).read("status.json")
     assert status["status"] == "failed" and "Traceback" in status["traceback"]
-    assert train.run(config) == "done"
+    assert session.run(config) == "done"
 
 
 def test_divergence_ends_the_run_with_its_records(compose):
     config = compose("optimizer.lr=1e30", "train.log_every=1")
     with pytest.raises(RunFailed, match="diverged, the loss was not finite"):
-        train.run(config)
-    directory = runs.RunDirectory.of(config)
+        session.run(config)
+    directory = RunDirectory.of(config)
     assert directory.status == "diverged" and directory.finished
     log = rows(config)  # still JSON: what is not finite is null
     assert log[0]["train/loss"] > 0 and log[-1]["norm/weight_l2"] is None
     with pytest.raises(RunFailed, match="diverged"):
-        train.run(config)
+        session.run(config)
 
 
 def test_a_blow_up_in_the_very_last_update_is_divergence_too(compose):
     config = compose("optimizer.lr=1e30", "train.steps=1", "train.log_every=1", "train.eval_every=1")
     with pytest.raises(RunFailed, match="diverged, the loss was not finite at step 1"):
-        train.run(config)
-    assert runs.RunDirectory.of(config).status == "diverged"
+        session.run(config)
+    assert RunDirectory.of(config).status == "diverged"
 
 
 @pytest.mark.parametrize("log_every", [1, 20])
@@ -198,43 +202,43 @@ def test_a_run_killed_while_it_diverged_still_ends_as_diverged(compose, log_ever
     config = compose("optimizer.lr=1e30", f"train.log_every={log_every}", f"train.eval_every={log_every}")
     for _ in range(2):
         with pytest.raises(RunFailed, match="diverged"):
-            train.run(config)
-        records = runs.RunDirectory.of(config).metrics.read_bytes()
-        runs.RunDirectory.of(config).write_status("running")  # as if killed before it could say so
+            session.run(config)
+        records = RunDirectory.of(config).metrics.read_bytes()
+        RunDirectory.of(config).write_status("running")  # as if killed before it could say so
     with pytest.raises(RunFailed, match="diverged"):
-        train.run(config)
-    assert runs.RunDirectory.of(config).metrics.read_bytes() == records
+        session.run(config)
+    assert RunDirectory.of(config).metrics.read_bytes() == records
 
 
 def test_a_signal_after_the_last_step_still_stops_a_sweep(compose, monkeypatch):
     config = compose()
-    write = runs.RunDirectory.write
+    write = RunDirectory.write
 
     def interrupting_write(directory, name, content):
         if name == "summary.json":
             os.kill(os.getpid(), signal.SIGINT)
         write(directory, name, content)
 
-    monkeypatch.setattr(runs.RunDirectory, "write", interrupting_write)
+    monkeypatch.setattr(RunDirectory, "write", interrupting_write)
     with pytest.raises(KeyboardInterrupt):
-        train.run(config)
-    assert runs.RunDirectory.of(config).status == "done"
+        session.run(config)
+    assert RunDirectory.of(config).status == "done"
 
 
 def test_a_run_that_another_process_has_is_left_alone(compose):
     config = compose()
-    directory = runs.RunDirectory.of(config)
+    directory = RunDirectory.of(config)
     directory.create()
     with directory.lock():
-        assert train.run(config) == "locked"
-    assert train.run(config) == "done"
+        assert session.run(config) == "locked"
+    assert session.run(config) == "done"
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "of another run"])
 def test_a_damaged_checkpoint_is_told_and_nothing_is_lost(compose, damage):
     config = compose("runtime.checkpoint_seconds=0")
-    train.run(config)
-    directory = runs.RunDirectory.of(config)
+    session.run(config)
+    directory = RunDirectory.of(config)
     records = directory.metrics.read_bytes()
     directory.write_status("running")
     whole = directory.checkpoint.read_bytes()
@@ -243,75 +247,75 @@ def test_a_damaged_checkpoint_is_told_and_nothing_is_lost(compose, damage):
     else:
         directory.checkpoint.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"x"}[damage])
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt: (damaged|belongs to run another)"):
-        train.run(config)
+        session.run(config)
     assert directory.metrics.read_bytes() == records
     directory.checkpoint.unlink()
-    assert train.run(config) == "done"  # from checkpoint.previous.pt
+    assert session.run(config) == "done"  # from checkpoint.previous.pt
     assert directory.metrics.read_bytes() == records
 
 
 def test_records_that_a_checkpoint_vouches_for_must_be_there(compose):
     config = compose("runtime.checkpoint_seconds=0")
-    train.run(config)
-    directory = runs.RunDirectory.of(config)
+    session.run(config)
+    directory = RunDirectory.of(config)
     directory.write_status("running")
     directory.metrics.write_bytes(directory.metrics.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match="its checkpoint counts on"):
-        train.run(config)
+        session.run(config)
 
 
 @pytest.mark.parametrize("garbage", [b"\xff\x00garbage", b'{"step": 10, "tra', b"3", b""])
 def test_a_damaged_line_in_the_middle_is_told_and_nothing_is_touched(compose, garbage):
     config = compose("runtime.checkpoint_seconds=0", "train.log_every=5")
-    train.run(config)
-    directory = runs.RunDirectory.of(config)
+    session.run(config)
+    directory = RunDirectory.of(config)
     directory.write_status("running")
     lines = directory.metrics.read_bytes().split(b"\n")
     lines[2] = garbage.ljust(len(lines[2]))
     damaged = b"\n".join(lines)
     directory.metrics.write_bytes(damaged)
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl: line 3 is damaged; delete .* to start again"):
-        train.run(config)
+        session.run(config)
     assert directory.metrics.read_bytes() == damaged and directory.status == "failed"
 
 
 def test_a_half_written_line_is_cut_off(compose):
     config = compose("runtime.checkpoint_seconds=0")
-    train.run(config)
-    directory = runs.RunDirectory.of(config)
+    session.run(config)
+    directory = RunDirectory.of(config)
     records = directory.metrics.read_bytes()
     directory.write_status("running")
     with directory.metrics.open("ab") as file:
         file.write(b'{"step": 30, "tra')
-    assert train.run(config) == "done"
+    assert session.run(config) == "done"
     assert directory.metrics.read_bytes() == records
 
 
 def test_clipping_bounds_the_gradient_of_the_loss_alone(compose):
     clipped = ["train.clip_norm=1e-3", "optimizer.lr=1.0", "train.log_every=1"]
     config = compose(*clipped)
-    train.run(config)
+    session.run(config)
     steps = rows(config)[1:]
     assert all(row["gradient/loss_norm"] > 0.1 for row in steps)  # as it was before
     moved = compose(*clipped, "train.steps=1", "train.eval_every=1")
-    model = train.build(moved)[0]
+    model = build(moved)[0]
     before = [p.detach().clone() for p in model.parameters()]
-    train.run(moved)
-    after = checkpoint.load(runs.RunDirectory.of(moved))["model"].values()
+    session.run(moved)
+    after = checkpoint.load(RunDirectory.of(moved))["model"].values()
     change = torch.stack([(a - b).norm() for a, b in zip(after, before, strict=True)]).norm()
     assert change.item() == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_another_precision_or_layout_is_told_on_resume(compose, caplog):
     config = compose("train.steps=10", "runtime.checkpoint_seconds=0")
-    train.run(config)
-    runs.RunDirectory.of(config).write_status("running")
+    session.run(config)
+    RunDirectory.of(config).write_status("running")
     config.runtime.compile = False
     config.runtime.threads = 1 if torch.get_num_threads() > 1 else 2
     with caplog.at_level("WARNING", logger="wdlab"):
-        train.run(config)
+        session.run(config)
     assert "resumed on another machine or setting; equal up to rounding only" in caplog.text
-    sessions = json.loads((runs.RunDirectory.of(config).path / "provenance.json").read_text())["sessions"]
+    sessions = json.loads((RunDirectory.of(config).path / "provenance.json").read_text())["sessions"]
     keys = {"device", "threads", "precision", "matmul", "channels_last", "compile", "processes"}
     assert len(sessions) == 2 and all(keys <= session.keys() for session in sessions)
     assert sessions[0]["threads"] != sessions[1]["threads"]
@@ -322,9 +326,9 @@ def test_networks_with_convolutions_lie_channels_last_unless_told_otherwise(comp
     outcomes = {}
     for choice in ("auto", "never"):
         config = compose(*base, f"runtime.channels_last={choice}", runs_in=choice)
-        train.run(config)
-        session = runs.RunDirectory.of(config).read("provenance.json")["sessions"][0]
-        assert session["channels_last"] == (choice == "auto")
+        session.run(config)
+        sitting = RunDirectory.of(config).read("provenance.json")["sessions"][0]
+        assert sitting["channels_last"] == (choice == "auto")
         outcomes[choice] = rows(config)[-1]["train/loss"]
     assert outcomes["auto"] == pytest.approx(outcomes["never"], rel=1e-3)  # another rounding, and no more than that
 
@@ -332,25 +336,25 @@ def test_networks_with_convolutions_lie_channels_last_unless_told_otherwise(comp
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_run_on_cuda_agrees_with_the_cpu(compose):
     here, there = compose("regularizer=pathprox"), compose("regularizer=pathprox", "runtime=gpu", runs_in="gpu")
-    train.run(here)
-    train.run(there)
+    session.run(here)
+    session.run(there)
     for one, other in zip(rows(here), rows(there), strict=True):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
 
 
 def test_bf16_is_another_run_and_trains(compose):
     fp32, bf16 = compose(), compose("runtime.precision=bf16")
-    assert runs.identity(fp32) != runs.identity(bf16)
-    assert train.run(bf16) == "done"
+    assert run_name(fp32) != run_name(bf16)
+    assert session.run(bf16) == "done"
 
 
 def test_the_log_has_the_strength_in_force(compose):
     steps = ["train.steps=6", "train.log_every=1", "train.eval_every=6"]
     early = compose("regularizer=l2", "regularizer/over_time=early", "regularizer.over_time.epochs=null", *steps,
                     "regularizer.over_time.steps=3")  # fmt: skip
-    train.run(early)
+    session.run(early)
     assert [row["strength"] for row in rows(early)] == [1e-4, 1e-4, 1e-4, 1e-4, 0.0, 0.0, 0.0]
     scheduled = compose("regularizer=scheduled", "optimizer=adam", *steps)
-    train.run(scheduled)
+    session.run(scheduled)
     strengths = [row["strength"] for row in rows(scheduled)]
     assert strengths[0] == 5e-4 and all(s > 5e-4 for s in strengths[1:])  # the gradients of a new network are below 1

@@ -6,8 +6,11 @@ import json
 import pytest
 import torch
 
-from wdlab import evaluate, loop, runs, train
+from wdlab import evaluate, loop, session, train
+from wdlab.build import build
 from wdlab.errors import ConfigError
+from wdlab.records.directory import RunDirectory
+from wdlab.validation import check_config, code_error
 
 READING = ("Asserts", "Reads", "Masks")
 KEEPING = ("Keeps",)
@@ -27,20 +30,20 @@ def own(compose):
 
 
 def records(config) -> list[dict]:
-    return [json.loads(line) for line in runs.RunDirectory.of(config).metrics.read_text().splitlines()]
+    return [json.loads(line) for line in RunDirectory.of(config).metrics.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("name", [*READING, *KEEPING, *WRAPPED])
 def test_it_trains_as_the_plain_network_does_and_is_evaluated_pruned_and_measured(own, name):
     more = ("train.average_decay=0.9", "train.sharpness_every=20", "train.sharpness_examples=20")
     config, plain = own(name, *more), own("Plain", *more)
-    assert train.run(config) == "done" and train.run(plain) == "done"
+    assert session.run(config) == "done" and session.run(plain) == "done"
     for key in ("train/loss", "test/accuracy", "gradient/loss_norm", "average/test/loss", "norm/weight_l2"):
         assert records(config)[-1][key] == records(plain)[-1][key], key
     assert records(config)[-1]["sharpness/top_eigenvalue"] == pytest.approx(
         records(plain)[-1]["sharpness/top_eigenvalue"]
     )
-    folder = runs.RunDirectory.of(config).path
+    folder = RunDirectory.of(config).path
     for average in (False, True):
         found = evaluate.evaluate(folder, [], sharpness=True, average=average)
         key = "average/test/accuracy" if average else "test/accuracy"
@@ -50,22 +53,22 @@ def test_it_trains_as_the_plain_network_does_and_is_evaluated_pruned_and_measure
 @pytest.mark.parametrize("name", [*READING, *KEEPING, *WRAPPED])
 def test_it_is_resumed_to_the_same_end(own, name, monkeypatch):
     whole = own(name)
-    assert train.run(whole) == "done"
+    assert session.run(whole) == "done"
     expected = records(whole)
     stopped = own(name, f"paths.runs={whole['paths']['runs']}2")
     fit, asked = loop.fit, iter(range(100))
     with monkeypatch.context() as patch:
         patch.setattr(loop, "fit", lambda *arguments: fit(*arguments[:-1], lambda: next(asked) == 12))
         with pytest.raises(KeyboardInterrupt):
-            train.run(stopped)
-    assert runs.RunDirectory.of(stopped).read("status.json")["step"] == 10
-    assert train.run(stopped) == "done" and records(stopped) == expected
+            session.run(stopped)
+    assert RunDirectory.of(stopped).read("status.json")["step"] == 10
+    assert session.run(stopped) == "done" and records(stopped) == expected
 
 
 def test_the_network_of_a_finished_run_can_be_copied_and_saved(own, tmp_path):
     config = own("Keeps", "train.sharpness_every=20", "train.sharpness_examples=20")
-    train.run(config)
-    model = evaluate.evaluate(runs.RunDirectory.of(config).path, [], sharpness=True)["model"]
+    session.run(config)
+    model = evaluate.evaluate(RunDirectory.of(config).path, [], sharpness=True)["model"]
     copy.deepcopy(model)
     torch.save(model, tmp_path / "model.pt")
 
@@ -81,15 +84,15 @@ def test_the_network_of_a_finished_run_can_be_copied_and_saved(own, tmp_path):
 )
 def test_what_is_taken_off_a_network_is_said_with_what_to_use_instead(own, name, instead):
     with pytest.warns(UserWarning, match=f"is taken off the network; {instead}"):
-        model = train.build(own(name))[0]
-    assert model.state_dict().keys() == train.build(own("Plain"))[0].state_dict().keys()
+        model = build(own(name))[0]
+    assert model.state_dict().keys() == build(own("Plain"))[0].state_dict().keys()
 
 
 @pytest.mark.parametrize("name", [*KEEPING, "compiled", "parallel", "averaged"])
 def test_pathprox_sees_through_it_and_dead_units_are_pruned(own, name):
     config = own(name, "regularizer=pathprox", "regularizer.strength=0.3", "train.steps=60")
-    assert train.run(config) == "done"
-    found = evaluate.evaluate(runs.RunDirectory.of(config).path, [], sharpness=True, prune=True)
+    assert session.run(config) == "done"
+    found = evaluate.evaluate(RunDirectory.of(config).path, [], sharpness=True, prune=True)
     whole, pruned = found["metrics"], found["pruned"]["metrics"]
     assert 0 < whole["sparsity/active_units"] < 1
     assert pruned["test/accuracy"] == whole["test/accuracy"]
@@ -97,12 +100,12 @@ def test_pathprox_sees_through_it_and_dead_units_are_pruned(own, name):
 
 def test_a_batch_that_is_too_small_is_refused_also_where_the_forward_reads_a_value(own):
     with pytest.raises(ConfigError, match=r"train\.batch_size=1: is too small, Expected more than 1 value per channel"):
-        train.check(own("Normalizes", "train.batch_size=1"))
-    train.check(own("Normalizes", "train.batch_size=2"))
+        check_config(own("Normalizes", "train.batch_size=1"))
+    check_config(own("Normalizes", "train.batch_size=2"))
 
 
 def test_an_error_of_its_own_is_not_taken_for_a_batch_that_is_too_small(own):
     config = own("Complains")
-    assert repr(train.fault_of_code(config)) == repr(ValueError("not with me"))
+    assert repr(code_error(config)) == repr(ValueError("not with me"))
     with pytest.raises(train.RunFailed, match="failed, ValueError: not with me"):
-        train.run(config)
+        session.run(config)

@@ -1,11 +1,8 @@
 """The errors a user can cause, each told in one line; Hydra's own too. Used by everything that can fail."""
 
-import contextlib
 import difflib
 import re
 import traceback
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 
 class WdlabError(Exception):
@@ -26,21 +23,6 @@ class CheckpointError(WdlabError):
 
 class RunFailed(WdlabError):
     """A run, or some runs of a sweep, that did not end well."""
-
-
-@contextlib.contextmanager
-def writing(path: Path, undo: Callable[[], object]) -> Iterator[None]:
-    """Where a file is written: if the disk is full, say, what is half written is undone, and the error names the file.
-
-    Raises:
-        OSError: with the file's name, which Python leaves out once a file is open.
-    """
-    try:
-        yield
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            undo()
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 NAME = "a name: letters, digits, dots, dashes, underscores"
@@ -102,3 +84,11 @@ def _unknown_key(error: BaseException) -> str | None:
 
 def _one_line(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
+
+
+def describe_error(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"sys.exit({error.code!r}) was called"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return "".join(traceback.format_exception_only(error)).strip()

@@ -19,9 +19,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from wdlab import averaging, checkpoint, data, device, metrics, pruning, runs, train
+from wdlab import data, metrics, pruning
+from wdlab.build import build, instantiate_node
+from wdlab.engine import averaging, device
 from wdlab.errors import ConfigError, WdlabError, explain
+from wdlab.footprint import footprints
+from wdlab.records import checkpoint
+from wdlab.records.directory import RunDirectory
+from wdlab.records.identity import compose_config
 from wdlab.tracing import left_as_it_was
+from wdlab.validation import check_data_is_the_same
 
 SETTABLE = ("runtime.", "paths.data=")
 
@@ -44,10 +51,10 @@ def evaluate(
         CheckpointError: if its checkpoint is missing or damaged, or the data is not what it was trained on.
     """
     config = _config(folder, overrides)
-    directory = runs.RunDirectory(folder.parent, folder.name)
+    directory = RunDirectory(folder.parent, folder.name)
     state = checkpoint.require(directory)
-    train.check_data_is_the_same(config, directory, state)
-    model, _, regularizer, _ = train.build(config)
+    check_data_is_the_same(config, directory, state)
+    model, _, regularizer, _ = build(config)
     model.load_state_dict(state["model"])
     machine = device.set_up(config["runtime"], model)
     machine.place(model)
@@ -76,8 +83,8 @@ def evaluate(
         smaller = pruning.prune_dead_units(model)
         batch, _ = splits.test.examples(slice(0, min(len(splits.test), config["train"]["batch_size"])))
         with machine.autocast():
-            found["footprint"], cost = pruning.footprints([model, smaller], batch)
-        method = train.make(OmegaConf.to_container(config["regularizer"], resolve=True), model=smaller)
+            found["footprint"], cost = footprints([model, smaller], batch)
+        method = instantiate_node(OmegaConf.to_container(config["regularizer"], resolve=True), model=smaller)
         found["pruned"] = {"model": smaller, "metrics": measured(smaller, method), "footprint": cost}
     return found
 
@@ -90,7 +97,7 @@ def _config(folder: Path, overrides: list[str]) -> DictConfig:
         config = OmegaConf.load(folder / "config.yaml")
     except OSError as error:
         raise ConfigError(f"{folder}: is no run, it has no config.yaml") from error
-    defaults = runs.compose([])
+    defaults = compose_config([])
     config["runtime"] = OmegaConf.merge(defaults["runtime"], {"precision": config["runtime"]["precision"]})
     config["paths"] = defaults["paths"]
     OmegaConf.set_struct(config, True)

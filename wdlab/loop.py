@@ -2,64 +2,21 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from wdlab import checkpoint
-from wdlab.averaging import Average
-from wdlab.data import Batches, Data
-from wdlab.device import Machine
-from wdlab.errors import ConfigError
-from wdlab.metrics import SHARPNESS_EXAMPLES, Evaluated, Metrics, cross_entropy
-from wdlab.progress import Progress
-from wdlab.recorder import Recorder
-from wdlab.regularizers import Regularizer
-from wdlab.runs import RunDirectory
+from wdlab.data import Batches
+from wdlab.engine.averaging import Average
+from wdlab.engine.device import Machine
+from wdlab.engine.experiment import Experiment, set_random_state
+from wdlab.engine.progress import Progress
+from wdlab.engine.run_log import FULL_LOG_KEYS, NullLog, RunLog, is_due
+from wdlab.metrics import cross_entropy
+from wdlab.records.directory import RunDirectory
+from wdlab.records.recorder import Recorder
 from wdlab.strides import match_state
-
-MOST = 10**12
-FULLER = ("eval_every", "sharpness_every")  # how often a log line has more than what is cheap
-WHOLE = ("steps", "batch_size", "log_every", "eval_every")
-WHOLE_OR_NULL = ("sharpness_every", "sharpness_examples")
-NUMBER_OR_NULL: dict[str, tuple[Callable[[float], bool], str]] = {
-    "clip_norm": (lambda norm: norm > 0, "> 0"),
-    "label_smoothing": (lambda share: 0 <= share < 1, "from 0 to below 1"),
-    "average_decay": (lambda decay: 0 < decay < 1, "between 0 and 1"),
-}
-KEYS = (*WHOLE, *NUMBER_OR_NULL, *WHOLE_OR_NULL)
-
-
-@dataclass
-class Experiment:
-    """Everything a run trains with, built by ``train``."""
-
-    model: nn.Module
-    data: Data
-    optimizer: torch.optim.Optimizer
-    regularizer: Regularizer
-    lr_factor: Callable[[int, int, int], float]
-    machine: Machine
-    seed: int
-
-
-def check(config: Mapping[str, Any]) -> None:
-    """Raise a ConfigError for a ``train`` value that is no whole number from 1 to ``MOST``, no norm or no share."""
-    for key in (*WHOLE, *WHOLE_OR_NULL):
-        value = config[key]
-        if value is None and key in WHOLE_OR_NULL:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST:
-            null = "null or " if key in WHOLE_OR_NULL else ""
-            raise ConfigError(f"train.{key}={value}: must be {null}a whole number between 1 and {MOST}")
-    for key, (allowed, words) in NUMBER_OR_NULL.items():
-        value = config[key]
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not allowed(value):
-            raise ConfigError(f"train.{key}={value}: must be null or a number {words}")
 
 
 class Step:
@@ -135,11 +92,11 @@ def fit(
         regularizer.load_state_dict(start["regularizer"])
         if average:
             average.load_state_dict(start["average"])
-    _set_random_state(start, machine, experiment.seed)
+    set_random_state(start, machine, experiment.seed)
     update = Step(machine.training_form(model), optimizer, machine, config["clip_norm"], config["label_smoothing"])
-    keeper = _NoKeeper()
+    keeper = NullLog()
     if recorder:
-        keeper = Keeper(experiment, config, run, recorder, batches.steps_per_epoch, average)
+        keeper = RunLog(experiment, config, run, recorder, batches.steps_per_epoch, average)
 
     def set_lr(step: int) -> None:
         factor = experiment.lr_factor(step, steps, batches.steps_per_epoch)
@@ -158,7 +115,7 @@ def fit(
     with regularizer.attach(optimizer), Progress(run.name, steps, first) as progress:
         for step in range(first, steps):
             done = step + 1
-            logged = any(due(config, every, done) for every in ("log_every", *FULLER))
+            logged = any(is_due(config, every, done) for every in ("log_every", *FULL_LOG_KEYS))
             set_lr(step)
             loss = update.backward(*batches(step))
             if logged:
@@ -182,108 +139,3 @@ def fit(
             if stopping and done < steps:
                 return "interrupted"
     return "done"
-
-
-def due(config: Mapping[str, Any], every: str, step: int) -> bool:
-    """Whether what ``config[every]`` gives the distance of is due behind update ``step``; at the last all is."""
-    return config[every] is not None and (step % config[every] == 0 or step == config["steps"])
-
-
-class Keeper:
-    """Measures, records and saves a run."""
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        config: Mapping[str, Any],
-        run: RunDirectory,
-        recorder: Recorder,
-        steps_per_epoch: int,
-        average: Average | None = None,
-    ) -> None:
-        self._average = average
-        self._experiment, self._config, self._run, self._recorder = experiment, config, run, recorder
-        self._steps_per_epoch = steps_per_epoch
-        self._metrics = Metrics(
-            experiment.model,
-            experiment.data,
-            experiment.regularizer,
-            experiment.machine.autocast,
-            config["sharpness_examples"] or SHARPNESS_EXAMPLES,
-            average.settle if average else None,
-        )
-        self.before_step, self.after_step = self._metrics.before_step, self._metrics.after_step
-
-    @property
-    def last(self) -> dict[str, Any]:
-        """The newest log line."""
-        return self._recorder.last
-
-    @property
-    def last_step(self) -> int:
-        return self.last["step"]
-
-    @property
-    def last_is_finite(self) -> bool:
-        """Whether weights and training loss of the newest log line are, as far as it has them."""
-        return all(self.last.get(key, 0.0) is not None for key in ("norm/weight_l2", "train/loss"))
-
-    def record(self, step: int, finite: Tensor, evaluated: Evaluated | None = None) -> bool:
-        """Log the state after ``step`` updates, with what is due; ``evaluated`` if the whole splits have been.
-
-        The device is waited for once (and for what the sharpness takes, where it is due).
-
-        Args:
-            finite: whether the losses so far were, a boolean 0-dim tensor.
-
-        Returns:
-            Whether they were, and the weights and training loss of this log line are.
-        """
-        clock = {"step": step, "epoch": step / self._steps_per_epoch}
-        lr = self._experiment.optimizer.param_groups[0]["lr"]
-        strength = self._experiment.regularizer.strength_on_device
-        beside = {"finite": finite} | ({"strength": strength} if isinstance(strength, Tensor) else {})
-        fuller = (due(self._config, every, step) for every in FULLER)
-        values = self._metrics.measure(*fuller, evaluated, beside)
-        losses_are_finite = bool(values.pop("finite"))
-        self._recorder.log(clock | {"lr": lr, "strength": values.pop("strength", strength)} | values)
-        return losses_are_finite and self.last_is_finite
-
-    def save(self, step: int, finite: Tensor | bool) -> None:
-        """Write a checkpoint of the state after ``step`` updates."""
-        device = self._experiment.machine.device
-        state = {"step": step, "records_bytes": self._recorder.sync(), "finite": bool(finite)}
-        state |= {"rng": torch.get_rng_state(), "data_checksum": self._experiment.data.checksum}
-        if device.type != "cpu":
-            state |= {f"rng_{device.type}": torch.get_device_module(device).get_rng_state(device)}
-        parts = ("model", "optimizer", "regularizer")
-        if self._average:
-            state["average"] = self._average.state_dict()
-        checkpoint.save(self._run, state | {name: getattr(self._experiment, name).state_dict() for name in parts})
-
-
-class _NoKeeper:
-    """For the processes that do not lead."""
-
-    last: ClassVar[dict[str, Any]] = {}
-    last_step = None
-
-    def before_step(self) -> None: ...
-
-    def after_step(self) -> None: ...
-
-    def record(self, step: int, finite: Tensor) -> bool:
-        return bool(finite)
-
-    def save(self, step: int, finite: Tensor | bool) -> None: ...
-
-
-def _set_random_state(start: dict[str, Any] | None, machine: Machine, seed: int) -> None:
-    """Of dropout. A process that does not lead draws other masks than the leader."""
-    if not machine.group.leads:
-        torch.manual_seed(hash((seed, machine.group.rank, start["step"] if start else 0)) % 2**63)
-    elif start is not None:
-        torch.set_rng_state(start["rng"])
-        of_device = start.get(f"rng_{machine.device.type}")
-        if of_device is not None:
-            torch.get_device_module(machine.device).set_rng_state(of_device, machine.device)

@@ -1,353 +1,277 @@
-"""A run: its identity, its directory, its status, its lock, where it came from. Imports no torch.
+"""The ledger of all runs, read off their directories; ``python -m wdlab.runs`` and ``make status`` print it.
 
-Called by ``train`` to make runs, by ``analysis`` and ``scripts`` to find them. ``python -m wdlab.runs`` lists them, see
-``wdlab.ledger``.
+    python -m wdlab.runs [FOLDER]                   every run with its state, step, and age of its last record
+    python -m wdlab.runs --status failed,stale      only those
+    python -m wdlab.runs --retry-failed             go on with what failed, was interrupted, or lost its process
+    python -m wdlab.runs --json                     a list with one object per run
 
-    results/runs/<dataset>-<model>-<optimizer>-<regularizer>-<hash>/
-        config.yaml        the resolved config
-        metrics.jsonl      one line per log point, append-only, authoritative
-        checkpoint.pt      the newest; checkpoint.previous.pt the one before
-        summary.json       the last line of metrics.jsonl, wall time
-        provenance.json    git commit and diff, versions, devices, data checksum
-        status.json        running / done / diverged / failed / interrupted
-        lock               held by the process that has the run
+A run is ``done``, ``running`` (a process holds its lock), ``interrupted`` (stopped itself, with a checkpoint),
+``diverged``, ``failed``, ``stale`` (it was begun, did not end, and no process has it, as after a kill), ``unreadable``
+(its ``status.json`` is damaged) or ``new`` (nothing was begun). Locks are those of the filesystem; on one that does not
+carry them from machine to machine, a run on another machine looks stale.
+
+Keys of an object: ``run``, ``path``, ``state``; ``step``, that of the last record, of ``steps`` (null if unknown);
+``age_seconds`` of the last record (null if there is none); ``host`` and ``pid`` of the process that wrote the status;
+``error``, its last line (null if there is none).
 """
 
+import argparse
 import contextlib
-import fcntl
-import functools
-import hashlib
 import json
 import os
-import platform
-import re
-import socket
-import subprocess
+import shutil
+import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from importlib import metadata
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import filelock
-import yaml
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.singleton import Singleton
-from hydra.core.utils import JobRuntime
-from hydra.version import VersionBase
+from hydra.core.utils import configure_log
 from omegaconf import DictConfig, OmegaConf
 
-from wdlab import interpolations
-from wdlab.errors import NAME, ConfigError, is_name, writing
+from wdlab.errors import ConfigError, WdlabError, explain
+from wdlab.records.directory import FINISHED, RunDirectory
+from wdlab.records.identity import CONFIGS, compose_config, run_name
 
-PROJECT = Path(__file__).resolve().parent.parent
-CONFIGS = PROJECT / "configs"
-
-SCIENTIFIC_KEYS = ("dataset", "model", "optimizer", "regularizer", "lr_schedule", "train", "seed")
-NAMED_KEYS = ("dataset", "model", "optimizer", "regularizer")
-TARGET_GROUPS = ("model", "optimizer", "regularizer", "regularizer/over_time", "lr_schedule")
-
-FINISHED = ("done", "diverged")
-_PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "wandb", "pandas")
-_ENVIRONMENT = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
-_DIFF_LIMIT = 200_000
-_TAIL_BYTES = 16_384  # more than the longest line of metrics.jsonl
-_LOCK_SECONDS = 0.2  # that a run waits for its lock: the ledger may look at it at that very moment
-_UNUSABLE = (ValueError, TypeError, LookupError, OverflowError, RecursionError)  # what foreign bytes can lead to
-_PARTS_KEPT = 4096  # of config files; a part is a few hundred bytes
-_LONG_CONFIG = 16_384  # characters; libyaml overruns the stack in a text of which most is opening brackets
-_FastLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_TOP_LEVEL_KEY = re.compile(r"^(?=[^\W\d]\w*:)", re.MULTILINE)
+STATES = ("done", "new", "running", "interrupted", "diverged", "failed", "stale", "unreadable")  # in order of the list
+RETRIED = ("interrupted", "failed", "stale")
+_WRITTEN = ("running", "interrupted", "failed", *FINISHED)
+_COMPLETED = ("train", "paths", "runtime", "logger")  # parts of an old config that may lack what has a default today
+_UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
-def compose(overrides: Iterable[str]) -> DictConfig:
-    """The config that ``python -m wdlab.train <overrides>`` runs. Another Hydra application may be under way."""
-    with _own_hydra(), initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra_compose("train", list(overrides))
-    interpolations.read_environment(config)
+@dataclass(frozen=True)
+class Entry:
+    """A run as it is now; the module says what the fields mean."""
+
+    run: str
+    path: str
+    state: str
+    step: int
+    steps: int | None
+    age_seconds: float | None
+    host: str | None
+    pid: int | None
+    error: str | None
+
+
+def entries(root: Path) -> list[Entry]:
+    """All runs of a folder, in the order of ``STATES``, then by name.
+
+    Raises:
+        ConfigError: if it is no folder, or cannot be read.
+    """
+    try:
+        with os.scandir(root) as found:
+            names = [entry.name for entry in found if not entry.name.startswith(".") and entry.is_dir()]
+    except OSError as error:
+        raise ConfigError(f"{root}: is no folder of runs, {error.strerror}") from error
+    return sorted((entry_of(RunDirectory(root, name)) for name in names), key=_in_order)
+
+
+def entry_of(directory: RunDirectory) -> Entry:
+    """One run, whatever is in its directory."""
+    state, status, error = _state(directory)
+    try:
+        age = max(0.0, time.time() - directory.metrics.stat().st_mtime)
+    except OSError:
+        age = None
+    host, pid = status.get("host"), status.get("pid")
+    return Entry(
+        run=directory.name,
+        path=str(directory.path),
+        state=state,
+        step=directory.last_step,
+        steps=_steps(directory),
+        age_seconds=age,
+        host=host if isinstance(host, str) else None,
+        pid=pid if isinstance(pid, int) else None,
+        error=error,
+    )
+
+
+def _in_order(entry: Entry) -> tuple[int, str]:
+    return STATES.index(entry.state), entry.run
+
+
+def _state(directory: RunDirectory) -> tuple[str, dict[str, Any], str | None]:
+    """A run's state, what its ``status.json`` says, and the last line of what went wrong."""
+    try:
+        status, owned = directory.read("status.json"), directory.held
+        while not owned and (again := directory.read("status.json")) != status:  # began or ended between the looks
+            status, owned = again, directory.held
+        there = bool(status) or (directory.path / "status.json").exists()
+        begun = there or directory.config.exists()
+    except OSError as error:
+        return "unreadable", {}, f"status.json: {error.strerror}"
+    written = status.get("status")
+    if written == "done":
+        return written, status, None
+    if written == "diverged":
+        return written, status, f"the loss was not finite at step {status.get('step')}"
+    if owned:
+        return "running", status if written == "running" else {}, None  # if not, it is that of the process before
+    if there and written not in _WRITTEN:
+        return "unreadable", status, "status.json: holds no status of a run"
+    if written == "failed":
+        return written, status, (str(status.get("error")).splitlines() or [""])[-1]
+    if written == "interrupted":
+        return written, status, None
+    return "stale" if begun else "new", status, None
+
+
+def _steps(directory: RunDirectory) -> int | None:
+    try:
+        steps = directory.read_config("train")["train"]["steps"]
+    except (ConfigError, KeyError, TypeError):
+        return None
+    return steps if isinstance(steps, int) else None
+
+
+def table(listed: Iterable[Entry], columns: int | None) -> Iterator[str]:
+    """Lines to read. Names are whole; an error that is longer than ``columns`` ends in dots."""
+    yield f"{'state':<12}{'step':>15}  {'last record':>11}  run"
+    for entry in listed:
+        steps = "?" if entry.steps is None else entry.steps
+        yield f"{entry.state:<12}{f'{entry.step}/{steps}':>15}  {_age(entry.age_seconds):>11}  {_printable(entry.run)}"
+        detail = _printable(_detail(entry))
+        if columns is not None and len(detail) + 4 > columns:
+            detail = detail[: max(columns - 7, 0)] + "..."
+        if detail:
+            yield f"    {detail}"
+
+
+def _detail(entry: Entry) -> str:
+    if entry.state in ("running", "stale") and entry.pid is not None:
+        return f"{'was ' * (entry.state == 'stale')}process {entry.pid} on {entry.host}"
+    return entry.error or ""
+
+
+def _age(seconds: float | None) -> str:
+    """As ``3 min``: one unit is enough."""
+    if seconds is None:
+        return "-"
+    length, unit = next((u for u in _UNITS if seconds >= u[0]), _UNITS[-1])
+    return f"{int(seconds // length)} {unit}"
+
+
+def _printable(text: str) -> str:
+    """Without what could move a cursor, or is no text."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def counts(every: Sequence[Entry]) -> str:
+    """One line: how many are in which state."""
+    of = Counter(entry.state for entry in every)
+    told = ", ".join(f"{of[state]} {state}" for state in STATES if of[state])
+    return f"{len(every)} runs: {told}" if every else "0 runs"
+
+
+def retry(chosen: Sequence[Entry]) -> dict[str, str]:
+    """Go on with runs from their own ``config.yaml``, one after another; torch is needed from here on.
+
+    Returns:
+        Why, for each run that did not end well. One that another process has taken is left to it.
+
+    Raises:
+        KeyboardInterrupt: if SIGINT or SIGTERM ended a run; a checkpoint was written first.
+    """
+
+    from wdlab import session  # torch is imported only here
+
+    configure_log(OmegaConf.load(CONFIGS / "hydra" / "job_logging" / "wdlab.yaml"))
+    defaults, bad = compose_config([]), {}
+    for entry in chosen:
+        try:
+            session.run(_config(_directory(entry), defaults))
+        except (Exception, SystemExit) as error:  # whatever it is, the others can still do well
+            bad[entry.run] = explain(error) or repr(error)
+            print(f"error: {_printable(bad[entry.run])}", flush=True)
+    return bad
+
+
+def _directory(entry: Entry) -> RunDirectory:
+    return RunDirectory(Path(entry.path).parent, entry.run)
+
+
+def _config(directory: RunDirectory, defaults: DictConfig) -> DictConfig:
+    """What a run was started with, to be run where it lies.
+
+    Raises:
+        ConfigError: if that is unreadable, or would be another run today.
+    """
+    config = OmegaConf.create(directory.read_config())
+    for part in _COMPLETED:
+        config[part] = OmegaConf.merge(defaults[part], config.get(part, {}))
+    config["paths"]["runs"] = str(directory.path.parent)
+    OmegaConf.set_struct(config, True)
+    name = run_name(config)
+    if name != directory.name:
+        raise ConfigError(f"{directory.name}: left alone, its config.yaml is that of {name} today")
     return config
 
 
-@contextlib.contextmanager
-def _own_hydra() -> Iterator[None]:
-    """Put away what Hydra keeps once per process, for a while."""
-    kept = {kind: Singleton._instances.pop(kind, None) for kind in (GlobalHydra, JobRuntime, VersionBase)}
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line. Exit code 0; 1 if a retried run did not end well; 2 for bad input; 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m wdlab.runs", description="The ledger of all runs.")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("results/runs"), help="of the run directories")
+    parser.add_argument("--json", action="store_true", help="print a list with one object per run")
+    parser.add_argument("--status", metavar="STATE,...", help=f"only these: {', '.join(STATES)}")
+    parser.add_argument("--retry-failed", action="store_true", help=f"go on with runs that are {', '.join(RETRIED)}")
+    given = parser.parse_args(arguments)
+    sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        yield
-    finally:
-        for kind, instance in kept.items():
-            Singleton._instances.pop(kind, None)
-            if instance is not None:
-                Singleton._instances[kind] = instance
+        states = _states(given.status)
+        code = 0
+        if given.retry_failed:
+            with contextlib.redirect_stdout(sys.stderr) if given.json else contextlib.nullcontext():
+                code = _retry_and_sum_up([e for e in entries(given.folder) if e.state in states and e.state in RETRIED])
+        if given.json or not given.retry_failed:
+            _print(entries(given.folder), states, given.json)
+        sys.stdout.flush()
+    except WdlabError as error:
+        print(f"error: {explain(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(code)
 
 
-def scientific_config(config: DictConfig) -> dict[str, Any]:
-    """The part of a resolved config that decides the numbers: what a run is, not where or how it is recorded.
-
-    Raises:
-        ConfigError: if a part of it is not there, or has no name.
-    """
-    whole = OmegaConf.to_container(config, resolve=True)
-    for key in (*SCIENTIFIC_KEYS, "runtime"):
-        if key not in whole:
-            raise ConfigError(f"{key}: is missing")
-        if key != "seed" and not isinstance(whole[key], dict):
-            raise ConfigError(f"{key}={whole.get(key)}: must be a group of keys")
-    for key in NAMED_KEYS:
-        name = whole[key].get("name")
-        if not is_name(name):
-            raise ConfigError(f"{key}.name={name}: must be {NAME}")
-    return {key: whole.get(key) for key in SCIENTIFIC_KEYS} | {"precision": whole["runtime"].get("precision")}
+def _states(given: str | None) -> tuple[str, ...]:
+    states = STATES if given is None else tuple(given.split(","))
+    for state in states:
+        if state not in STATES:
+            raise ConfigError(f"--status {state}: must be one of {', '.join(STATES)}")
+    return states
 
 
-def identity(config: DictConfig) -> str:
-    """The run's name: the chosen configs, then a hash of everything scientific.
-
-    Equal numbers hash equally (1 and 1.0), and keys that are null are left out, so that a new optional key renames
-    nothing that ran before it. ``_target_`` is left out too, so that a class can move to another module: a choice is
-    identified by its group and name.
-    """
-    scientific = scientific_config(config)
-    text = json.dumps(_canonical(scientific), sort_keys=True, allow_nan=True)
-    names = "-".join(str(scientific[key]["name"]) for key in NAMED_KEYS)
-    return f"{names}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-
-
-def _canonical(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _canonical(v) for k, v in value.items() if v is not None and k != "_target_"}
-    if isinstance(value, list | tuple):
-        return [_canonical(v) for v in value]
-    if isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    return value
+def _print(every: Sequence[Entry], states: Collection[str], as_json: bool) -> None:
+    listed = [entry for entry in every if entry.state in states]
+    if as_json:
+        print(json.dumps([asdict(entry) for entry in listed], indent=2))
+        return
+    for line in table(listed, shutil.get_terminal_size().columns if sys.stdout.isatty() else None):
+        print(line)
+    print(counts(every))
+    if any(entry.state in RETRIED for entry in listed):
+        print(f"--retry-failed goes on with those that are {', '.join(RETRIED)}")
 
 
-def check_targets(config: DictConfig) -> None:
-    """Raise a ConfigError for another class or function under the name of one of the choices in ``configs``.
-
-    Runs are identified by these names, so a run of the other class would count as one that is finished already.
-    """
-    for group in TARGET_GROUPS:
-        node = OmegaConf.select(config, group.replace("/", "."))
-        if not isinstance(node, DictConfig):
-            continue
-        name, target = node.get("name"), node.get("_target_")
-        usual = _target_of_choice(group, name) if is_name(name) else None
-        if isinstance(target, str) and usual not in (None, target):
-            key = group.replace("/", ".")
-            raise ConfigError(
-                f"{key}._target_={target}: needs a name of its own, {key}.name={name} is {usual}; give {key}.name too"
-            )
-
-
-@functools.cache
-def _target_of_choice(group: str, name: str) -> str | None:
-    path = CONFIGS / group / f"{name}.yaml"
-    return OmegaConf.load(path).get("_target_") if path.is_file() else None
-
-
-class RunDirectory:
-    """The files of one run. Making the object touches nothing on disk."""
-
-    def __init__(self, root: str | Path, name: str) -> None:
-        self.name = name
-        self.path = Path(root) / name
-        self.metrics = self.path / "metrics.jsonl"
-        self.config = self.path / "config.yaml"
-        self.lock_file = self.path / "lock"
-        self.checkpoint = self.path / "checkpoint.pt"
-        self.previous_checkpoint = self.path / "checkpoint.previous.pt"
-
-    @classmethod
-    def of(cls, config: DictConfig) -> Self:
-        """The directory of a config's run.
-
-        Raises:
-            ConfigError: if ``paths`` does not name folders, or as :func:`check_targets`.
-        """
-        if not isinstance(config["paths"], DictConfig):
-            raise ConfigError(f"paths={config['paths']}: must be a group of keys")
-        for key, path in config["paths"].items():
-            if not isinstance(path, str) or not path:
-                raise ConfigError(f"paths.{key}={path}: must be a folder")
-        check_targets(config)
-        return cls(config["paths"]["runs"], identity(config))
-
-    def create(self) -> None:
-        """Make the directory."""
-        self.path.mkdir(parents=True, exist_ok=True)
-
-    def write_config(self, config: DictConfig) -> None:
-        """Write the resolved ``config.yaml``."""
-        resolved = OmegaConf.to_container(config, resolve=True)
-        write_atomically(self.config, yaml.safe_dump(resolved, sort_keys=False))
-
-    def read_config(self, *keys: str) -> dict[str, Any]:
-        """What ``config.yaml`` says, as plain values. They are shared between runs: not to be changed.
-
-        Args:
-            keys: of the highest level, if only these are wanted.
-
-        Raises:
-            ConfigError: if it is not there, or is no mapping in YAML.
-        """
-        try:
-            return _parse_config(self.config.read_text(), keys)
-        except (OSError, yaml.YAMLError, AttributeError, *_UNUSABLE) as error:
-            raise ConfigError(f"{self.config}: cannot be read, {' '.join(str(error).split())}") from error
-
-    def lock(self) -> filelock.BaseFileLock:
-        """The run's lock. It belongs to a process, so it is free again as soon as its owner is dead."""
-        return filelock.FileLock(self.lock_file, timeout=_LOCK_SECONDS, poll_interval=_LOCK_SECONDS / 10)
-
-    @property
-    def held(self) -> bool:
-        """Whether a process holds the lock.
-
-        Makes no file, and shares the lock with others who look, for microseconds; a run that starts waits longer.
-        """
-        try:
-            descriptor = os.open(self.lock_file, os.O_RDONLY | os.O_NONBLOCK)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # there are no locks here
-            return False
-        finally:
-            os.close(descriptor)
-        return False
-
-    def remove_leftovers(self) -> None:
-        """Remove what writing to a temporary file left behind when it was killed. For the owner of the lock."""
-        for path in self.path.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
-
-    @property
-    def status(self) -> str:
-        """``new``, or the last status written: running, interrupted, done, diverged, failed."""
-        return self.read("status.json").get("status", "new")
-
-    @property
-    def last_step(self) -> int:
-        """The step of the newest whole line of ``metrics.jsonl``; 0 if there is none."""
-        try:
-            with self.metrics.open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-                lines = file.read().split(b"\n")[:-1]
-            return int(json.loads(lines[-1])["step"])
-        except (OSError, *_UNUSABLE):
-            return 0
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing is left to compute: done or diverged."""
-        return self.status in FINISHED
-
-    def write_status(self, status: str, **details: Any) -> None:
-        """Record the status with its time, process and host."""
-        where = {"time": _now(), "pid": os.getpid(), "host": socket.gethostname()}
-        self.write("status.json", {"status": status, **where, **details})
-
-    def read(self, name: str) -> dict[str, Any]:
-        """A JSON file of the run, {} if it is not there, cannot be read, is half written or is no JSON object."""
-        try:
-            content = json.loads((self.path / name).read_text())
-        except (OSError, *_UNUSABLE):
-            return {}
-        return content if isinstance(content, dict) else {}
-
-    def write(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a JSON file of the run, whole or not at all."""
-        write_atomically(self.path / name, json.dumps(content, indent=2) + "\n")
-
-    def write_provenance(self, data_checksum: str, **machine: Any) -> bool:
-        """Add this session to ``provenance.json``: which code, versions and machine computed from now on.
-
-        Returns:
-            Whether the ``machine`` values are those of the session before, so that an exact resume can be exact.
-        """
-        sessions = self.read("provenance.json").get("sessions", [])
-        session = {"time": _now(), **machine, "code": code_version(), "versions": package_versions()}
-        session |= {"environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}}
-        self.write("provenance.json", {"data_checksum": data_checksum, "sessions": [*sessions, session]})
-        return not sessions or all(sessions[-1].get(key, False) == value for key, value in machine.items())
-
-
-def _parse_config(text: str, keys: Collection[str]) -> dict[str, Any]:
-    """A mapping in YAML, key by key, since runs of a sweep share most parts of their configs, and parsing is slow."""
-    try:
-        parts = [
-            _parse_yaml(part)
-            for part in _TOP_LEVEL_KEY.split(text)
-            if part and (not keys or part.partition(":")[0] in keys)
-        ]
-    except (ValueError, yaml.YAMLError):  # not written by ``write_config``: its parts do not stand for themselves
-        return _parse_yaml(text)
-    return {key: value for part in parts for key, value in part.items()}
-
-
-@functools.lru_cache(_PARTS_KEPT)
-def _parse_yaml(text: str) -> dict[str, Any]:
-    parsed = yaml.load(text, Loader=_FastLoader if len(text) < _LONG_CONFIG else yaml.SafeLoader)
-    if not isinstance(parsed, dict):
-        raise ValueError("must be a mapping")
-    return parsed
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file so that a reader sees the old or the new content, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path, undo=temporary.unlink):
-        temporary.write_text(text)
-        temporary.replace(path)
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of Python and the packages that can change a number."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-@functools.cache
-def code_version() -> dict[str, str]:
-    """Git commit of the checkout and its uncommitted difference as this process met them, {} outside a checkout."""
-    commit = _git("rev-parse", "HEAD")
-    if not commit:
-        return {}
-    watched = ("wdlab", "configs", "scripts", "pyproject.toml", "requirements.lock")
-    untracked = _git("ls-files", "--others", "--exclude-standard", "--", *watched)
-    diff = _git("diff", "HEAD", "--", *watched) + "".join(f"\nuntracked: {path}" for path in untracked.splitlines())
-    if len(diff) > _DIFF_LIMIT:
-        diff = f"sha256 {hashlib.sha256(diff.encode()).hexdigest()} ({len(diff)} characters)"
-    return {"commit": commit, "uncommitted": diff}
-
-
-def _git(*arguments: str) -> str:
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(PROJECT), *arguments], capture_output=True, text=True, timeout=30, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return answer.stdout.strip() if answer.returncode == 0 else ""
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+def _retry_and_sum_up(chosen: Sequence[Entry]) -> int:
+    print(f"{counts(chosen)}; to be retried", flush=True)
+    bad = retry(chosen) if chosen else {}
+    after = [entry_of(_directory(entry)) for entry in chosen]
+    print(f"retried {counts(after)}")
+    for name, reason in bad.items():
+        print(f"  {_printable(name)}: {_printable(reason)}")
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":
-    from wdlab import ledger  # which imports this file again, under its own name
-
-    ledger.main()
+    main()

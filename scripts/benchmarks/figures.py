@@ -12,8 +12,12 @@ import torch
 from joblib import Parallel, delayed
 
 from benchmarks.timing import RATIO, Comparison, Options, Page, Part
-from wdlab import loop, recorder, runs, train
-from wdlab.analysis import figures
+from wdlab import loop
+from wdlab.analysis import declaration
+from wdlab.build import build_experiment
+from wdlab.records import directory, recorder, wandb_mirror
+from wdlab.records.directory import RunDirectory
+from wdlab.records.identity import compose_config, run_name
 
 SCALE = "cpu"
 TARGET = 1.5  # times the declared time
@@ -28,8 +32,8 @@ def table(options: Options) -> Page | None:
         return None
     done: set[str] = set()
     rows = []
-    for name in figures.names():
-        jobs = [job for job in figures.jobs(figures.declaration(name, SCALE), "unused")]
+    for name in declaration.names():
+        jobs = [job for job in declaration.figure_runs(declaration.read_declaration(name, SCALE), "unused")]
         new = {job.directory.name: job for job in jobs if job.directory.name not in done}
         done |= new.keys()
         if new:
@@ -41,9 +45,9 @@ def table(options: Options) -> Page | None:
     return Page(f"Times of the figures at {SCALE} scale", [Part("Figures", problem, RATIO, 1, rows)])
 
 
-def _row(name: str, jobs: Sequence[figures.Job]) -> Comparison:
+def _row(name: str, jobs: Sequence[declaration.FigureRun]) -> Comparison:
     cores = len(os.sched_getaffinity(0))
-    panels: dict[str, list[figures.Job]] = {}
+    panels: dict[str, list[declaration.FigureRun]] = {}
     for job in jobs:
         panels.setdefault(job.panel, []).append(job)
     seconds = START
@@ -58,7 +62,7 @@ def _row(name: str, jobs: Sequence[figures.Job]) -> Comparison:
 
 def declared_minutes(name: str) -> float:
     """Return the time that a figure's declaration states, in minutes."""
-    text = figures.declaration(name, SCALE)["at"]["time"]
+    text = declaration.read_declaration(name, SCALE)["at"]["time"]
     number, unit = re.search(r"(\d+) (s|minutes|hours)\b", text).groups()
     return float(number) * {"s": 1 / 60, "minutes": 1, "hours": 60}[unit]
 
@@ -66,7 +70,7 @@ def declared_minutes(name: str) -> float:
 def _seconds_of_run(overrides: Sequence[str]) -> float:
     """Return how long a whole run takes: its steps, evaluations and log lines, from two short ones."""
     torch.set_num_threads(1)
-    config = runs.compose([*overrides, "runtime=cpu", "runtime.threads=1", "logger=disabled"])
+    config = compose_config([*overrides, "runtime=cpu", "runtime.threads=1", "logger=disabled"])
     settings = config["train"]
     long, short = _fit(config, STEPS), _fit(config, FEW)
     step = max(0.0, (long - short) / (STEPS - FEW))
@@ -74,15 +78,15 @@ def _seconds_of_run(overrides: Sequence[str]) -> float:
     return settings["steps"] * step + (settings["steps"] / settings["eval_every"] + 1) * evaluation
 
 
-def _fit(config: runs.DictConfig, steps: int) -> float:
+def _fit(config: directory.DictConfig, steps: int) -> float:
     """Return the seconds of a run of so many steps, with all splits evaluated before and after them."""
     config = config.copy()
     config["train"].update({"steps": steps, "log_every": NEVER, "eval_every": NEVER})
-    experiment = train.experiment(config)
+    experiment = build_experiment(config)
     with tempfile.TemporaryDirectory() as folder:
-        directory = runs.RunDirectory(Path(folder), runs.identity(config))
+        directory = RunDirectory(Path(folder), run_name(config))
         directory.create()
-        records = recorder.Recorder(directory.metrics, 0, recorder.Mirror())
+        records = recorder.Recorder(directory.metrics, 0, wandb_mirror.Mirror())
         start = time.perf_counter()
         loop.fit(experiment, config["train"], directory, records, None, NEVER)
         seconds = time.perf_counter() - start

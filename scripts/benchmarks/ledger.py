@@ -14,8 +14,10 @@ from typing import Any
 import yaml
 
 from benchmarks.timing import RATIO, Case, Options, Page, Part, part
-from wdlab import ledger, runs
-from wdlab.analysis import load, records
+from wdlab import runs
+from wdlab.analysis import cache, load
+from wdlab.records.directory import RunDirectory
+from wdlab.records.identity import PROJECT, compose_config
 
 RUNS = (2_500, 5_000, 10_000)
 LINES = 5  # of metrics.jsonl
@@ -42,7 +44,7 @@ def table(options: Options) -> Page:
         roots = {count: Path(folder) / str(count) for count in counts}
         for count, root in roots.items():
             generate(root, count)
-        time.sleep(records.SETTLED_NS / 1e9)
+        time.sleep(cache.SETTLED_NS / 1e9)
         parts = [_part(count, root, options, is_largest=count == counts[-1]) for count, root in roots.items()]
         remarks = [_memory(roots)] if sys.platform == "linux" else []
     return Page("The cost of looking at many runs", parts, remarks)
@@ -51,12 +53,12 @@ def table(options: Options) -> Page:
 def generate(root: Path, count: int) -> None:
     """Directories of random search: every run has a learning rate, a strength and numbers of its own."""
     drawn = random.Random(0)
-    template = runs.RunDirectory(root, "template")
+    template = RunDirectory(root, "template")
     template.create()
-    template.write_config(runs.compose(["regularizer=l2"]))
+    template.write_config(compose_config(["regularizer=l2"]))
     config = template.read_config()
     for seed in range(count):
-        directory = runs.RunDirectory(root, f"digits-mlp-sgd-l2-{drawn.getrandbits(48):012x}")
+        directory = RunDirectory(root, f"digits-mlp-sgd-l2-{drawn.getrandbits(48):012x}")
         directory.create()
         own = {
             "seed": seed,
@@ -76,14 +78,14 @@ def _part(count: int, root: Path, options: Options, is_largest: bool) -> Part:
     cases = [
         _case("analysis.load, for the first time", _forget, load, root, target=1.0 if is_largest else None),
         _case("analysis.load, again", Path.exists, load, root),
-        _case("wdlab.runs", Path.exists, lambda folder: list(ledger.table(ledger.entries(folder), None)), root),
+        _case("wdlab.runs", Path.exists, lambda folder: list(runs.table(runs.entries(folder), None)), root),
     ]
     problem = f"{count} runs, each of {LINES} lines of {METRICS} metrics, with a config of its own; files in memory"
     return part(f"{count} runs", problem, base, cases, options, RATIO, (count, "runs"))
 
 
 def _forget(root: Path) -> None:
-    (root / records.KEPT).unlink(missing_ok=True)
+    (root / cache.KEPT).unlink(missing_ok=True)
 
 
 def _case(
@@ -103,6 +105,6 @@ def _memory(roots: dict[int, Path]) -> str:
     for count, root in roots.items():
         _forget(root)
         command = [sys.executable, "-c", PEAK, str(root)]
-        done = subprocess.run(command, cwd=runs.PROJECT, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
         told.append(f"{math.ceil(int(done.stdout) / 1024)} MiB for {count} runs")
     return f"Largest memory of a first load, above that of the imports: {', '.join(told)}."

@@ -16,9 +16,11 @@ from benchmarks.setups import Setup, bare_step, plain_step
 from benchmarks.timing import RATIO, SPEED_UP, Case, Options, Page, Part, part
 from wdlab import loop
 from wdlab.data import Batches, Data
+from wdlab.engine.experiment import Experiment
 from wdlab.metrics import Metrics
-from wdlab.recorder import Mirror, Recorder
-from wdlab.runs import RunDirectory
+from wdlab.records.directory import RunDirectory
+from wdlab.records.recorder import Recorder
+from wdlab.records.wandb_mirror import Mirror
 
 LOOP_TARGET = 1.03
 WARM = 10  # steps before the clock is looked at
@@ -79,7 +81,7 @@ class Fit:
     def fit(self, log_every: int = LOG_EVERY) -> float:
         """Seconds of a step of the loop, with its share of records and metrics."""
         setup, clock = self._begin(), _Clock(self._steps, self._options)
-        experiment = loop.Experiment(
+        experiment = Experiment(
             setup.model, self._data, setup.optimizer, setup.regularizer, setup.lr_factor, setup.machine, seed=0
         )
         recorder = Recorder(self._run.metrics, 0, Mirror())

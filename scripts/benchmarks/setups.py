@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from benchmarks.loaders import random_images
 from benchmarks.timing import Options
-from wdlab import device, runs, train
+from wdlab.build import build, examples_of_batch
 from wdlab.data import Data, Images
 from wdlab.data.augment import Augment
-from wdlab.device import Machine
+from wdlab.engine import device
+from wdlab.engine.device import Machine
 from wdlab.loop import Step
+from wdlab.records.identity import compose_config
 from wdlab.regularizers import Regularizer
 
 SGD = ("optimizer=sgd", "optimizer.lr=0.1")
@@ -53,12 +55,12 @@ class Setup:
 
     def __init__(self, options: Options, *overrides: str) -> None:
         places = (f"runtime.device={options.device.type}", "logger=disabled", "regularizer=none")
-        self.config: DictConfig = runs.compose([*places, *SGD, *overrides])
+        self.config: DictConfig = compose_config([*places, *SGD, *overrides])
         self.model: nn.Module
         self.regularizer: Regularizer
-        self.model, self.optimizer, self.regularizer, self.lr_factor = train.build(self.config)
+        self.model, self.optimizer, self.regularizer, self.lr_factor = build(self.config)
         AS_TORCH_HAS_THEM()
-        examples = train.examples_of_batch(self.config)
+        examples = examples_of_batch(self.config)
         self.machine: Machine = device.set_up(self.config["runtime"], self.model, examples=examples)
         self.switches = Switches.now()
         self.machine.place(self.model)
@@ -89,7 +91,7 @@ class Setup:
 
 def bare_step(options: Options, *overrides: str) -> tuple[Callable[[Tensor, Tensor], None], nn.Module]:
     """The training step of a plain PyTorch loop, as torch is without any settings; and its network."""
-    model = train.build(runs.compose([*SGD, *overrides]))[0].to(options.device)
+    model = build(compose_config([*SGD, *overrides]))[0].to(options.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     return plain_step(model, optimizer, AS_TORCH_HAS_THEM), model
 

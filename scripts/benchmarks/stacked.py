@@ -14,9 +14,16 @@ from omegaconf import DictConfig
 
 from benchmarks.setups import AS_TORCH_HAS_THEM, Setup
 from benchmarks.timing import SPEED_UP, Case, Options, Page, Part, part
-from wdlab import device, loop, runs, stacked, train
+from wdlab import loop
+from wdlab.build import build, build_experiment, examples_of_batch
 from wdlab.data import Data
-from wdlab.recorder import Mirror, Recorder
+from wdlab.engine import device
+from wdlab.engine.experiment import Experiment
+from wdlab.records.directory import RunDirectory
+from wdlab.records.identity import PROJECT, compose_config, run_name
+from wdlab.records.recorder import Recorder
+from wdlab.records.wandb_mirror import Mirror
+from wdlab.stacked.program import StackedRun
 
 TRAINING_TARGET, END_TO_END_TARGET, WIDE_TARGET = 7, 3, 0.98
 RUNS, WIDE_RUNS = 32, 8
@@ -46,7 +53,7 @@ class Sweep:
         places = f"runtime.device={options.device.type}", "logger=disabled", "regularizer=l2"
         points = itertools.product((1e-4, 1e-3, 1e-2, 1e-1), range(count))
         self._configs: list[DictConfig] = [
-            runs.compose([*places, *overrides, f"regularizer.strength={strength}", f"seed={seed}"])
+            compose_config([*places, *overrides, f"regularizer.strength={strength}", f"seed={seed}"])
             for strength, seed in itertools.islice(points, count)
         ]
         self._options, self._data = options, data
@@ -54,39 +61,39 @@ class Sweep:
     def side_by_side(self) -> float:
         """Seconds of a step of all runs, side by side."""
 
-        def fit(members: list[stacked.Member], settings: DictConfig) -> None:
-            stacked.fit(members, ["l2"] * len(members), settings, NEVER)
+        def fit(members: list[StackedRun], settings: DictConfig) -> None:
+            fit(members, ["l2"] * len(members), settings, NEVER)
 
         return self._timed(fit, together=True)
 
     def one_by_one(self) -> float:
         """Seconds of a step of all runs, one after another."""
 
-        def fit(members: list[stacked.Member], settings: DictConfig) -> None:
+        def fit(members: list[StackedRun], settings: DictConfig) -> None:
             for member in members:
                 loop.fit(member.experiment, settings, member.run, member.recorder, None, NEVER)
 
         return self._timed(fit)
 
-    def _experiment(self, config: DictConfig, beside: loop.Experiment | None, together: bool) -> loop.Experiment:
+    def _experiment(self, config: DictConfig, beside: Experiment | None, together: bool) -> Experiment:
         if self._data is None:
-            return train.experiment(config, beside, len(self._configs) * together)
-        model, optimizer, regularizer, lr_factor = train.build(config)
-        examples = train.examples_of_batch(config) * (len(self._configs) if together else 1)
+            return build_experiment(config, beside, len(self._configs) * together)
+        model, optimizer, regularizer, lr_factor = build(config)
+        examples = examples_of_batch(config) * (len(self._configs) if together else 1)
         machine = device.set_up(config["runtime"], model, together, examples)
         machine.place(model)
-        return loop.Experiment(model, self._data, optimizer, regularizer, lr_factor, machine, config["seed"])
+        return Experiment(model, self._data, optimizer, regularizer, lr_factor, machine, config["seed"])
 
-    def _timed(self, fit: Callable[[list[stacked.Member], DictConfig], object], together: bool = False) -> float:
+    def _timed(self, fit: Callable[[list[StackedRun], DictConfig], object], together: bool = False) -> float:
         AS_TORCH_HAS_THEM()
         with tempfile.TemporaryDirectory() as folder:
             members, beside = [], None
             for config in self._configs:
                 experiment = self._experiment(config, beside, together)
                 beside = experiment
-                run = runs.RunDirectory(folder, runs.identity(config))
+                run = RunDirectory(folder, run_name(config))
                 run.create()
-                members.append(stacked.Member(experiment, run, Recorder(run.metrics, 0, Mirror())))
+                members.append(StackedRun(experiment, run, Recorder(run.metrics, 0, Mirror())))
             settings = self._configs[0]["train"]
             self._options.synchronize()
             start = time.perf_counter()
@@ -148,7 +155,7 @@ def _end_to_end(options: Options) -> Part:
 def seconds_of(words: tuple[str, ...]) -> float:
     """Return how long a command takes that records its runs in a temporary folder; the words after ``python``."""
     with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"PYTHONPATH": str(runs.PROJECT)}
+        environment = os.environ | {"PYTHONPATH": str(PROJECT)}
         start = time.perf_counter()
         subprocess.run(
             [sys.executable, *words, f"paths.runs={Path(folder) / 'runs'}"],

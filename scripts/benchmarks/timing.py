@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from wdlab import cpu, runs
-from wdlab.device import device_name
+from wdlab.engine import cpu
+from wdlab.engine.device import device_name
+from wdlab.records.provenance import code_version
 
 HOW_OFTEN = 10  # repeats between two lines of progress
 LONG = 0.1  # seconds from which on a run needs no other one before it that wakes threads and fills caches
@@ -325,7 +326,7 @@ def _header(title: str, name: str) -> list[str]:
 
 
 def _machine(options: Options) -> list[str]:
-    code = runs.code_version()
+    code = code_version()
     commit = code.get("commit", "unknown")[:12] + (" with uncommitted changes" if code.get("uncommitted") else "")
     return [
         f"- device: {device_name(options.device)}, {cpu.available_threads()} threads",

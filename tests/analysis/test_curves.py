@@ -6,15 +6,16 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from wdlab import runs, train
+from wdlab import session
 from wdlab.analysis import curves, load
 from wdlab.errors import ConfigError
+from wdlab.records.directory import RunDirectory
 
 
 @pytest.fixture
 def trained(compose, tmp_path):
     for strength in (1e-4, 1e-3):
-        train.run(compose("regularizer=l2", f"regularizer.strength={strength}"))
+        session.run(compose("regularizer=l2", f"regularizer.strength={strength}"))
     return sorted((tmp_path / "runs").iterdir())
 
 
@@ -50,7 +51,7 @@ def test_the_command_writes_picture_and_table_with_where_they_come_from(trained,
     assert out.with_suffix(".png").stat().st_size > 5000
     assert set(pd.read_csv(out.with_suffix(".csv"))["run"]) == {folder.name for folder in trained}
     assert "example.png" in capsys.readouterr().out
-    session = runs.RunDirectory(trained[0].parent, trained[0].name).read("provenance.json")["sessions"][0]
+    session = RunDirectory(trained[0].parent, trained[0].name).read("provenance.json")["sessions"][0]
     assert session["device"] in curves.provenance(trained) and "fp32" in curves.provenance(trained)
 
 

@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 
 from scripts import reproduce
-from wdlab import measurements, runs, train
-from wdlab.analysis import figures
+from wdlab import session
+from wdlab.analysis import declaration, figures, tables
 from wdlab.errors import ConfigError, RunFailed
+from wdlab.records.identity import compose_config
+from wdlab.studies import checkpoints
 
 SHORT = ["train.steps=20", "train.log_every=10", "train.eval_every=10", "model.width=8"]
 
@@ -20,11 +22,11 @@ SHORT = ["train.steps=20", "train.log_every=10", "train.eval_every=10", "model.w
 @pytest.fixture
 def short(monkeypatch):
     """fig3 at quick scale with 20 steps a run."""
-    declared = copy.deepcopy(figures.declaration("fig3", "quick"))
+    declared = copy.deepcopy(declaration.read_declaration("fig3", "quick"))
     declared["at"]["seeds"] = [0, 1, 2]
     for panel in declared["at"]["panels"]:
         panel["shared"] += SHORT
-    monkeypatch.setattr(figures, "declaration", lambda *_: declared)
+    monkeypatch.setattr(declaration, "read_declaration", lambda *_: declared)
     return declared
 
 
@@ -41,7 +43,7 @@ def in_process(command, monkeypatch):
 def test_a_figure_leaves_table_picture_and_verdicts_and_is_not_run_again(short, tmp_path, capfd):
     reproduce.reproduce("fig3", "quick", "local", "disabled", tmp_path)
     printed = capfd.readouterr().out
-    files = figures.Files.of("fig3", "quick", tmp_path)
+    files = tables.Files.of("fig3", "quick", tmp_path)
     assert all(str(path) in printed for path in (files.table, files.picture, files.verdicts))
     assert files.picture.stat().st_size > 10_000 and files.print_picture.exists()
     table = pd.read_csv(files.table)
@@ -61,7 +63,7 @@ def test_runs_that_fail_leave_no_figure(short, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "run_to_its_end", lambda *_: 1)
     with pytest.raises(RunFailed, match=r"12 runs are not finished .*no figure was made"):
         reproduce.reproduce("fig3", "quick", "local", "disabled", tmp_path)
-    assert not figures.Files.of("fig3", "quick", tmp_path).table.exists()
+    assert not tables.Files.of("fig3", "quick", tmp_path).table.exists()
 
 
 def test_panels_may_share_a_run_and_checkpoints_are_measured_once(measuring, in_process, tmp_path, monkeypatch):
@@ -70,14 +72,14 @@ def test_panels_may_share_a_run_and_checkpoints_are_measured_once(measuring, in_
     measuring["at"]["panels"].append(panel | {"panel": "twin"})
     reproduce.reproduce("fig2", "quick", "local", "disabled", tmp_path)
     assert len(list((tmp_path / "runs").glob("*/summary.json"))) == 12
-    files = figures.Files.of("fig2", "quick", tmp_path)
+    files = tables.Files.of("fig2", "quick", tmp_path)
     for path in (files.table, files.measured):
         one, other = (part.drop(columns="panel") for _, part in pd.read_csv(path).groupby("panel", sort=False))
         assert len(one) and one.reset_index(drop=True).equals(other.reset_index(drop=True))
     found = pd.read_csv(files.measured)
     assert len(found) == 24 and found["parameters"].between(0, 1).all() and "optimizer" not in found
     before = files.measured.read_bytes()
-    monkeypatch.setattr(measurements, "pruned", lambda run: pytest.fail("measured again"))
+    monkeypatch.setattr(checkpoints, "pruned", lambda run: pytest.fail("measured again"))
     reproduce.reproduce("fig2", "quick", "local", "disabled", tmp_path)
     assert files.measured.read_bytes() == before
 
@@ -95,18 +97,18 @@ def test_a_picture_says_that_runs_diverged(short):
 @pytest.fixture
 def measuring(monkeypatch):
     """fig2 at quick scale with 20 steps a run and two strengths, and how often a run was measured."""
-    declared = copy.deepcopy(figures.declaration("fig2", "quick"))
+    declared = copy.deepcopy(declaration.read_declaration("fig2", "quick"))
     (panel,) = declared["at"]["panels"]
     panel["shared"] += SHORT
     panel["vary"] = [["regularizer=l2,pathprox", "regularizer.strength=1e-3,1e-2"]]
-    monkeypatch.setattr(figures, "declaration", lambda *_: declared)
+    monkeypatch.setattr(declaration, "read_declaration", lambda *_: declared)
     return declared
 
 
 def test_a_diverged_run_is_a_result_and_nothing_is_said_of_its_checkpoint(measuring, in_process, tmp_path):
     measuring["at"]["panels"][0]["shared"] += ["optimizer.lr=1e30"]
     reproduce.reproduce("fig2", "quick", "local", "disabled", tmp_path)
-    files = figures.Files.of("fig2", "quick", tmp_path)
+    files = tables.Files.of("fig2", "quick", tmp_path)
     assert pd.read_csv(files.measured)[["parameters", "latency", "test_accuracy"]].isna().all(axis=None)
     judged = json.loads(files.verdicts.read_text())
     assert judged["runs"] == {"diverged": 12}
@@ -130,13 +132,17 @@ def test_bad_input_is_one_clear_line(arguments, message, monkeypatch, capsys, tm
 
 
 def test_fig3_has_all_three_of_its_panels_at_paper_scale():
-    declared = figures.declaration("fig3", "paper")
-    assert {job.panel for job in figures.jobs(declared, "anywhere")} == {"mlp", "factorized", "vgg19"}
+    declared = declaration.read_declaration("fig3", "paper")
+    assert {job.panel for job in declaration.figure_runs(declared, "anywhere")} == {"mlp", "factorized", "vgg19"}
 
 
 def test_the_mnist_panels_are_the_same_runs_at_cpu_and_paper_scale():
     cpu, paper = (
-        {j.directory.name for j in figures.jobs(figures.declaration("fig3", s), "x") if j.panel != "vgg19"}
+        {
+            j.directory.name
+            for j in declaration.figure_runs(declaration.read_declaration("fig3", s), "x")
+            if j.panel != "vgg19"
+        }
         for s in ("cpu", "paper")
     )
     assert cpu == paper and len(cpu) == 12
@@ -164,8 +170,8 @@ NUMBERS = ("seed=", "regularizer.strength=", "regularizer.p=", *(f"{override.spl
 def kinds(scale):
     """Of each combination of network, data and method in the figures' panels one run; the others differ in numbers."""
     found = {}
-    for name in figures.names():
-        for job in figures.jobs(figures.declaration(name, scale), "anywhere"):
+    for name in declaration.names():
+        for job in declaration.figure_runs(declaration.read_declaration(name, scale), "anywhere"):
             kind = tuple(override for override in job.overrides if not override.startswith(NUMBERS))
             found.setdefault(kind, pytest.param(job.overrides, id=f"{name}-{job.panel}-{len(found)}"))
     return list(found.values())
@@ -173,11 +179,11 @@ def kinds(scale):
 
 @pytest.mark.parametrize("overrides", kinds("paper"))
 def test_every_kind_of_run_at_paper_scale_takes_a_step(overrides, tiny_data, tmp_path):
-    dataset = runs.compose(overrides)["dataset"]["name"]
+    dataset = compose_config(overrides)["dataset"]["name"]
     places = f"paths.data={tiny_data}", f"paths.runs={tmp_path}"
-    assert train.run(runs.compose([*overrides, *STEP, *SMALL[dataset], *places])) == "done"
+    assert session.run(compose_config([*overrides, *STEP, *SMALL[dataset], *places])) == "done"
 
 
 def test_a_figure_that_is_not_there_is_refused():
     with pytest.raises(ConfigError, match="available: fig1, "):
-        figures.declaration("fig0", "quick")
+        declaration.read_declaration("fig0", "quick")

@@ -14,15 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from wdlab import runs, train
-from wdlab.analysis import load, records
+from wdlab import session
+from wdlab.analysis import cache, load
 from wdlab.errors import WdlabError
+from wdlab.records.directory import RunDirectory
+from wdlab.records.files import write_atomically
+from wdlab.records.identity import PROJECT, compose_config, run_name
 
 
 def test_one_row_per_run_and_log_point_with_the_settings_that_vary(compose, tmp_path):
     for strength in (1e-3, 1e-2):
         for seed in (0, 1):
-            train.run(compose("regularizer=l2", f"regularizer.strength={strength}", f"seed={seed}"))
+            session.run(compose("regularizer=l2", f"regularizer.strength={strength}", f"seed={seed}"))
     table = load(tmp_path / "runs")
     assert list(table.columns[:8]) == [
         *("run", "dataset", "model", "optimizer", "regularizer", "seed", "regularizer.strength", "step")
@@ -35,17 +38,17 @@ def test_one_row_per_run_and_log_point_with_the_settings_that_vary(compose, tmp_
 
 def test_only_the_named_runs_are_loaded_and_they_must_have_records(compose, tmp_path):
     config = compose("seed=3")
-    train.run(config)
-    train.run(compose("seed=4"))
-    assert set(load(tmp_path / "runs", [runs.identity(config)])["seed"]) == {3}
+    session.run(config)
+    session.run(compose("seed=4"))
+    assert set(load(tmp_path / "runs", [run_name(config)])["seed"]) == {3}
     with pytest.raises(WdlabError, match="nobody: has no records"):
         load(tmp_path / "runs", ["nobody"])
 
 
 def test_a_line_that_is_being_written_is_left_out(compose, tmp_path):
     config = compose()
-    train.run(config)
-    directory = runs.RunDirectory.of(config)
+    session.run(config)
+    directory = RunDirectory.of(config)
     with directory.metrics.open("a") as file:
         file.write('{"step": 30, "train/lo')
     assert list(load(tmp_path / "runs")["step"]) == [0, 10, 20]
@@ -57,7 +60,7 @@ def test_no_runs_make_an_empty_table(tmp_path):
 
 def test_strengths_over_time_are_told_apart(compose, tmp_path):
     for over_time in ("constant", "early", "late"):
-        train.run(compose("regularizer=l2", f"regularizer/over_time={over_time}"))
+        session.run(compose("regularizer=l2", f"regularizer/over_time={over_time}"))
     table = load(tmp_path / "runs")
     assert set(table["regularizer.over_time"]) == {"constant", "early", "late"}
 
@@ -77,7 +80,7 @@ def test_settings_that_are_lists_can_be_grouped_by_and_read_back(root):
     table.to_csv(root / "table.csv", index=False)
     assert list(pd.read_csv(root / "table.csv")["optimizer.betas"]) == list(table["optimizer.betas"])
     names = {
-        runs.identity(runs.compose(["optimizer=adam", f"optimizer.betas={text}"]))
+        run_name(compose_config(["optimizer=adam", f"optimizer.betas={text}"]))
         for text in set(table["optimizer.betas"])
     }
     assert names == set(table.query("seed == 0")["run"])  # it is what the command line takes
@@ -86,7 +89,7 @@ def test_settings_that_are_lists_can_be_grouped_by_and_read_back(root):
 def test_the_last_row_of_a_run_that_diverged_has_no_accuracy(root):
     write(root, 0, [{"step": 0, "test/accuracy": 0.1}, {"step": 10, "test/accuracy": None}])
     write(root, 1, [{"step": 0, "test/accuracy": 0.1}, {"step": 10, "test/accuracy": 0.9}])
-    readme = (runs.PROJECT / "README.md").read_text()
+    readme = (PROJECT / "README.md").read_text()
     (way,) = re.findall(r"^by_strength = table(\.groupby\(\"run\"\)\.\w+\(.*?\))\.groupby", readme, re.MULTILINE)
     ends = eval(f"table{way}", {"table": load(root)})
     assert list(ends["step"]) == [10, 10] and ends.set_index("seed")["test/accuracy"].isna().to_dict() == {
@@ -103,14 +106,14 @@ LINES = [{"step": 0, "a": 0.5}, {"step": 10, "a": 0.1 + 0.2, "b": 3}, {"step": 2
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """A folder for runs whose files count as settled as soon as the clock has moved on."""
-    monkeypatch.setattr(records, "SETTLED_NS", 0)
+    monkeypatch.setattr(cache, "SETTLED_NS", 0)
     return tmp_path
 
 
-def write(root, seed=0, lines=LINES, **more) -> runs.RunDirectory:
+def write(root, seed=0, lines=LINES, **more) -> RunDirectory:
     """A run's files as training leaves them, without training."""
-    config = runs.compose([f"seed={seed}", f"paths.runs={root}", *(f"{key}={value}" for key, value in more.items())])
-    directory = runs.RunDirectory.of(config)
+    config = compose_config([f"seed={seed}", f"paths.runs={root}", *(f"{key}={value}" for key, value in more.items())])
+    directory = RunDirectory.of(config)
     directory.create()
     directory.write_config(config)
     directory.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -126,8 +129,8 @@ def settle() -> None:
 def parsed(monkeypatch):
     """The names of the runs whose files were parsed."""
     names = []
-    parse = records._parse
-    monkeypatch.setattr(records, "_parse", lambda directory: names.append(directory.name) or parse(directory))
+    parse = cache._parse
+    monkeypatch.setattr(cache, "_parse", lambda directory: names.append(directory.name) or parse(directory))
     return names
 
 
@@ -168,7 +171,7 @@ def rewritten_with_equal_size_and_time(directory):
 
 
 def replaced(directory):
-    runs.write_atomically(directory.metrics, directory.metrics.read_text().replace("0.5", "0.7"))
+    write_atomically(directory.metrics, directory.metrics.read_text().replace("0.5", "0.7"))
     return lambda table: table["a"][0] == 0.7
 
 
@@ -219,12 +222,12 @@ def test_no_change_of_a_run_goes_unseen(root, change):
 
 
 def test_what_may_change_again_at_the_same_instant_is_not_kept(root, parsed, monkeypatch):
-    monkeypatch.setattr(records, "SETTLED_NS", 3_600_000_000_000)
+    monkeypatch.setattr(cache, "SETTLED_NS", 3_600_000_000_000)
     write(root)
     settle()
     load(root)
     load(root)
-    assert len(parsed) == 2 and not (root / records.KEPT).exists()
+    assert len(parsed) == 2 and not (root / cache.KEPT).exists()
 
 
 DAMAGES = {
@@ -255,7 +258,7 @@ def test_a_damaged_file_of_what_was_kept_is_made_anew(root, damage, parsed):
     write(root)
     settle()
     table = loaded_twice(root)
-    DAMAGES[damage](root / records.KEPT)
+    DAMAGES[damage](root / cache.KEPT)
     pd.testing.assert_frame_equal(loaded_twice(root), table, check_exact=True)
     assert len(parsed) == (4 if damage == "a folder" else 2)  # in whose place no file can be put
     assert not list(root.glob(".*.tmp"))
@@ -265,7 +268,7 @@ def test_a_folder_that_cannot_be_written_is_loaded_all_the_same(root, monkeypatc
     write(root)
     settle()
     table = load(root)
-    (root / records.KEPT).unlink()
+    (root / cache.KEPT).unlink()
     monkeypatch.chdir(root)
     root.chmod(0o555)
     as_root = os.geteuid() == 0
@@ -279,19 +282,19 @@ def test_a_folder_that_cannot_be_written_is_loaded_all_the_same(root, monkeypatc
         if as_root:
             os.seteuid(0)
         root.chmod(0o755)
-    assert not (root / records.KEPT).exists()
+    assert not (root / cache.KEPT).exists()
 
 
 def test_processes_that_load_at_once_do_not_disturb_each_other(root):
     for seed in range(20):
         write(root, seed)
     settle()
-    code = "import sys; from wdlab.analysis import load, records; records.SETTLED_NS = 0\n"
+    code = "import sys; from wdlab.analysis import load, cache; cache.SETTLED_NS = 0\n"
     code += "for i in range(30): assert load(sys.argv[1])['run'].nunique() == 20\n"
     command = [sys.executable, "-c", code, str(root)]
-    processes = [subprocess.Popen(command, cwd=runs.PROJECT) for _ in range(3)]
+    processes = [subprocess.Popen(command, cwd=PROJECT) for _ in range(3)]
     while any(process.poll() is None for process in processes):
-        (root / records.KEPT).unlink(missing_ok=True)
+        (root / cache.KEPT).unlink(missing_ok=True)
         time.sleep(0.02)
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert not list(root.glob(".*.tmp"))
@@ -330,7 +333,7 @@ def test_a_damaged_config_is_named(root, text, told):
 
 
 def test_parts_of_configs_are_parsed_as_the_whole_is(tmp_path):
-    directory = runs.RunDirectory(tmp_path, "a-run")
+    directory = RunDirectory(tmp_path, "a-run")
     directory.create()
     for text in (
         "a: 1\nb:\n  c: [1, 2.5e-3]\n  d: |\n    x: 1\n\n    y: 2\nlist:\n- 1\n- e: 2\n# comment\nlast: null\n",

@@ -12,8 +12,9 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from tests.problem import close, problem, same, steps, through_a_file
-from wdlab import runs, train
+from wdlab.build import instantiate_node
 from wdlab.homogeneous import weights
+from wdlab.records.identity import CONFIGS
 from wdlab.regularizers import L1, L2, DecoupledDecay, Regularizer
 
 
@@ -41,7 +42,7 @@ VARIANTS = {
     "decoupled late": ("decoupled", {"over_time": over("Late", epochs=1)}),
     "l1 coherent": ("l1", {"over_time": over("CoherenceGate")}),
 }
-NAMES = sorted(path.stem for path in (runs.CONFIGS / "regularizer").glob("*.yaml"))
+NAMES = sorted(path.stem for path in (CONFIGS / "regularizer").glob("*.yaml"))
 CASES = [*NAMES, *VARIANTS]
 DOING = [case for case in CASES if case != "none"]
 OPTIMIZERS = {
@@ -61,8 +62,8 @@ def on_optimizers(cases=CASES, optimizers=OPTIMIZERS):
 
 def regularizer(case: str, model: nn.Module, **changes):
     name, options = VARIANTS.get(case, (case, {}))
-    node = OmegaConf.to_container(OmegaConf.load(runs.CONFIGS / "regularizer" / f"{name}.yaml")) | options | changes
-    method = train.make(node, model=model)
+    node = OmegaConf.to_container(OmegaConf.load(CONFIGS / "regularizer" / f"{name}.yaml")) | options | changes
+    method = instantiate_node(node, model=model)
     method.set_steps_per_epoch(2)
     return method
 

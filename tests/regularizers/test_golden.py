@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from wdlab import runs
 from wdlab.homogeneous import unit_paths
 from wdlab.metrics.sparsity import active_units
 from wdlab.optimizers import SGDS, AdamS, PAdam
+from wdlab.records.identity import PROJECT
 from wdlab.regularizers import PathProx, PNormDecay, ScheduledDecay
 
-GOLDEN = runs.PROJECT.parent / "shared" / "golden"
+GOLDEN = PROJECT.parent / "shared" / "golden"
 TOLERANCE = 1e-9
 pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"needs the released optimizers' vectors in {GOLDEN}")
 

@@ -8,7 +8,7 @@ import torch
 from tests.problem import zero_gradients
 from wdlab.regularizers import DecoupledDecay, PNormDecay, PNormProx
 from wdlab.regularizers.penalties import Absolute, Bridge, HalfSquare
-from wdlab.regularizers.pnorm import compiled_remaining_factors, power, remaining_factor, remaining_factors
+from wdlab.regularizers.pnorm_factors import compiled_shrink_factors, power, shrink_factor, shrink_factors
 
 WEIGHTS = [0.0, 1e-20, -1e-6, 1e-3, -0.1, 1.0, -20.0]
 POWERS = (0.3, 0.5, 0.8, 1, 1.2, 1.5, 1.9, 2.5, 3)
@@ -53,20 +53,20 @@ def test_p_2_has_the_factor_of_decoupled_decay_to_first_order(float64):
 @pytest.mark.parametrize("p", [0.5, 1, 1.5, 2])
 def test_the_special_cases_are_continued_by_their_neighbours(p, float64):
     w = [torch.tensor(WEIGHTS[1:])]
-    exact = remaining_factors(w, 0.01, p)
+    exact = shrink_factors(w, 0.01, p)
     exact = exact[0] if isinstance(exact, list) else torch.full_like(w[0], exact)
     for near in (p - 1e-9, p + 1e-9):
-        assert torch.allclose(remaining_factors(w, 0.01, near)[0], exact, rtol=1e-6)
+        assert torch.allclose(shrink_factors(w, 0.01, near)[0], exact, rtol=1e-6)
 
 
 @pytest.mark.parametrize("p", [*POWERS, 2])
 def test_compiled_and_tensor_strengths_give_the_same_factors(p, float64):
     w = [torch.tensor(WEIGHTS), torch.tensor([[3.0, 0.0]])]
     for c in (0.0, 1e-300, 1e-6, 0.3, 1e30):
-        plain = remaining_factors(w, c, p)
+        plain = shrink_factors(w, c, p)
         plain = plain if isinstance(plain, list) else [torch.full_like(x, plain) for x in w]
-        by_tensor = remaining_factors(w, torch.tensor(c), p)
-        for other in (by_tensor, compiled_remaining_factors(w, c, p)):
+        by_tensor = shrink_factors(w, torch.tensor(c), p)
+        for other in (by_tensor, compiled_shrink_factors(w, c, p)):
             other = other if isinstance(other, list) else [other.expand(x.shape) for x in w]
             assert all(torch.allclose(x, y, rtol=1e-12, atol=0) for x, y in zip(plain, other, strict=True)), c
 
@@ -169,8 +169,8 @@ def test_the_power_for_compiled_loops_is_as_accurate_as_exp_and_log(q):
 @pytest.mark.parametrize("c", [1e-36, 1e-8, 0.1, 1e36])
 def test_the_factor_for_compiled_loops_has_no_nan_in_float32(p, c):
     w = torch.tensor([0.0, 1e-45, 1e-38, 1e-20, 1e-4, 1.0, 1e10, 1e30, 3.4e38])
-    found = remaining_factor(w, torch.tensor(c), p)
-    exact = remaining_factors([w.double()], c, p)
+    found = shrink_factor(w, torch.tensor(c), p)
+    exact = shrink_factors([w.double()], c, p)
     exact = exact[0] if isinstance(exact, list) else torch.full_like(w, exact)
     assert ((found >= 0) & (found <= 1)).all()
     usual = (w == 0) | ((w >= 1e-30) & (w <= 1e30))

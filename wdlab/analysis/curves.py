@@ -17,10 +17,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from wdlab import runs
 from wdlab.analysis import style
 from wdlab.analysis.load import load
 from wdlab.errors import ConfigError, WdlabError, explain
+from wdlab.records.directory import RunDirectory
 
 UNITS = {"loss": "nats", "accuracy": "share of examples", "active_units": "share of units"}
 CHARACTERS_PER_INCH = 17  # of a note under the picture
@@ -92,7 +92,7 @@ def provenance(folders: Sequence[Path]) -> str:
     """Where the runs were computed, for the note: device, threads, precision, commit."""
     found = set()
     for folder in folders:
-        for session in runs.RunDirectory(folder.parent, folder.name).read("provenance.json").get("sessions", []):
+        for session in RunDirectory(folder.parent, folder.name).read("provenance.json").get("sessions", []):
             commit = session["code"].get("commit", "unknown")[:10]
             found.add(f"{session['device']}, threads: {session['threads']}, {session['precision']}, commit {commit}")
     return "; ".join(sorted(found))

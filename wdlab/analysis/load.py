@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from wdlab import runs
-from wdlab.analysis import records
+from wdlab.analysis import cache
 from wdlab.errors import WdlabError
+from wdlab.records.identity import NAMED_KEYS, SCIENTIFIC_KEYS
 
 
 def load(root: str | Path = "results/runs", names: Iterable[str] | None = None) -> pd.DataFrame:
@@ -34,7 +34,7 @@ def load(root: str | Path = "results/runs", names: Iterable[str] | None = None) 
     """
     root = Path(root)
     wanted = list(names) if names is not None else None
-    found = records.read(root, wanted)
+    found = cache.read(root, wanted)
     for name in wanted or ():
         if name not in found:
             raise WdlabError(f"{root / name}: has no records")
@@ -43,7 +43,7 @@ def load(root: str | Path = "results/runs", names: Iterable[str] | None = None) 
         return pd.DataFrame()
     parts = [found[name] for name in chosen]
     described = pd.DataFrame([{"run": name, **_settings(root / name, found[name].config)} for name in chosen])
-    leading = ["run", *runs.NAMED_KEYS, "seed"]
+    leading = ["run", *NAMED_KEYS, "seed"]
     varying = [c for c in described if c not in leading and described[c].map(repr).nunique() > 1]
     lines = np.repeat(np.arange(len(parts)), [len(part.values) for part in parts])  # the run of each
     of_each_run = pd.DataFrame({column: _joined(described[column].tolist()) for column in (*leading, *varying)})
@@ -58,7 +58,7 @@ def _joined(values: Sequence[Any]) -> pd.Series:
     return pd.Series(values, dtype=object).astype(joined["value"].dtype)
 
 
-def _metrics(parts: Sequence[records.Records], lines: int) -> dict[str, np.ndarray]:
+def _metrics(parts: Sequence[cache.Records], lines: int) -> dict[str, np.ndarray]:
     """The metrics of all runs, in order of appearance. What is a whole number in every line stays one."""
     rows = {name: row for row, name in enumerate(dict.fromkeys(name for part in parts for name, _ in part.columns))}
     values = np.full((len(rows), lines), np.nan)
@@ -75,10 +75,10 @@ def _metrics(parts: Sequence[records.Records], lines: int) -> dict[str, np.ndarr
 def _settings(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     try:
         flat: dict[str, Any] = {"seed": config["seed"], "runtime.precision": config["runtime"]["precision"]}
-        for key in runs.SCIENTIFIC_KEYS:
+        for key in SCIENTIFIC_KEYS:
             if key != "seed":
                 flat |= _flatten(config[key], key)
-        for key in (*runs.NAMED_KEYS, "lr_schedule"):
+        for key in (*NAMED_KEYS, "lr_schedule"):
             flat[key] = flat.pop(f"{key}.name")
     except (KeyError, TypeError, AttributeError) as error:
         raise WdlabError(f"{path / 'config.yaml'}: is no config of a run, {error} is missing") from error

@@ -7,7 +7,8 @@ three splits of them, ``augment.py`` varies images, ``batches.py`` orders exampl
 
 from wdlab.data.batches import Batches, StackedBatches
 from wdlab.data.description import check_batch_size, check_description
-from wdlab.data.splits import Data, Images, Split, Text, check, checksum, load
+from wdlab.data.load import check, checksum, load
+from wdlab.data.splits import Data, Images, Split, Text
 
 __all__ = [
     "Batches",

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
-from wdlab.homogeneous import DROPOUT, IDENTITY, RELU, RESHAPE, Kind, TracedModel, homogeneous_pairs, unit_paths
-from wdlab.metrics.modes import evaluation
+from wdlab.homogeneous import homogeneous_pairs, unit_paths
+from wdlab.models.modes import evaluation
+from wdlab.tracing import DROPOUT, IDENTITY, RELU, RESHAPE, Kind, TracedModel
 
 F = nn.functional
 ADD = Kind((), (operator.add, operator.iadd, torch.add), ("add", "add_"))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from wdlab.data import Data, Split
-from wdlab.metrics.modes import evaluation
+from wdlab.models.modes import evaluation
 
 CHUNK = 5000  # examples per forward pass of an evaluation, at most
 CHUNK_VALUES = 4_000_000  # numbers in their inputs, at most; both bound the memory it takes

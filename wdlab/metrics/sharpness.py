@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from wdlab.metrics.modes import evaluation
 from wdlab.metrics.objective import cross_entropy
 from wdlab.metrics.scale_invariant import in_units_of_layers
+from wdlab.models.modes import evaluation
 
 ITERATIONS = 60  # products for an eigenvalue, at most
 TOLERANCE = 1e-4  # residual |Hv - mu v| relative to |mu| at which an eigenvalue is good enough

@@ -1,11 +1,11 @@
 """Weight decay methods. Each works on any torch optimizer: ``L2(weights(model), strength=1e-4).attach(optimizer)``."""
 
 from wdlab.regularizers.base import Regularizer
-from wdlab.regularizers.coherent import Coherent
+from wdlab.regularizers.coherent import CoherenceGate, Coherent
 from wdlab.regularizers.decoupled import DecoupledDecay, ScheduledDecay
 from wdlab.regularizers.gradient_scale import GradientScale
 from wdlab.regularizers.in_loss import L1, L2, Lp
-from wdlab.regularizers.over_time import CoherenceGate, Delayed, Early, Late, OverTime, WarmUp
+from wdlab.regularizers.over_time import Delayed, Early, Late, OverTime, WarmUp
 from wdlab.regularizers.pathprox import PathProx
 from wdlab.regularizers.pnorm import PNormDecay, PNormProx
 

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from wdlab.foreach import add_, is_of_a_stack, is_sharded, local, number_beside
 from wdlab.homogeneous import weights
 from wdlab.regularizers.checks import check_choice, check_strength
 from wdlab.regularizers.description import Row, describe
 from wdlab.regularizers.hooks import Handle, Wiring
 from wdlab.regularizers.over_time import OverTime
+from wdlab.tensors import add_, is_of_a_stack, is_sharded, local, number_beside
 
 SCOPES = ("weights", "all")
 

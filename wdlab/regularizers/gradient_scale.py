@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from wdlab.foreach import is_sharded, local, over_shards, square_sums, wide
 from wdlab.regularizers.checks import as_number, is_adam, is_sgd
 from wdlab.regularizers.over_time import OverTime
+from wdlab.tensors import is_sharded, local, over_shards, square_sums, wide
 
 if TYPE_CHECKING:
     from wdlab.regularizers.base import Regularizer

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wdlab.foreach import add_, local, number_beside, times_
 from wdlab.regularizers.base import Part, Regularizer
 from wdlab.regularizers.checks import check_choice, check_number, is_adam
 from wdlab.regularizers.over_time import OverTime
 from wdlab.regularizers.penalties import Absolute, Bridge, HalfSquare, Penalty
+from wdlab.tensors import add_, local, number_beside, times_
 
 ROUTES = ("both", "first", "second", "separate", "decoupled")
 

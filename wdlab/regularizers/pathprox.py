@@ -9,8 +9,6 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from wdlab.foreach import compiled as compile_once
-from wdlab.foreach import is_sharded
 from wdlab.homogeneous import (
     Pair,
     column_norms,
@@ -27,6 +25,8 @@ from wdlab.regularizers.description import Row
 from wdlab.regularizers.in_loss import ascent_sign
 from wdlab.regularizers.over_time import OverTime
 from wdlab.regularizers.penalties import HalfSquare
+from wdlab.tensors import compiled as compile_once
+from wdlab.tensors import is_sharded
 
 SMALLEST_NORM = 1e-6  # input norms and path-norms are clipped below at this before any division, as released
 

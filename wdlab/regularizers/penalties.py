@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from wdlab.foreach import local, over_shards, wide
+from wdlab.tensors import local, over_shards, wide
 
 
 class Penalty(Protocol):

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from wdlab.errors import CheckpointError, writing
-from wdlab.runs import RunDirectory
+from wdlab.errors import CheckpointError
+from wdlab.records.directory import RunDirectory
+from wdlab.records.files import writing
 
 
 def save(run: RunDirectory, state: dict[str, Any]) -> None:

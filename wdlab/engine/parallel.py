@@ -67,7 +67,7 @@ def join(device: torch.device) -> Group:
     return here
 
 
-def agree(go: bool | None = None) -> bool:
+def broadcast_go(go: bool | None = None) -> bool:
     """Whether to train: the leader says it (``go``), everybody else waits to hear it."""
     said = [go]
     if distributed.is_initialized():

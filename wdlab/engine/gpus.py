@@ -11,7 +11,7 @@ import filelock
 _held: list[filelock.BaseFileLock] = []
 
 
-def take(names: Sequence[str], folder: Path | None = None) -> int:
+def claim_gpu(names: Sequence[str], folder: Path | None = None) -> int:
     """Take a GPU until this process ends, however it ends: the first of those that the fewest processes have.
 
     Args:

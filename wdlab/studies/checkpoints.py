@@ -8,10 +8,12 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from wdlab import checkpoint, evaluate, train
+from wdlab import evaluate
+from wdlab.build import build
 from wdlab.homogeneous import homogeneous_pairs, input_norms, output_norms, weights
 from wdlab.metrics.sparsity import ZERO
-from wdlab.runs import RunDirectory
+from wdlab.records import checkpoint
+from wdlab.records.directory import RunDirectory
 
 DECADES = (-13, 1)  # of |w| in a histogram
 BINS_PER_DECADE = 4
@@ -73,4 +75,4 @@ def pruned(run: RunDirectory) -> pd.DataFrame:
 
 def _as_begun(run: RunDirectory) -> nn.Module:
     """A run's network with its initial weights."""
-    return train.build(OmegaConf.load(run.path / "config.yaml"))[0]
+    return build(OmegaConf.load(run.path / "config.yaml"))[0]

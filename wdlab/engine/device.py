@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from wdlab import cpu, gpus, parallel
+from wdlab.engine import cpu, gpus, parallel
 from wdlab.errors import ConfigError
 
 KEYS = ("device", "precision", "threads", "onednn", "channels_last", "compile", "checkpoint_seconds")
@@ -167,7 +167,7 @@ def _own_gpu() -> int:
     count, group = torch.cuda.device_count(), parallel.group()
     if count == 1 or group.size > 1:
         return group.local_rank
-    return gpus.take([str(torch.cuda.get_device_properties(index).uuid) for index in range(count)])
+    return gpus.claim_gpu([str(torch.cuda.get_device_properties(index).uuid) for index in range(count)])
 
 
 def _uses_cuda(config: Mapping[str, Any]) -> bool:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from wdlab.data import Split
-from wdlab.metrics.modes import evaluation
 from wdlab.metrics.objective import Autocast
+from wdlab.models.modes import evaluation
 
 EXAMPLES = 10_000  # of the training set, that batch statistics are taken over, at most
 CHUNK = 500  # of them in a forward pass

@@ -21,7 +21,7 @@ SECONDS_BETWEEN_LOOKS = 0.5
 _PARENT = os.getppid()
 
 
-class Notice:
+class StopFiles:
     """Files in the runs folder that tell the jobs of one sweep to stop, in every process on every machine that has it.
 
     Their names are the sweep's own, so that no other sweep ever heeds them. They are empty: a full disk has room.
@@ -89,7 +89,7 @@ def is_orphan() -> bool:
 
 
 @contextlib.contextmanager
-def exit_requests(notice: Notice | None = None) -> Iterator[Callable[[], bool]]:
+def exit_requests(notice: StopFiles | None = None) -> Iterator[Callable[[], bool]]:
     """A function that says whether to stop at this step, asked in every one.
 
     SIGINT and SIGTERM say so instead of ending the process in the middle of a step. A second SIGINT ends it, but not a
@@ -117,7 +117,7 @@ def exit_requests(notice: Notice | None = None) -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def passed_on(notice: Notice) -> Iterator[None]:
+def passed_on(notice: StopFiles) -> Iterator[None]:
     """SIGINT and SIGTERM reach the jobs of a sweep through its notice; twice, or if nobody can read it, they end it."""
 
     def on_signal(*_: object) -> None:

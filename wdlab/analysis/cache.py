@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wdlab.errors import WdlabError
-from wdlab.runs import RunDirectory
+from wdlab.records.directory import RunDirectory
 
 KEPT = ".records.parquet"
 SETTLED_NS = 2_000_000_000  # a file younger than that may change again without a change of its times or its size

@@ -1,6 +1,6 @@
 """``hydra/launcher=slurm``: every run of a sweep is a job of a cluster, and gives itself back to the queue in time.
 
-Chosen in ``configs/hydra/launcher/slurm.yaml``, registered by ``sweep``. hydra-submitit-launcher carries the runs
+Chosen in ``configs/hydra/launcher/slurm.yaml``, registered by ``register``. hydra-submitit-launcher carries the runs
 there. This adds what a sweep needs to survive: a run that is asked to end finishes its step and writes a checkpoint
 before it is requeued, and a job that is lost does not take the others' results with it.
 """
@@ -21,14 +21,14 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from omegaconf import DictConfig
 
-from wdlab import runs
 from wdlab.errors import ConfigError, RunFailed
+from wdlab.records.identity import PROJECT
 
 if TYPE_CHECKING:  # it takes its time to import
     import submitit
+
 
 SBATCH_NAMES = {"name": "job_name", "timeout_min": "time", "mem_gb": "mem"}
 WHOLE = {"timeout_min": 1, "signal_delay_s": 0, "array_parallelism": 1, "max_num_timeout": 0}  # the least they can be
@@ -37,41 +37,7 @@ LARGEST_ARRAY = 1000  # what SLURM allows where nobody has changed it
 STOPPING = (signal.SIGINT, signal.SIGTERM)  # what ends the command that waits
 SECONDS_BETWEEN_LOOKS = 1
 SECONDS_BETWEEN_QUESTIONS = 10
-QUESTIONS = 10  # until a job takes SLURM's silence for its end
 SECONDS_FOR_FILES = 15  # that another machine has written, until they are seen here
-
-
-class Job(submitit_launcher.SlurmLauncher):
-    """What runs in the cluster: one run, pickled. It gives itself back to the queue if it has to end too early."""
-
-    def __call__(self, *arguments: Any) -> JobReturn:
-        """Do the run. If it was asked to end, this process ends too, once the run has written its checkpoint."""
-        import submitit
-
-        job = submitit.JobEnvironment()
-        time_is_up = getattr(signal, f"SIG{job.USR_SIG}")
-        requeue = signal.getsignal(time_is_up)  # submitit's
-        signal.signal(time_is_up, lambda *_: signal.raise_signal(signal.SIGTERM))
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # before and after training; then it ends at a step
-        try:
-            return super().__call__(*arguments)
-        except KeyboardInterrupt:
-            for number in (signal.SIGTERM, time_is_up):  # done what they should; also for the programs started here,
-                signal.signal(number, signal.SIG_IGN)  # SLURM sends them to every process of the job
-            if _state(job.job_id) == "RUNNING":  # out of time, or out of the way of a job that matters more
-                requeue(time_is_up, None)
-            sys.exit(130)  # cancelled, or already requeued
-
-
-def _state(job: str) -> str:
-    """What SLURM has in mind with a job: RUNNING until it wants it away for good, then COMPLETING; empty: no answer."""
-    question = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
-    for _ in range(QUESTIONS):  # when many jobs end at once it is busy
-        answer = subprocess.run(question, capture_output=True, text=True, check=False)
-        if answer.returncode == 0:
-            break
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-    return answer.stdout.strip()
 
 
 class SlurmLauncher(Launcher):
@@ -87,7 +53,6 @@ class SlurmLauncher(Launcher):
     def __init__(self, folder: str, max_num_timeout: int, setup: Sequence[str] | None = None, **sbatch: Any) -> None:
         self._folder, self._max_num_timeout, self._setup = folder, max_num_timeout, setup
         self._sbatch = {key: value for key, value in sbatch.items() if value is not None}
-        self._job = Job()
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra.
@@ -95,6 +60,9 @@ class SlurmLauncher(Launcher):
         Raises:
             ConfigError: for a number that is none, or where there is no SLURM.
         """
+        from wdlab.sweeps.slurm_job import RequeueingCall  # which needs submitit
+
+        self._job = RequeueingCall()
         self._job.setup(hydra_context=hydra_context, task_function=task_function, config=config)
         given = self._sbatch | {"max_num_timeout": self._max_num_timeout}
         for key, least in (WHOLE | WHOLE_OR_NULL).items():
@@ -154,7 +122,7 @@ class SlurmLauncher(Launcher):
 
 def _environment() -> list[str]:
     """Shell lines with which a job finds this code and the data, and uses the cores it was given and no others."""
-    paths = [str(runs.PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
     given = {"PYTHONPATH": os.pathsep.join(paths)}
     if "WDLAB_DATA" in os.environ:
         given["WDLAB_DATA"] = str(Path(os.environ["WDLAB_DATA"]).absolute())

@@ -1,0 +1,86 @@
+"""The declaration of a figure: ``configs/figure/<name>.yaml``, its scales, and the runs that it names."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from wdlab.errors import ConfigError
+from wdlab.records.directory import RunDirectory
+from wdlab.records.identity import CONFIGS, compose_config, run_name
+
+SCALES = ("quick", "cpu", "paper")
+
+
+@dataclass(frozen=True)
+class FigureRun:
+    """One run of a figure: the panel it is drawn in, its overrides, and its directory."""
+
+    panel: str
+    overrides: tuple[str, ...]
+    directory: RunDirectory
+
+
+def names() -> list[str]:
+    """The figures there are."""
+    return sorted((p.stem for p in (CONFIGS / "figure").glob("*.yaml")), key=lambda n: (len(n), n))
+
+
+def read_declaration(name: str, scale: str) -> dict[str, Any]:
+    """``configs/figure/<name>.yaml`` with the chosen scale's part under ``at``.
+
+    Raises:
+        ConfigError: for a figure or a scale that does not exist.
+    """
+    if name not in names():
+        raise ConfigError(f"figure {name}: does not exist; available: {', '.join(names())}")
+    declared = OmegaConf.to_container(OmegaConf.load(CONFIGS / "figure" / f"{name}.yaml"), resolve=True)
+    scales = declared.pop("scales")
+    panels = {panel["panel"] for at in scales.values() for panel in at["panels"]}
+    for claim in declared["claims"]:
+        unknown = set(claim["panels"]) - panels
+        if unknown:
+            raise ConfigError(f"figure {name}: claim {claim['id']} names panel {unknown.pop()}, which no scale has")
+    if scale not in scales:
+        raise ConfigError(f"SCALE={scale}: must be one of {', '.join(scales)}")
+    return declared | {"name": name, "scale": scale, "at": scales[scale]}
+
+
+def figure_runs(declared: Mapping[str, Any], root: str | Path, committed: bool = False) -> list[FigureRun]:
+    """Every run of the figure at its scale: panel x seed x (shared + one of vary).
+
+    Args:
+        declared: by ``declaration``.
+        root: the folder of the runs.
+        committed: the runs of the committed table, not those that would be made now.
+    """
+    found = []
+    for panel in declared["at"]["panels"]:
+        lines = [line for vary in panel.get("vary", ()) for line in _lines(vary)]
+        shared = (*panel.get("shared", ()), *(panel.get("committed_with", ()) if committed else ()))
+        configs = [compose_config((*shared, *line)) for line in lines]  # composing takes all the time
+        for seed in seeds(declared, panel) if lines else ():
+            for line, config in zip(lines, configs, strict=True):
+                config["seed"] = seed
+                directory = RunDirectory(root, run_name(config))
+                found.append(FigureRun(panel["panel"], (*shared, *line, f"seed={seed}"), directory))
+    return found
+
+
+def _lines(vary: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """What a line of ``vary`` stands for: every combination of its values, written as for Hydra's multirun."""
+    choices = []
+    for override in OverridesParser.create().parse_overrides(list(vary)):
+        key = override.get_key_element()
+        values = override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_string()]
+        choices.append([f"{key}={value}" for value in values])
+    return itertools.product(*choices)
+
+
+def seeds(declared: Mapping[str, Any], panel: Mapping[str, Any]) -> list[int]:
+    """The seeds of a panel: its own, or those of the scale."""
+    return list(panel.get("seeds", declared["at"]["seeds"]))

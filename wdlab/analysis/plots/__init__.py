@@ -1,0 +1,1 @@
+"""The plots of the figures, one module per paper."""

@@ -1,0 +1,117 @@
+"""From a configuration to what a run trains with: model, optimizer, regularizer, schedule, data, machine."""
+
+import contextlib
+import functools
+import re
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import hydra
+import torch
+from hydra.utils import get_method, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from wdlab import data
+from wdlab.engine import device
+from wdlab.engine.experiment import Experiment
+from wdlab.errors import ConfigError
+from wdlab.models.wrappers import unwrapped
+
+
+def build(config: DictConfig) -> tuple[Any, Any, Any, Any]:
+    """Model, optimizer, regularizer and learning-rate schedule of a config, on the CPU.
+
+    The initial weights depend on ``seed`` only. ``model.to(device)`` moves what all of them hold.
+
+    Raises:
+        ConfigError: naming the key, the value and what is allowed.
+    """
+    torch.manual_seed(config["seed"])
+    shape, classes = tuple(config["dataset"]["shape"]), config["dataset"]["classes"]
+    model = unwrapped(_instantiate(config, "model", input_shape=shape, classes=classes))
+    optimizer = _instantiate(config, "optimizer", params=list(model.parameters()))
+    regularizer = _instantiate(config, "regularizer", model=model)
+    with _as_config_error("regularizer"):
+        regularizer.set_steps_per_epoch(1)  # the loop knows how many there are
+        regularizer.attach(optimizer).remove()
+    lr_factor = _instantiate(config, "lr_schedule")
+    with _as_config_error("lr_schedule"):
+        lr_factor(0, config["train"]["steps"], 1)
+    return model, optimizer, regularizer, lr_factor
+
+
+def _instantiate(config: DictConfig, key: str, **arguments: Any) -> Any:
+    with _as_config_error(key):
+        return instantiate_node(OmegaConf.to_container(config[key], resolve=True), **arguments)
+
+
+def instantiate_node(node: dict[str, Any], **arguments: Any) -> Any:
+    """What a config node describes by its ``_target_``; what is null in it is left to its default.
+
+    Raises:
+        ValueError: if ``_target_`` is no name.
+    """
+    target = node.get("_target_")
+    if not isinstance(target, str):
+        raise ValueError(f"_target_={target}: must be the name of a class or a function")
+    if node.get("_partial_"):  # Hydra's own wrapper checks its policy in every call, 60 microseconds each
+        options = {key: value for key, value in _arguments(node).items() if key not in ("_target_", "_partial_")}
+        return functools.partial(get_method(target), **options, **arguments)
+    return instantiate(_arguments(node), _convert_="all", **arguments)
+
+
+def _arguments(node: dict[str, Any]) -> dict[str, Any]:
+    """Without names and nulls, in nodes within the node too."""
+    kept = {key: value for key, value in node.items() if key != "name" and value is not None}
+    return {key: _arguments(value) if isinstance(value, dict) else value for key, value in kept.items()}
+
+
+@contextlib.contextmanager
+def _as_config_error(key: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        from_hydra = isinstance(error, hydra.errors.InstantiationException)
+        cause = error.__cause__ if from_hydra and isinstance(error.__cause__, ValueError | TypeError) else error
+        if not from_hydra and not isinstance(cause, ValueError | TypeError):
+            raise
+        line = str(cause).strip().splitlines()[0]
+        if from_hydra and cause is error and line.startswith("Error in call to") and error.__cause__ is not None:
+            line = "".join(traceback.format_exception_only(error.__cause__)).splitlines()[0]
+        lacking = re.search(r"missing \d+ required (?:positional|keyword-only) arguments?: '(\w+)'", line)
+        if lacking:
+            line = f"{lacking[1]}=None: must be given"
+        inner = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)  # Hydra's word for a node within the node
+        key = f"{key}.{inner[1]}" if inner else key
+        joined = "." if line.split("=")[0].isidentifier() and "=" in line else ": "
+        raise ConfigError(f"{key}{joined}{line}") from error
+
+
+def build_experiment(
+    config: DictConfig, beside: Experiment | None = None, stacked: int = 0, threads: int | None = None
+) -> Experiment:
+    """Build everything a config trains with, on the machine that it trains on.
+
+    Args:
+        config: of the run.
+        beside: another experiment in this process, of the same data set and runtime, to share both with.
+        stacked: how many runs are trained side by side; 0 for one that is trained alone.
+        threads: of the run's earlier session, see :func:`wdlab.device.set_up`.
+    """
+    model, optimizer, regularizer, lr_factor = build(config)
+    if beside is None:
+        machine = device.set_up(
+            config["runtime"], model, bool(stacked), examples_of_batch(config) * max(1, stacked), threads
+        )
+        loaded = data.load(config["dataset"], config["paths"]["data"], machine.device)
+    else:
+        machine, loaded = beside.machine, beside.data
+    machine.place(model)
+    return Experiment(model, loaded, optimizer, regularizer, lr_factor, machine, config["seed"])
+
+
+def examples_of_batch(config: DictConfig) -> int:
+    """Return how many predictions a batch asks for: one per image, or one per character of its texts."""
+    shape = config["dataset"]["shape"]
+    return config["train"]["batch_size"] * (shape[0] if len(shape) == 1 else 1)

@@ -1,0 +1,141 @@
+"""PAdam: Adam with p-norm weight decay (P2)."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wdlab.optimizers.base import ONE, DropIn, Params
+from wdlab.regularizers import PNormDecay
+from wdlab.regularizers.checks import as_number, check_number
+from wdlab.regularizers.pnorm_factors import LARGEST, shrink_factor
+from wdlab.tensors import compiled as compile_once
+from wdlab.tensors import is_sharded, local
+
+
+class PAdam(DropIn, torch.optim.Adam):
+    """Adam with p-norm weight decay, pAdam (P2).  [grade A: agrees with the released pAdam to 1e-9]
+
+    Outmezguine and Levi 2024, arXiv 2404.10824: with ``w0`` the weight before Adam's step and ``u`` behind it,
+    ``w = u / (1 + p lr weight_decay |w0|^(p-2))``. The learning rate multiplies the decay. As released, tensors with at
+    least 2 dimensions are decayed, and no others. p = 2 is decoupled decay (with the factor ``1 / (1 + 2 lr
+    weight_decay)``), p <= 1 makes exact zeros. With ``weight_decay=0`` the steps are Adam's, bit by bit;
+    ``state_dict`` is Adam's with a ``p`` for each group; that of a torch Adam or AdamW may be loaded, which brings its
+    own ``weight_decay``.
+
+    Args:
+        params: parameters, named parameters or groups (with a ``weight_decay`` and a ``p`` of their own), as in torch.
+        lr: learning rate.
+        betas: of the moments.
+        eps: added to the root of the second moment.
+        weight_decay: s, >= 0.
+        p: > 0.
+        foreach, fused, maximize: as in ``torch.optim.Adam``.
+        compiled: Adam's step and the decay in one loop made by ``torch.compile`` (needs a C++ compiler on the CPU);
+            equal to the other ways up to rounding. Not together with ``foreach`` or ``fused``.
+
+    Raises:
+        ValueError: for a value out of its range, a complex parameter.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-3,
+        p: float = 0.8,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        fused: bool | None = None,
+        compiled: bool = False,
+    ) -> None:
+        if compiled and (foreach or fused):
+            raise ValueError("compiled=True: not together with foreach or fused")
+        p = self._p = check_number("p", p, above=0.0)  # known before torch adds the groups
+        super().__init__(params, lr, betas, eps, weight_decay, foreach=foreach, maximize=maximize, fused=fused)
+        self.defaults["p"] = p
+        self.defaults["compiled"] = compiled
+        self._step_supports_amp_scaling = False
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        group["p"] = check_number("p", group.get("p", self.defaults.get("p", getattr(self, "_p", None))), above=0.0)
+
+    def _complete(self, group: dict[str, Any]) -> None:
+        group.setdefault("p", self.defaults["p"])
+
+    def _update(self) -> None:
+        if self.defaults["compiled"]:
+            for group in self.param_groups:
+                self._compiled_update(group)
+        else:
+            self._step_under(lambda groups: PNormDecay(groups, 0.0), torch.optim.Adam)
+
+    def _decayed(self, group: dict[str, Any]) -> dict[str, Any]:
+        params = [p for p in group["params"] if p.dim() >= 2]
+        return super()._decayed(group) | {"params": params, "p": as_number(group["p"])}
+
+    def _compiled_update(self, group: dict[str, Any]) -> None:
+        if group["amsgrad"]:
+            raise RuntimeError("compiled=True: PAdam has no compiled step for a group with amsgrad")
+        params: list[Tensor] = []
+        gradients: list[Tensor] = []
+        means: list[Tensor] = []
+        squares: list[Tensor] = []
+        steps: list[Tensor] = []
+        self._init_group(group, params, gradients, means, squares, [], steps)
+        if not params:
+            return
+        torch._foreach_add_(steps, ONE, alpha=1.0)
+        lists = [params, gradients, means, squares]
+        if any(map(is_sharded, params)):
+            lists = [local(tensors) for tensors in lists]
+        counts = [step.item() for step in steps]
+        if min(counts) == max(counts):
+            self._compiled_step(group, counts[0], lists)
+        else:  # a step of its own for each bias correction
+            for count in set(counts):
+                places = [i for i, other in enumerate(counts) if other == count]
+                self._compiled_step(group, count, [[tensors[i] for i in places] for tensors in lists])
+
+    def _compiled_step(self, group: dict[str, Any], step: float, lists: list[list[Tensor]]) -> None:
+        lr, p, (beta1, beta2) = float(group["lr"]), as_number(group["p"]), map(as_number, group["betas"])
+        c = min(p * lr * as_number(group["weight_decay"]), LARGEST)
+        decays = c > 1 / LARGEST
+        bias1, bias2 = 1 - beta1**step, 1 - beta2**step
+        numbers = 1 - beta1, beta2, 1 - beta2, lr / bias1, 1 / math.sqrt(bias2), group["eps"], c
+        dtype = torch.float64 if lists[0][0].dtype == torch.float64 else torch.float32
+        strides = [[t.stride() for t in tensors] for tensors in lists]
+        alike = strides[0] == strides[1] == strides[2] == strides[3]
+        step_ = compile_once(padam_step_, ("gradients", "means", "squares") if alike else ())
+        step_(*lists, torch.tensor(numbers, dtype=dtype), p if decays else None, group["maximize"])
+
+
+def padam_step_(
+    params: list[Tensor],
+    gradients: list[Tensor],
+    means: list[Tensor],
+    squares: list[Tensor],
+    numbers: Tensor,
+    p: float | None,
+    maximize: bool,
+) -> None:
+    """Adam's step and p-norm decay in place, elementwise, for a compiler to make one loop per tensor of.
+
+    Args:
+        params, gradients, means, squares: weights, gradients, first and second moments.
+        numbers: ``1 - beta1, beta2, 1 - beta2, lr / bias correction, 1 / root of the other, eps, p lr s``, shape (7,).
+        p: None for no decay.
+        maximize: turn the sign of the gradients.
+    """
+    one_minus_beta1, beta2, one_minus_beta2, step_size, root_scale, eps, c = numbers.unbind()
+    for w, g, mean, square in zip(params, gradients, means, squares, strict=True):
+        g = -g if maximize else g
+        mean.copy_(mean + (g - mean) * one_minus_beta1)
+        square.copy_(square * beta2 + g * g * one_minus_beta2)
+        u = w - step_size * mean / (square.sqrt() * root_scale + eps)
+        w.copy_(u * shrink_factor(w, c, p) if p is not None and w.dim() >= 2 else u)

@@ -1,0 +1,91 @@
+"""The identity of a run: the configuration that decides its numbers, and the name that is a hash of it.
+
+Imports no torch. Used by everything that composes a configuration or names a run.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobRuntime
+from hydra.version import VersionBase
+from omegaconf import DictConfig, OmegaConf
+
+from wdlab import interpolations
+from wdlab.errors import NAME, ConfigError, is_name
+
+PROJECT = Path(__file__).resolve().parents[2]
+CONFIGS = PROJECT / "configs"
+
+SCIENTIFIC_KEYS = ("dataset", "model", "optimizer", "regularizer", "lr_schedule", "train", "seed")
+NAMED_KEYS = ("dataset", "model", "optimizer", "regularizer")
+
+
+def compose_config(overrides: Iterable[str]) -> DictConfig:
+    """The config that ``python -m wdlab.train <overrides>`` runs. Another Hydra application may be under way."""
+    with _own_hydra(), initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = hydra_compose("train", list(overrides))
+    interpolations.read_environment(config)
+    return config
+
+
+@contextlib.contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Put away what Hydra keeps once per process, for a while."""
+    kept = {kind: Singleton._instances.pop(kind, None) for kind in (GlobalHydra, JobRuntime, VersionBase)}
+    try:
+        yield
+    finally:
+        for kind, instance in kept.items():
+            Singleton._instances.pop(kind, None)
+            if instance is not None:
+                Singleton._instances[kind] = instance
+
+
+def scientific_config(config: DictConfig) -> dict[str, Any]:
+    """The part of a resolved config that decides the numbers: what a run is, not where or how it is recorded.
+
+    Raises:
+        ConfigError: if a part of it is not there, or has no name.
+    """
+    whole = OmegaConf.to_container(config, resolve=True)
+    for key in (*SCIENTIFIC_KEYS, "runtime"):
+        if key not in whole:
+            raise ConfigError(f"{key}: is missing")
+        if key != "seed" and not isinstance(whole[key], dict):
+            raise ConfigError(f"{key}={whole.get(key)}: must be a group of keys")
+    for key in NAMED_KEYS:
+        name = whole[key].get("name")
+        if not is_name(name):
+            raise ConfigError(f"{key}.name={name}: must be {NAME}")
+    return {key: whole.get(key) for key in SCIENTIFIC_KEYS} | {"precision": whole["runtime"].get("precision")}
+
+
+def run_name(config: DictConfig) -> str:
+    """The run's name: the chosen configs, then a hash of everything scientific.
+
+    Equal numbers hash equally (1 and 1.0), and keys that are null are left out, so that a new optional key renames
+    nothing that ran before it. ``_target_`` is left out too, so that a class can move to another module: a choice is
+    identified by its group and name.
+    """
+    scientific = scientific_config(config)
+    text = json.dumps(_canonical(scientific), sort_keys=True, allow_nan=True)
+    names = "-".join(str(scientific[key]["name"]) for key in NAMED_KEYS)
+    return f"{names}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _canonical(v) for k, v in value.items() if v is not None and k != "_target_"}
+    if isinstance(value, list | tuple):
+        return [_canonical(v) for v in value]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value

@@ -1,0 +1,116 @@
+"""The factor ``1 / (1 + c |w|^(p-2))`` of p-norm weight decay (P2), in the forms that are fast in each place.
+
+``shrink_factors`` acts on lists of tensors, ``shrink_factor`` is one expression for a compiler, and ``power`` replaces
+a logarithm and an exponential by polynomials in compiled float32 loops on the CPU.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from wdlab.tensors import add_number_, compiled, times_, wide
+
+LARGEST = 1e37  # c beyond it is taken for it, c below its inverse for 0, so that no infinity or zero meets another
+
+
+def shrink_factors(
+    weights: Sequence[Tensor], c: float | Tensor, p: float, places: Sequence[Tensor] | None = None
+) -> list[Tensor] | Tensor | float:
+    """``1 / (1 + c |w|^(p-2))``, in [0, 1], without an overflow on the way. 1 where ``c`` is 0.
+
+    Args:
+        weights: any shapes.
+        c: ``p * lr * s`` >= 0, a number or a scalar tensor.
+        p: > 0.
+        places: tensors to write to, in the shapes of the weights, at least float32; new ones if not given.
+
+    Returns:
+        Tensors in the shapes of the weights, at least float32; for p = 2 one factor for all of them.
+    """
+    if p == 2 or (not isinstance(c, Tensor) and c < 1 / LARGEST):
+        return 1 / (1 + c)
+    if places is None:
+        sizes = [x.to(wide(x.dtype)) for x in torch._foreach_abs(weights)]
+    else:
+        sizes = [
+            torch.abs(w if w.dtype == x.dtype else w.to(x.dtype), out=x) for w, x in zip(weights, places, strict=True)
+        ]
+    if p in (0.5, 1, 1.5):
+        if p == 1:
+            torch._foreach_reciprocal_(sizes)
+        else:
+            torch._foreach_rsqrt_(sizes)
+        if p == 0.5:
+            torch._foreach_pow_(sizes, 3)
+        times_(sizes, c if isinstance(c, Tensor) else min(c, LARGEST))
+        torch._foreach_add_(sizes, 1)
+        torch._foreach_reciprocal_(sizes)
+    else:  # the same as 1 / (1 + exp(log c - (2-p) log |w|))
+        torch._foreach_log_(sizes)
+        torch._foreach_mul_(sizes, 2 - p)
+        add_number_(sizes, -_log(c))
+        torch._foreach_sigmoid_(sizes)
+    return [torch.where(c > 1 / LARGEST, x, 1) for x in sizes] if isinstance(c, Tensor) else sizes
+
+
+def _log(c: float | Tensor) -> float | Tensor:
+    return c.clamp(1 / LARGEST, LARGEST).log() if isinstance(c, Tensor) else math.log(min(c, LARGEST))
+
+
+def compiled_shrink_factors(weights: Sequence[Tensor], c: float | Tensor, p: float) -> list[Tensor]:
+    """``remaining_factors`` by ``torch.compile``, one pass over each tensor."""
+    c = c if isinstance(c, Tensor) else torch.tensor(min(c, LARGEST), dtype=torch.float64)
+    return compiled(_all_shrink_factors)(list(weights), c, p)
+
+
+def _all_shrink_factors(weights: list[Tensor], c: Tensor, p: float) -> list[Tensor]:
+    within = c.clamp(1 / LARGEST, LARGEST)
+    return [torch.where(c > 1 / LARGEST, shrink_factor(w, within, p), 1.0) for w in weights]
+
+
+def shrink_factor(w: Tensor, c: Tensor, p: float) -> Tensor:
+    """``1 / (1 + c |w|^(p-2))`` for c > 0, in one expression, for a compiler to make part of a loop."""
+    if p == 2:
+        return (1 / (1 + c)).expand(w.shape)
+    x = w.to(wide(w.dtype)).abs()
+    if p > 2:
+        return 1 / (1 + c * power(x, p - 2))
+    if p == 0.5:
+        x = x * x.sqrt()
+    elif p == 1.5:
+        x = x.sqrt()
+    elif p != 1:
+        x = power(x, 2 - p)
+    x = x.clamp(max=torch.finfo(x.dtype).max / 4)
+    return x / (x + c)
+
+
+# log2(1 + r) / r on [-1/4, 1/2) and 2^f on [-1/2, 1/2], Chebyshev fits; the errors are below float32's
+LOG2 = (1.44269525, -0.721350693, 0.48084751, -0.360335294, 0.290073565, -0.250652196, 0.204127339, -0.09616397)
+EXP2 = (1.00000008, 0.693147207, 0.240221074, 0.0555032721, 0.0096760371, 0.00134004322)
+
+
+def power(x: Tensor, q: float) -> Tensor:
+    """``x^q`` for ``x >= 0`` and ``q > 0``.
+
+    For float32 on the CPU from the bits of ``x`` and two polynomials, as accurate as ``exp(q log x)``: in a compiled
+    loop half the cost of calling a logarithm and an exponential; uncompiled it is slow.
+    """
+    if x.dtype != torch.float32 or not x.is_cpu:
+        return torch.exp(q * torch.log(x))
+    bits = x.view(torch.int32)
+    exponent = (bits - 0x3F400000) >> 23
+    rest = (bits - (exponent << 23)).view(torch.float32) - 1  # x = 2^exponent (1 + rest), rest in [-1/4, 1/2)
+    log2 = (q * (exponent + rest * _polynomial(LOG2, rest))).clamp(-126, 127)
+    whole = torch.floor(log2 + 0.5)
+    found = _polynomial(EXP2, log2 - whole) * ((whole.to(torch.int32) + 127) << 23).view(torch.float32)
+    return torch.where(x > 0, found, 0.0)
+
+
+def _polynomial(coefficients: Sequence[float | Tensor], x: Tensor) -> Tensor:
+    """By halves (Estrin), since one term waiting for the other (Horner) would take twice the time."""
+    pairs = [a + b * x for a, b in itertools.zip_longest(coefficients[::2], coefficients[1::2], fillvalue=0.0)]
+    return pairs[0] if len(pairs) == 1 else _polynomial(pairs, x * x)

@@ -1,0 +1,213 @@
+"""One sitting of a run: lock, resume, train, record the outcome. Called by the command lines and by stacks."""
+
+import contextlib
+import logging
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import filelock
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from wdlab import loop
+from wdlab.build import build_experiment
+from wdlab.engine import device, parallel, stopping
+from wdlab.engine.experiment import Experiment
+from wdlab.engine.progress import clock
+from wdlab.errors import ConfigError, RunFailed, WdlabError, describe_error, explain
+from wdlab.records import checkpoint, recorder, wandb_mirror
+from wdlab.records.directory import FINISHED, RunDirectory
+from wdlab.records.identity import scientific_config
+from wdlab.regularizers.description import describe_weight_decay
+from wdlab.validation import check_data_is_the_same, code_error
+
+log = logging.getLogger("wdlab")
+
+
+def run(config: DictConfig) -> str:
+    """Do one run, or what is left of it.
+
+    Returns:
+        ``done``, or ``locked`` if another process has the run.
+
+    Raises:
+        WdlabError: before training, for input that cannot be used (CheckpointError for a damaged checkpoint).
+        RunFailed: if the run diverged, or an error ended it; the traceback is in its ``status.json``.
+        KeyboardInterrupt: if SIGINT or SIGTERM ended it; a checkpoint was written first.
+    """
+    directory = RunDirectory.of(config)
+    if directory.finished:
+        log.info("%s: finished before, nothing to do", directory.name)
+        return outcome_of(directory)
+    device.check(config["runtime"])
+    if not parallel.join(device.chosen(config["runtime"])).leads:
+        return _follow(config, directory)
+    fault = code_error(config)
+    try:
+        directory.create()
+        lock = directory.lock().acquire()
+    except filelock.Timeout:
+        parallel.broadcast_go(go=False)
+        log.info("%s: another process has this run; left alone", directory.name)
+        return "locked"
+    except OSError as error:
+        raise ConfigError(f"paths.runs={config['paths']['runs']}: cannot be written, {error}") from error
+    with lock:
+        if directory.finished:  # by another process, since we looked
+            parallel.broadcast_go(go=False)
+            return outcome_of(directory)
+        with failure_recorded(directory):
+            if fault is not None:
+                raise fault
+            directory.remove_leftovers()
+            directory.write_config(config)
+            with stopping.exit_requests(stopping.StopFiles.of_this_job()) as stop_requested:
+                _train(config, directory, stop_requested)
+    return outcome_of(directory)
+
+
+@contextlib.contextmanager
+def failure_recorded(directory: RunDirectory) -> Iterator[None]:
+    """Put the error that ends a run into its ``status.json``; what is not told in one line is raised as a RunFailed."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        told = explain(error) or describe_error(error)
+        with contextlib.suppress(OSError):
+            directory.write_status("failed", error=told, traceback=traceback.format_exc())
+        if isinstance(error, WdlabError):
+            raise
+        raise RunFailed(f"{directory.name}: failed, {told}") from error
+
+
+def _train(config: DictConfig, directory: RunDirectory, stop_requested: Callable[[], bool]) -> None:
+    session = Session(config, directory)
+    try:
+        parallel.broadcast_go(go=True)
+        trained = build_experiment(config, threads=session.threads_before)
+        session.open(trained)
+        outcome = loop.fit(
+            trained,
+            config["train"],
+            directory,
+            session.records,
+            session.start,
+            config["runtime"]["checkpoint_seconds"],
+            stop_requested,
+        )
+        session.end(outcome)
+    finally:
+        session.close()
+    if outcome == "interrupted" or stop_requested():  # whenever it came: a sweep must not go on to the next run
+        raise KeyboardInterrupt
+    session.tell()
+
+
+class Session:
+    """What a process writes of a run beside its checkpoints: records, their mirror, provenance, status.
+
+    Args:
+        config, directory: of the run, which this process has the lock of.
+
+    Attributes:
+        start: the checkpoint it goes on from, None at the beginning.
+        records: once it is open.
+
+    Raises:
+        CheckpointError: for a checkpoint that cannot be used, or of a run that was begun on other data.
+    """
+
+    def __init__(self, config: DictConfig, directory: RunDirectory) -> None:
+        self._config, self.directory = config, directory
+        self._started = time.monotonic()
+        self._mirror: wandb_mirror.Mirror | None = None
+        self._said = ""
+        self.records: recorder.Recorder | None = None
+        self.start = checkpoint.load(directory)
+        check_data_is_the_same(config, directory, self.start)
+
+    @property
+    def threads_before(self) -> int | None:
+        """The number of threads that a run is resumed with, so that its numbers stay the same; None at the start."""
+        sessions = self.directory.read("provenance.json").get("sessions", []) if self.start else []
+        return sessions[-1].get("threads") if sessions else None
+
+    def open(self, trained: Experiment) -> None:
+        """Begin to record."""
+        directory, start = self.directory, self.start
+        settings = scientific_config(self._config)
+        self._mirror = wandb_mirror.make_mirror(self._config["logger"], directory.path, directory.name, settings)
+        self.records = recorder.Recorder(directory.metrics, start["records_bytes"] if start else 0, self._mirror)
+        same_machine = directory.write_provenance(trained.data.checksum, **trained.machine.provenance)
+        if start and not same_machine:
+            log.warning("%s: resumed on another machine or setting; equal up to rounding only", directory.name)
+        directory.write_status("running", step=start["step"] if start else 0)
+        log.info("%s: %s", directory.name, f"going on at step {start['step']}" if start else "started")
+        if log.isEnabledFor(logging.INFO):
+            self._tell_decay(trained)
+
+    def _tell_decay(self, trained: Experiment) -> None:
+        """Say what is decayed: tensor by tensor with ``hydra.verbose=wdlab``, else in a line, but not for every job."""
+        optimizer = trained.optimizer
+        own = (
+            optimizer.describe() if hasattr(optimizer, "describe") else describe_weight_decay(optimizer, trained.model)
+        )
+        found = [text for text in (trained.regularizer.describe(), own) if "\n" in text]  # with tensors
+        for text in found or ["nothing is decayed"]:
+            if log.isEnabledFor(logging.DEBUG):
+                log.debug("%s: %s", self.directory.name, text)
+            elif not (trained.machine.stacked or is_sweep_job()):
+                log.info("%s: %s", self.directory.name, text.splitlines()[0])
+
+    def end(self, outcome: str) -> None:
+        """Write down how it went, as ``loop.fit`` says it."""
+        seconds, last = time.monotonic() - self._started, self.records.last
+        if outcome in FINISHED:
+            self.directory.write("summary.json", last | {"seconds_of_last_session": round(seconds, 3)})
+        self.directory.write_status(outcome, step=last["step"])
+        self._said = f"{outcome} after {clock(seconds)}{_result(last)}"
+
+    def tell(self) -> None:
+        """Say how it went."""
+        log.info("%s: %s", self.directory.name, self._said)
+
+    def close(self) -> None:
+        """Close what is open, however it went."""
+        if self.records is not None:
+            self.records.close()
+        if self._mirror is not None:
+            self._mirror.finish(0 if self.directory.finished else 1)
+
+
+def _follow(config: DictConfig, directory: RunDirectory) -> str:
+    """The part of a process that does not lead: the same steps on its share of the batches, nothing written."""
+    if not parallel.broadcast_go():
+        return directory.status
+    start = checkpoint.load(directory)
+    with stopping.exit_requests() as stop_requested:
+        outcome = loop.fit(
+            build_experiment(config), config["train"], directory, None, start, float("inf"), stop_requested
+        )
+    if outcome == "interrupted":
+        raise KeyboardInterrupt
+    return outcome
+
+
+def _result(row: dict[str, Any]) -> str:
+    shown = {key: row[key] for key in ("train/loss", "test/accuracy") if row.get(key) is not None}
+    return "".join(f", {key.replace('/', ' ')} {value:.4g}" for key, value in shown.items())
+
+
+def outcome_of(directory: RunDirectory) -> str:
+    if directory.status == "diverged":
+        step = directory.read("status.json")["step"]
+        raise RunFailed(f"{directory.name}: diverged, the loss was not finite at step {step}")
+    return directory.status
+
+
+def is_sweep_job() -> bool:
+    """Whether this is a job of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN

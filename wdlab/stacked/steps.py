@@ -1,0 +1,78 @@
+"""The optimizers' steps on a stack, with a learning rate for each run."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wdlab.stacked.network import Network
+from wdlab.tensors import times_
+
+# -- the optimizers' steps, with a learning rate for each run
+
+
+class SGDStep:
+    """``torch.optim.SGD``, on the parameters of a stack.
+
+    Args:
+        network: of the stack.
+        group: the optimizer's settings.
+        begun: whether the runs have taken steps before.
+
+    Attributes:
+        state: the optimizer's moments, each like ``network.parameters``.
+    """
+
+    def __init__(self, network: Network, group: Mapping[str, Any], begun: bool) -> None:
+        self._params, self._gradients, self._begun = network.parameters, network.gradients, begun
+        self._momentum, self._dampening, self._nesterov = group["momentum"], group["dampening"], group["nesterov"]
+        self.state = {"momentum_buffer": [torch.zeros_like(p) for p in self._params]} if self._momentum else {}
+
+    def __call__(self, lr: Tensor, step: int) -> None:
+        """Update ``step + 1``; ``lr`` (runs, 1, 1)."""
+        directions = self._gradients
+        if self._momentum:
+            means = self.state["momentum_buffer"]
+            if self._begun:
+                torch._foreach_mul_(means, self._momentum)
+                torch._foreach_add_(means, directions, alpha=1 - self._dampening)
+            else:
+                torch._foreach_copy_(means, directions)
+            directions = torch._foreach_add(directions, means, alpha=self._momentum) if self._nesterov else means
+        for p, direction in zip(self._params, directions, strict=True):
+            p.addcmul_(direction, lr, value=-1)
+        self._begun = True
+
+    def scalars(self, step: int) -> dict[str, Tensor]:
+        """What torch keeps beside, per parameter, behind ``step`` updates."""
+        return {}
+
+
+class AdamStep:
+    """``torch.optim.Adam`` and ``AdamW``, on the parameters of a stack. As ``SGDStep``."""
+
+    def __init__(self, network: Network, group: Mapping[str, Any], begun: bool) -> None:
+        self._params, self._gradients = network.parameters, network.gradients
+        (self._beta1, self._beta2), self._eps = group["betas"], group["eps"]
+        self._decay = group["weight_decay"] if group.get("decoupled_weight_decay") else 0.0
+        self.state = {name: [torch.zeros_like(p) for p in self._params] for name in ("exp_avg", "exp_avg_sq")}
+
+    def __call__(self, lr: Tensor, step: int) -> None:
+        """Update ``step + 1``; ``lr`` (runs, 1, 1)."""
+        if self._decay:
+            times_(self._params, 1 - lr * self._decay)
+        means, squares = self.state["exp_avg"], self.state["exp_avg_sq"]
+        torch._foreach_lerp_(means, self._gradients, 1 - self._beta1)
+        torch._foreach_mul_(squares, self._beta2)
+        torch._foreach_addcmul_(squares, self._gradients, self._gradients, value=1 - self._beta2)
+        roots = torch._foreach_sqrt(squares)
+        torch._foreach_div_(roots, math.sqrt(1 - self._beta2 ** (step + 1)))
+        torch._foreach_add_(roots, self._eps)
+        for p, mean, root in zip(self._params, means, roots, strict=True):
+            p.addcmul_(torch.div(mean, root, out=root), lr, value=-1 / (1 - self._beta1 ** (step + 1)))
+
+    def scalars(self, step: int) -> dict[str, Tensor]:
+        """What torch keeps beside, per parameter, behind ``step`` updates."""
+        return {"step": torch.tensor(float(step))}

@@ -1,0 +1,1 @@
+"""Sweeps: the Hydra sweeper and the launchers."""

@@ -1,0 +1,21 @@
+"""The summary that a sweep prints at its end."""
+
+from collections import Counter
+
+from wdlab.errors import RunFailed
+from wdlab.sweeps.job import SweepJob
+
+
+def sum_up(jobs: list[SweepJob]) -> None:
+    """Print how many runs ended how, and every one that did not end well with its reason; raise if there is any."""
+    print_counts(jobs)
+    bad = [f"{job.directory.name}: {reason}" for job in jobs if (reason := job.trouble) is not None]
+    for line in dict.fromkeys(bad):
+        print(f"  {line}", flush=True)
+    if bad:
+        raise RunFailed(f"{len(bad)} of {len(jobs)} runs did not end well; see above")
+
+
+def print_counts(jobs: list[SweepJob]) -> None:
+    counts = Counter(job.state for job in jobs)
+    print("sweep: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())), flush=True)
