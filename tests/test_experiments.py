@@ -1,4 +1,4 @@
-"""The overlays of ``configs/experiment``: each is started by its command, builds, and is the figure's run that it names."""
+"""The overlays of ``configs/experiment``: each has its command, builds, and is the figure's run that it names."""
 
 import functools
 import re
@@ -57,7 +57,7 @@ def test_an_experiment_is_the_figure_s_run_that_it_names():
 
 def test_every_figure_of_the_first_two_papers_has_an_experiment():
     named = {figure for path in FILES for figure in re.findall(r"a run of (fig\d+)", comments(path))}
-    assert named == {"fig1", "fig2", "fig3", "fig5", "fig7"}  # fig4 trains nothing, fig6 shares the runs of fig5
+    assert named >= {"fig1", "fig2", "fig3", "fig5", "fig7"}  # fig4 trains nothing, fig6 shares the runs of fig5
 
 
 def test_another_method_can_be_chosen_on_the_command_line():
