@@ -92,7 +92,8 @@ with torch.no_grad():
     model[2].weight[:, :3] = 0
 pruned = pruning.prune_dead_units(model)
 done["prune_dead_units"] = pruned[0].out_features == 5 and torch.allclose(pruned(inputs), model(inputs), atol=1e-6)
-print(json.dumps({"from": homogeneous.__file__, "done": done, "imported": sorted({name.partition(".")[0] for name in sys.modules})}))
+imported = sorted({name.partition(".")[0] for name in sys.modules})
+print(json.dumps({"from": homogeneous.__file__, "done": done, "imported": imported}))
 """
 
 
