@@ -41,6 +41,9 @@ class Allowed:
         if top in allowed or top.startswith("_sysconfigdata"):
             return self.finder.find_spec(name, path, target)
 
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
 
 sys.meta_path[:] = [Allowed(finder) for finder in sys.meta_path]
 """
