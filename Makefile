@@ -30,19 +30,19 @@ reproduce-%: $(READY)  ## a figure: make reproduce-fig3 SCALE=quick
 fetch-%: $(READY)  ## download a data set into ./data: make fetch-mnist
 	@$(BIN)/python scripts/fetch_data.py $*
 
-status: $(READY)  ## every run in results/runs: its state, how far it is, what went wrong
+status: $(READY)  ## state, progress and errors of every run in results/runs
 	@$(BIN)/python -m wdlab.runs
 
 index: $(READY)  ## the README's table of figures, from their declarations and verdicts
 	@$(BIN)/python -m scripts.index
 
-bench: $(READY)  ## what things cost, beside torch's own: tables in results/benchmarks
+bench: $(READY)  ## costs next to torch's own: tables in results/benchmarks
 	@MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824 $(BIN)/python scripts/benchmark.py
 
 test: $(READY)  ## the whole test suite, on every core; no network, GPU or account needed
 	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-test-faults: $(READY)  ## the long tests of faults, then 100 kills at random moments: about 25 minutes
+test-faults: $(READY)  ## long tests of faults, then 100 kills at random moments: about 25 minutes
 	@$(BIN)/python -m pytest -m long
 	@$(BIN)/python -m tests.campaign --kills 100 --minutes 15
 

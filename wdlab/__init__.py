@@ -1,11 +1,23 @@
 """wdlab: weight decay, tried, compared and believed.
 
-Import what you need: ``wdlab.regularizers`` (methods for any torch optimizer) and ``wdlab.homogeneous`` (which
-parameters to decay). Experiments run from a checkout: ``python -m wdlab.train --help``.
+Import what you need: ``wdlab.optimizers`` (drop-in optimizers), ``wdlab.regularizers`` (methods for any torch
+optimizer), ``wdlab.homogeneous`` (which parameters to decay) and ``wdlab.pruning`` (networks without dead units). They
+need torch alone. Experiments need the packages of the extra ``lab`` and run from a checkout: ``python -m wdlab.train
+--help``.
 """
+
+import importlib.util
+import sys
 
 __version__ = "0.1.0"
 
 from wdlab import waiting
+
+# `python -m wdlab.train` imports this file before its own, and argv[0] is "-m" until then. Without this check the
+# imports of the command end in a traceback.
+if sys.argv[:1] == ["-m"] and importlib.util.find_spec("hydra") is None:
+    command = next((word for word in sys.orig_argv if word.removeprefix("-m").startswith("wdlab.")), "wdlab")
+    print(f"error: {command} needs the lab; in a checkout: pip install -e '.[lab]'", file=sys.stderr)
+    sys.exit(2)
 
 waiting.bound_spinning()
