@@ -14,6 +14,7 @@ reason::
 A new curve is a new file with its ``overrides`` and ``"runs": {}``, recorded in the same way.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -32,7 +33,8 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-from wdlab import runs, train
+from wdlab import train
+from wdlab.records.identity import compose_config
 
 FOLDER = Path(__file__).resolve().parent / "golden_curves"
 MACHINE = FOLDER / "machine.json"
@@ -40,6 +42,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.json") if path != MACHINE)
 STACKED = "hydra/launcher=stacked"
 TOLERANCE = 1e-5  # relative, elsewhere; measured with AVX2 and with no vectors at all: 3e-6 at most, but for FLOOR
 FLOOR = 1e-7  # in addition: the rounding of a float32 near 1, and updates and cosines are differences of such numbers
+PROCESSOR = ("cpu family", "model", "stepping", "cache size", "flags")  # lines of /proc/cpuinfo
 UNIT = 1 / 32  # in addition, of sparsities: one of the MLP's 32 units may become zero one log line later
 
 Row = dict[str, Any]
@@ -70,7 +73,22 @@ def train_anew(overrides: Sequence[str], folder: Path) -> tuple[Runs, dict[str, 
         name = f"{config['regularizer']['name']}, seed {config['seed']}"
         curves[name] = [json.loads(line) for line in records.read_text().splitlines()]
         machine = {"device": session["device"], "torch": session["versions"]["torch"], "threads": session["threads"]}
+        machine["processor"] = processor()
     return dict(sorted(curves.items())), machine
+
+
+def processor() -> str:
+    """Return a hash of what distinguishes processors of one name: model, stepping, caches, instructions."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return "unknown"
+    kept = [
+        line
+        for line in lines
+        if line.split("\t")[0].strip() in ("cpu family", "model", "stepping", "cache size", "flags")
+    ]
+    return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:12]
 
 
 def write_images(folder: Path) -> None:
@@ -88,7 +106,7 @@ def write_images(folder: Path) -> None:
 
 def smallest_split(overrides: Sequence[str]) -> int:
     """Return the number of validation examples, below which no split is; of a text its characters, which are more."""
-    return runs.compose([o for o in overrides if o != "-m" and "," not in o])["dataset"]["val_size"]
+    return compose_config([o for o in overrides if o != "-m" and "," not in o])["dataset"]["val_size"]
 
 
 def differences(found: Runs, golden: Runs, example: float | None = None) -> list[str]:
