@@ -10,7 +10,7 @@ NOT_MADE = "not made yet"
 
 
 def table() -> str:
-    """Return the table: for each figure a line with what it shows, its verdicts, its command and how long that takes."""
+    """Return the table: for each figure what it shows, its verdicts at each scale, its command and its time."""
     lines = [
         HEAD.format(scales=" | ".join(f"`{scale}`" for scale in figures.SCALES)),
         "| --- " * (4 + len(figures.SCALES)) + "|",

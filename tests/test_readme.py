@@ -23,9 +23,8 @@ PAGES = [README, runs.PROJECT / "CONTRIBUTING.md", *sorted((runs.PROJECT / "docs
 MOST_LINES = 180  # of the README
 SHORT = ("train.steps=20", "train.log_every=10", "train.eval_every=10", "logger=disabled")
 EVERYTHING = ("train.average_decay=0.9", "train.sharpness_every=20", "train.sharpness_examples=50")  # is measured
-PYTHON = ".venv/bin/python"
 ON_RUNS = ("wdlab.runs", "wdlab.evaluate", "wdlab.analysis.curves")
-UNCHECKED = (".venv/bin/pip", ".venv/bin/jupyter", "export")  # they need a network, a browser, the reader's shell
+UNCHECKED = ("export",)  # it acts on the reader's shell
 WIDE = {"pnorm": "p = 0.8", "decoupled": "AdamW"}  # in the table of ResNets of width 32
 CONTEXTS = ([], ["dataset=cifar10"], ["regularizer=l2"])  # in which a setting that a page mentions composes
 RUN = re.compile(r"results/runs/([\w-]+-[0-9a-f]{12})")
