@@ -10,7 +10,7 @@ NOT_MADE = "not made yet"
 
 
 def table() -> str:
-    """A line for each figure: what it shows, its verdicts at each scale, the command and how long that takes."""
+    """Return the table: for each figure what it shows, its verdicts at each scale, its command and its time."""
     lines = [
         HEAD.format(scales=" | ".join(f"`{scale}`" for scale in declaration.SCALES)),
         "| --- " * (4 + len(declaration.SCALES)) + "|",
@@ -32,7 +32,7 @@ def _verdicts(files: tables.Files) -> str:
 
 
 def written(readme: str) -> str:
-    """The README with the index as it should be."""
+    """Return the README with the index replaced by a new one."""
     before, rest = readme.split(BEGIN)
     return before + BEGIN + table() + END + rest.split(END)[1]
 

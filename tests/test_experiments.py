@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from wdlab import runs, train
-from wdlab.analysis import figures
+from wdlab.analysis import declaration
+from wdlab.build import build
+from wdlab.records.identity import CONFIGS, SCIENTIFIC_KEYS, compose_config, run_name
 
-FILES = sorted((runs.CONFIGS / "experiment").glob("*.yaml"))
+FILES = sorted((CONFIGS / "experiment").glob("*.yaml"))
 EMBEDDED = ("digits_pathprox", "digits_pnorm")
 SHORT = ("train.steps=4", "train.log_every=4", "train.eval_every=4", "model.width=8", "logger=disabled", "runtime=cpu")
 
@@ -22,7 +23,9 @@ def comments(path: Path) -> str:
 @functools.cache
 def runs_of_figure(name: str, scale: str) -> set[str]:
     """Return the names of the runs that a figure declares at a scale."""
-    return {job.directory.name for job in figures.jobs(figures.declaration(name, scale), "anywhere")}
+    return {
+        job.directory.name for job in declaration.figure_runs(declaration.read_declaration(name, scale), "anywhere")
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -30,20 +33,20 @@ def test_every_experiment_begins_with_its_command_and_builds(path):
     header, command = path.read_text().splitlines()[:2]
     assert header == "# @package _global_"  # Hydra reads it in the first line only
     assert command == f"# python -m wdlab.train +experiment={path.stem}"
-    config = runs.compose([command.split()[-1]])
-    train.build(config)
-    assert runs.identity(config)
+    config = compose_config([command.split()[-1]])
+    build(config)
+    assert run_name(config)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_an_experiment_adds_no_key(path):
-    assert runs.compose([f"+experiment={path.stem}"]).keys() == runs.compose([]).keys()
+    assert compose_config([f"+experiment={path.stem}"]).keys() == compose_config([]).keys()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_an_experiment_sets_nothing_but_the_science(path):
-    config, defaults = runs.compose([f"+experiment={path.stem}"]), runs.compose([])
-    for key in defaults.keys() - {*runs.SCIENTIFIC_KEYS} | {"seed"}:
+    config, defaults = compose_config([f"+experiment={path.stem}"]), compose_config([])
+    for key in defaults.keys() - {*SCIENTIFIC_KEYS} | {"seed"}:
         assert config[key] == defaults[key], key
 
 
@@ -51,7 +54,7 @@ def test_an_experiment_is_the_figure_s_run_that_it_names():
     named = {path.stem: re.findall(r"a run of (fig\d+) at (\w+) scale", comments(path)) for path in FILES}
     for experiment, found in named.items():
         for figure, scale in found:
-            name = runs.identity(runs.compose([f"+experiment={experiment}"]))
+            name = run_name(compose_config([f"+experiment={experiment}"]))
             assert name in runs_of_figure(figure, scale), (experiment, figure, scale)
 
 
@@ -61,11 +64,11 @@ def test_every_figure_of_the_first_two_papers_has_an_experiment():
 
 
 def test_another_method_can_be_chosen_on_the_command_line():
-    other = runs.compose(["+experiment=mnist_pathprox", "regularizer=l2"])
+    other = compose_config(["+experiment=mnist_pathprox", "regularizer=l2"])
     assert other["regularizer"]["name"] == "l2" and other["regularizer"]["strength"] == 1e-4
-    assert runs.identity(other) in runs_of_figure("fig3", "cpu")
+    assert run_name(other) in runs_of_figure("fig3", "cpu")
     for over_time in ("constant", "late"):
-        train.build(runs.compose(["+experiment=cifar10_early", f"regularizer/over_time={over_time}"]))
+        build(compose_config(["+experiment=cifar10_early", f"regularizer/over_time={over_time}"]))
 
 
 def test_a_sweep_goes_over_experiments_and_seeds(command, tmp_path):
@@ -74,7 +77,7 @@ def test_a_sweep_goes_over_experiments_and_seeds(command, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     made = {path.name for path in (tmp_path / "results" / "runs").iterdir()}
     expected = {
-        runs.identity(runs.compose([f"+experiment={experiment}", f"seed={seed}", *SHORT]))
+        run_name(compose_config([f"+experiment={experiment}", f"seed={seed}", *SHORT]))
         for experiment in EMBEDDED
         for seed in (0, 1)
     }

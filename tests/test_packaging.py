@@ -16,7 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from wdlab import runs
+from wdlab.records.identity import PROJECT
 
 BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE", "wdlab")
 COMMANDS = ("wdlab.train", "wdlab.evaluate", "wdlab.runs", "wdlab.analysis.curves")
@@ -105,7 +105,7 @@ def wheel(tmp_path_factory) -> Path:
     """Build wdlab's wheel from a copy, since setuptools writes into the folder that it builds from."""
     source = tmp_path_factory.mktemp("source")
     for name in BUILT_FROM:
-        (source / name).symlink_to(runs.PROJECT / name)
+        (source / name).symlink_to(PROJECT / name)
     code = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
     done = subprocess.run([sys.executable, "-c", code, str(source)], cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -187,19 +187,19 @@ def test_the_wheel_requires_torch_alone(wheel):
 
 
 def test_the_wheel_has_every_module(installed):
-    expected = {path.relative_to(runs.PROJECT) for path in (runs.PROJECT / "wdlab").rglob("*.py")}
+    expected = {path.relative_to(PROJECT) for path in (PROJECT / "wdlab").rglob("*.py")}
     assert {path.relative_to(installed) for path in installed.rglob("*.py")} == expected
 
 
 def test_every_package_of_the_lab_is_in_an_extra():
     """Every module outside Python that wdlab imports is of a distribution that an extra, or torch, names."""
-    project = tomllib.loads((runs.PROJECT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     named = {
         canonicalize_name(Requirement(r).name) for r in (*project["dependencies"], *extras["lab"], *extras["slurm"])
     }
     packages = metadata.packages_distributions()
-    for path in sorted((runs.PROJECT / "wdlab").rglob("*.py")):
+    for path in sorted((PROJECT / "wdlab").rglob("*.py")):
         for name in imported(path) - {"wdlab", "hydra_plugins", *sys.stdlib_module_names}:
             assert named & {canonicalize_name(one) for one in packages[name]}, (path.name, name)
 
@@ -217,8 +217,8 @@ def imported(path: Path) -> set[str]:
 
 def test_the_versions_of_the_extras_are_locked():
     """A package that an extra names has its version in ``requirements.lock``, which ``make setup`` installs."""
-    project = tomllib.loads((runs.PROJECT / "pyproject.toml").read_text())["project"]
-    locked = {Requirement(line).name for line in (runs.PROJECT / "requirements.lock").read_text().splitlines()}
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    locked = {Requirement(line).name for line in (PROJECT / "requirements.lock").read_text().splitlines()}
     locked = {canonicalize_name(name) for name in locked}
     named = {Requirement(r).name for lines in project["optional-dependencies"].values() for r in lines}
     named |= {Requirement(r).name for r in project["dependencies"]}

@@ -49,8 +49,8 @@ def test_going_on_keeps_what_the_checkpoint_vouches_for_and_mirrors_it_again(tmp
 
 def test_disabled_never_imports_wandb(tmp_path):
     code = (
-        "import sys; from wdlab import runs, train\n"
-        f"train.run(runs.compose(['logger=disabled', 'train.steps=2', 'paths.runs={tmp_path}']))\n"
+        "import sys; from wdlab import train\nfrom wdlab.records.identity import compose_config\n"
+        f"train.run(compose_config(['logger=disabled', 'train.steps=2', 'paths.runs={tmp_path}']))\n"
         "sys.exit('wandb' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=False).returncode == 0

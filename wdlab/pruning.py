@@ -8,8 +8,10 @@ import copy
 import torch
 from torch import Tensor, fx, nn
 
-from wdlab.footprint import _in_evaluation
+from wdlab.footprint import Footprint, _in_evaluation, footprint, footprints
 from wdlab.tracing import DROPOUT, IDENTITY, POOLING, RELU, Kind, Link, TracedModel
+
+__all__ = ["Footprint", "footprint", "footprints", "prune_dead_units"]
 
 _ACTIVATION = Kind(  # acts on every number by itself, besides ReLU and its like
     (

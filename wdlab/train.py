@@ -144,4 +144,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from wdlab import train  # under its own name, so that other processes can import what they are sent
+
+    train.main()

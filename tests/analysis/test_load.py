@@ -89,8 +89,8 @@ def test_settings_that_are_lists_can_be_grouped_by_and_read_back(root):
 def test_the_last_row_of_a_run_that_diverged_has_no_accuracy(root):
     write(root, 0, [{"step": 0, "test/accuracy": 0.1}, {"step": 10, "test/accuracy": None}])
     write(root, 1, [{"step": 0, "test/accuracy": 0.1}, {"step": 10, "test/accuracy": 0.9}])
-    readme = (PROJECT / "README.md").read_text()
-    (way,) = re.findall(r"^by_strength = table(\.groupby\(\"run\"\)\.\w+\(.*?\))\.groupby", readme, re.MULTILINE)
+    page = (PROJECT / "docs" / "results.md").read_text()
+    (way,) = re.findall(r"^by_strength = table(\.groupby\(\"run\"\)\.\w+\(.*?\))\.groupby", page, re.MULTILINE)
     ends = eval(f"table{way}", {"table": load(root)})
     assert list(ends["step"]) == [10, 10] and ends.set_index("seed")["test/accuracy"].isna().to_dict() == {
         0: True,
