@@ -59,7 +59,7 @@ def test_buffers_are_the_models_at_that_time_and_its_own():
     model.scale.fill_(3.0)
     model.rounds.fill_(5)
     average.update()
-    network = average.settle(Inputs())
+    network = average.refresh_batch_statistics(Inputs())
     assert (network.count, network.rounds) == (4, 5)
     assert torch.equal(network.seen, model.seen) and torch.equal(network.scale, model.scale)
     model.scale.fill_(7.0)
@@ -83,7 +83,7 @@ def test_it_agrees_with_torchs_average_of_a_model():
             model.scale.mul_(2.0)
         average.update()
         theirs.update_parameters(model)
-    network = average.settle(Inputs())
+    network = average.refresh_batch_statistics(Inputs())
     assert torch.allclose(network.layer.weight, theirs.module.layer.weight)
     assert torch.equal(network.scale, theirs.module.scale)
 
@@ -104,7 +104,7 @@ class Shared(nn.Module):
 @pytest.mark.parametrize("affine", [False, True])
 def test_a_shared_batch_norm_has_the_mean_of_all_it_sees(affine):
     model = Shared(affine=affine)
-    network = trained(model).settle(Inputs())
+    network = trained(model).refresh_batch_statistics(Inputs())
     seen = []
     network.norm.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
     network.train()
@@ -119,7 +119,7 @@ def test_a_shared_batch_norm_has_the_mean_of_all_it_sees(affine):
 
 def test_a_batch_norm_without_statistics_needs_none():
     model = Shared(track_running_stats=False)
-    network = trained(model).settle(Inputs())
+    network = trained(model).refresh_batch_statistics(Inputs())
     assert network.norm.running_mean is None and network.training
 
 
@@ -135,7 +135,7 @@ def test_a_frozen_batch_norm_keeps_the_statistics_it_has():
     model.train()
     model[1].running_mean.fill_(0.7)
     average.update()
-    network = average.settle(Inputs())
+    network = average.refresh_batch_statistics(Inputs())
     assert torch.equal(network[1].running_mean, torch.full((4,), 0.7))
     assert not torch.equal(network[4].running_mean, model[4].running_mean)
 
@@ -143,5 +143,5 @@ def test_a_frozen_batch_norm_keeps_the_statistics_it_has():
 def test_statistics_of_other_norms_are_the_models():
     model = nn.Sequential(nn.Unflatten(1, (2, 3)), nn.InstanceNorm1d(2, track_running_stats=True), nn.Flatten())
     model.append(nn.Linear(6, 4))
-    network = trained(model).settle(Inputs())
+    network = trained(model).refresh_batch_statistics(Inputs())
     assert torch.equal(network[1].running_mean, model[1].running_mean) and network[1].running_mean.any()

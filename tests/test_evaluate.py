@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.test_train import TINY_CIFAR10, rows
-from wdlab import evaluate, loop, pruning, session
+from wdlab import evaluate, loop, session
 from wdlab.errors import CheckpointError, ConfigError
 from wdlab.footprint import footprints
 from wdlab.records import checkpoint
@@ -64,7 +64,7 @@ def test_the_latency_is_that_of_the_run_s_precision(compose, monkeypatch):
     config = compose("regularizer=pathprox", "runtime.precision=bf16")
     session.run(config)
     seen, timed = [], footprints
-    monkeypatch.setattr(pruning, "footprints", lambda *a: seen.append(torch.is_autocast_enabled("cpu")) or timed(*a))
+    monkeypatch.setattr(evaluate, "footprints", lambda *a: seen.append(torch.is_autocast_enabled("cpu")) or timed(*a))
     evaluate.evaluate(folder_of(config), ["runtime.device=cpu"], prune=True)
     assert seen == [True]
 

@@ -16,7 +16,7 @@ from wdlab.engine.experiment import Experiment
 from wdlab.records import checkpoint
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import CONFIGS
-from wdlab.stacked.eligibility import why_not
+from wdlab.stacked.eligibility import why_not_stacked
 from wdlab.stacked.program import fit
 from wdlab.sweeps import stacks
 from wdlab.sweeps.compose import Composer
@@ -166,7 +166,7 @@ def test_what_cannot_be_stacked_says_why(compose, overrides, told):
     parts = build(config)
     machine = device.set_up(config["runtime"], parts[0])
     experiment = Experiment(parts[0], None, *parts[1:], machine, 0)
-    assert told in why_not(config, experiment)
+    assert told in why_not_stacked(config, experiment)
 
 
 def test_the_quick_way_to_compose_gives_what_hydra_does():

@@ -152,7 +152,7 @@ def test_an_average_has_batch_statistics_of_its_own(tiny_data, compose):
     data = load_data(config["dataset"], config["paths"]["data"], torch.device("cpu"))
     average = averaging.Average(model, 0.9)
     state = torch.get_rng_state()
-    network = average.settle(data.train)
+    network = average.refresh_batch_statistics(data.train)
     seen = []
     network.conv1.register_forward_hook(lambda *parts: seen.append(parts[2]))
     inputs, _ = data.train.examples(slice(0, len(data.train)))

@@ -88,6 +88,6 @@ def test_without_torchrun_there_is_one_process(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     assert parallel.join(torch.device("cpu")) is parallel.ALONE and parallel.broadcast_go(go=True)
-    assert parallel.ALONE.any_says(True) is True and parallel.ALONE.any_says(False) is False
+    assert parallel.ALONE.any_true(True) is True and parallel.ALONE.any_true(False) is False
     model = torch.nn.Linear(2, 2)
     assert parallel.ALONE.average_gradients(model, torch.device("cpu")) is model

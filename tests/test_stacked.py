@@ -13,7 +13,7 @@ from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import run_name
 from wdlab.records.recorder import Recorder
 from wdlab.records.wandb_mirror import Mirror
-from wdlab.stacked.eligibility import why_not
+from wdlab.stacked.eligibility import why_not_stacked
 from wdlab.stacked.program import StackedRun, fit
 
 STEPS = 6
@@ -73,7 +73,7 @@ def members(of, folder, start=False):
 def fit_stacked(of, folder, kinds=None, **options):
     runs_of_it = members(of, folder, **options)
     kinds = kinds or ["the same"] * len(runs_of_it)
-    assert [why_not(c, m.experiment) for c, m in zip(of, runs_of_it, strict=True)] == [None] * len(of)
+    assert [why_not_stacked(c, m.experiment) for c, m in zip(of, runs_of_it, strict=True)] == [None] * len(of)
     fit(runs_of_it, kinds, of[0]["train"], checkpoint_seconds=float("inf"))
     for member in runs_of_it:
         member.recorder.close()
@@ -108,7 +108,7 @@ def nearly(value):
 @pytest.mark.parametrize("key", ["label_smoothing", "average_decay"])
 def test_smoothed_labels_and_averages_are_not_stacked(compose, key):
     config = compose(*COMMON, f"train.{key}=0.1")
-    assert why_not(config, build_experiment(config)) == f"train.{key} is for runs by themselves"
+    assert why_not_stacked(config, build_experiment(config)) == f"train.{key} is for runs by themselves"
 
 
 @pytest.mark.parametrize("name", SETTINGS)

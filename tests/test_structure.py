@@ -16,98 +16,95 @@ from wdlab.records.identity import CONFIGS, PROJECT, SCIENTIFIC_KEYS, compose_co
 
 PACKAGE = PROJECT / "wdlab"
 
-# Who may import whom, module or package by its first name under wdlab; everyone may import errors.
-ALLOWED = {
-    "errors": set(),
-    "schedules": set(),
-    "tracing": set(),
-    "homogeneous": {"tracing"},
-    "models": set(),
-    "progress": {"runs", "stopping"},
-    "stopping": set(),
-    "interpolations": set(),
-    "runs": {"interpolations"},
-    "data": set(),
-    "device": {"cpu", "gpus", "parallel"},
-    "gpus": set(),
-    "parallel": set(),
-    "pruning": {"homogeneous"},
-    "cpu": set(),
-    "waiting": set(),
-    "recorder": set(),
-    "checkpoint": {"runs"},
-    "foreach": set(),
-    "strides": set(),
-    "regularizers": {"foreach", "homogeneous", "schedules"},
-    "optimizers": {"foreach", "regularizers", "strides"},
-    "metrics": {"homogeneous", "regularizers", "data"},
-    "averaging": {"data", "metrics"},
-    "loop": {
-        *("averaging", "checkpoint", "data", "device", "metrics", "progress", "recorder", "regularizers", "runs"),
-        "strides",
-    },
-    "stacked": {
-        *("data", "foreach", "loop", "metrics", "models", "optimizers", "progress", "recorder", "regularizers"),
-        "runs",
-    },
-    "ledger": {"runs", "train"},
-    "launchers": {"interpolations", "runs", "stacked", "stopping", "train"},
-    "slurm": {"runs"},
-    "sweep": {"interpolations", "launchers", "parallel", "progress", "runs", "slurm", "stopping", "train"},
-    "train": {
-        *("checkpoint", "data", "device", "interpolations", "loop", "metrics", "models", "parallel", "progress"),
-        *("recorder", "regularizers", "runs", "stopping", "sweep"),
-    },
-    "evaluate": {"averaging", "checkpoint", "data", "device", "metrics", "pruning", "runs", "tracing", "train"},
-    "simulations": {"regularizers"},
-    "measurements": {"checkpoint", "evaluate", "homogeneous", "metrics", "runs", "train"},
-    "analysis": {"runs"},
-}
+# From the top to the bottom: a unit, which is a module or package under wdlab, imports units of lower lines only.
+FLOORS = (
+    ("scripts",),
+    ("studies",),
+    ("train", "evaluate", "runs"),
+    ("sweeps",),
+    ("session",),
+    ("validation",),
+    ("build",),
+    ("loop", "stacked"),
+    ("engine",),
+    ("optimizers", "metrics"),
+    ("regularizers", "models", "data", "records", "pruning"),
+    ("homogeneous", "settings"),
+    ("errors", "tensors", "schedules", "tracing", "interpolations", "strides", "footprint", "waiting"),
+)
+OF_ANALYSIS = {"records", "errors"}  # analysis stands apart: it reads what runs have left, without torch
+LONGEST, LONGEST_LOOP = 300, 150  # lines of a file
 
 
-def imported(path: Path) -> set[str]:
-    """First names under wdlab that a file imports, anywhere in it but where it is run as a program."""
+def modules() -> dict[str, Path]:
+    """Every module of wdlab and scripts by its full name."""
+    files = [path for folder in ("wdlab", "scripts") for path in (PROJECT / folder).rglob("*.py")]
+    names = [".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__") for path in files]
+    return dict(zip(names, files, strict=True))
+
+
+MODULES = modules()
+
+
+def imported(name: str) -> set[str]:
+    """The modules of wdlab and scripts that a module imports: at its top, in functions, and where it is a program."""
     found = set()
-    body = [node for node in ast.parse(path.read_text()).body if not is_for_programs(node)]
-    for node in itertools.chain.from_iterable(map(ast.walk, body)):
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        found |= {name.split(".")[1] for name in names if name.startswith("wdlab.")}
-        assert not any(name.split(".")[0] == "scripts" for name in names), path
-    return {name for name in found if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()}
+            assert not node.level, f"{name}: a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    parts = {target for target in found if target in MODULES}
+    return {target for target in parts if not any(other.startswith(f"{target}.") for other in parts)} - {name}
 
 
-def is_for_programs(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+def unit(module: str) -> str:
+    first, _, rest = module.partition(".")
+    return rest.split(".")[0] if first == "wdlab" else first
 
 
-def unit(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def floor(name: str) -> int:
+    """The line of a unit in ``FLOORS``."""
+    floors = [number for number, units in enumerate(FLOORS) if name in units]
+    assert floors, f"{name} is new: say in this test on which floor it is"
+    return floors[0]
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_one_way(path):
-    name = unit(path)
-    if name == "__init__":
-        assert imported(path) == {"waiting"}  # which has to come before torch
-        return
-    assert name in ALLOWED, f"{name} is new: say in this test what it may import"
-    assert imported(path) - {name, "errors"} <= ALLOWED[name]
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_point_down(name):
+    targets = {unit(target) for target in imported(name)} - {unit(name), ""}
+    if name == "wdlab":
+        assert imported(name) == {"wdlab.waiting"}  # which has to come before torch
+    elif unit(name) == "analysis":
+        assert targets <= OF_ANALYSIS
+    elif unit(name) == "scripts":
+        assert "scripts" not in targets
+    else:
+        assert all(floor(unit(name)) < floor(target) for target in targets)
 
 
-def test_the_allowed_arrows_have_no_cycle_but_train_and_its_sweeps():
-    reached = {name: set(targets) for name, targets in ALLOWED.items()}
-    for middle, start in itertools.product(ALLOWED, ALLOWED):
+def test_no_module_reaches_itself():
+    reached = {name: imported(name) for name in MODULES}
+    for middle, start in itertools.product(MODULES, MODULES):
         if middle in reached[start]:
-            reached[start] |= reached[middle]
-    assert {name for name in ALLOWED if name in reached[name]} == {"train", "sweep", "launchers"}
+            reached[start] = reached[start] | reached[middle]
+    assert [name for name in MODULES if name in reached[name]] == []
 
 
-def test_analysis_and_runs_do_without_torch():
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_files_can_be_read_in_one_go(name):
+    assert len(MODULES[name].read_text().splitlines()) <= (LONGEST_LOOP if name == "wdlab.loop" else LONGEST)
+
+
+def test_there_is_one_training_loop():
+    """Whatever calls an optimizer's step, or that of a stack, is one of these: the loop's programs, and a study."""
+    calls = re.compile(r"\b(optimizer|stack)\.(step|update)\(")
+    found = {name for name, path in MODULES.items() if name.startswith("wdlab.") and calls.search(path.read_text())}
+    assert found <= {"wdlab.engine.program", "wdlab.stacked.program", "wdlab.studies.one_weight"}
+
+
+def test_analysis_and_the_list_of_runs_do_without_torch():
     code = "import sys, wdlab.analysis.figures, wdlab.runs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=False).returncode == 0
 

@@ -60,23 +60,23 @@ def evaluate(
     machine.place(model)
     splits = data.load(config["dataset"], config["paths"]["data"], machine.device)
 
-    settle_average = None
+    refresh_average = None
     if "average" in state:
         averaged = averaging.Average(model, config["train"]["average_decay"])
         averaged.load_state_dict(state["average"])
-        settle_average = averaged.settle
+        refresh_average = averaged.refresh_batch_statistics
     if average:
-        if settle_average is None:
+        if refresh_average is None:
             raise ConfigError(f"{folder}: has no average of the weights, it was trained without train.average_decay")
-        model.load_state_dict(settle_average(splits.train, machine.autocast).state_dict())
-        settle_average = None
+        model.load_state_dict(refresh_average(splits.train, machine.autocast).state_dict())
+        refresh_average = None
 
     def measured(network: nn.Module, method: Any, *more: Any) -> dict[str, float]:
         examples = config["train"].get("sharpness_examples") or metrics.SHARPNESS_EXAMPLES
         with left_as_it_was(network):
             return metrics.Metrics(network, splits, method, machine.autocast, examples, *more).measure(True, sharpness)
 
-    of_trained = measured(model, regularizer, settle_average)
+    of_trained = measured(model, regularizer, refresh_average)
     network = "averaged" if average else "as trained"
     found: dict[str, Any] = {"step": state["step"], "network": network, "model": model, "metrics": of_trained}
     if prune:

@@ -110,7 +110,7 @@ def fit(
     set_lr(first)
     if start is None:
         keeper.record(0, finite)
-    elif group.any_says(not start["finite"] and keeper.last_step == first):
+    elif group.any_true(not start["finite"] and keeper.last_step == first):
         return "diverged"  # and was stopped before it could say so
     with regularizer.attach(optimizer), Progress(run.name, steps, first) as progress:
         for step in range(first, steps):
@@ -129,10 +129,10 @@ def fit(
                 keeper.after_step()
                 all_finite = keeper.record(done, finite)
                 progress.update(done, keeper.last)
-                if group.any_says(not all_finite):
+                if group.any_true(not all_finite):
                     keeper.save(done, False)
                     return "diverged"
-            stopping = group.any_says(stop_requested())
+            stopping = group.any_true(stop_requested())
             if done == steps or stopping or time.monotonic() - saved_at >= checkpoint_seconds:
                 keeper.save(done, finite)
                 saved_at = time.monotonic()

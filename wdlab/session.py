@@ -43,7 +43,7 @@ def run(config: DictConfig) -> str:
         log.info("%s: finished before, nothing to do", directory.name)
         return outcome_of(directory)
     device.check(config["runtime"])
-    if not parallel.join(device.chosen(config["runtime"])).leads:
+    if not parallel.join(device.chosen(config["runtime"])).is_leader:
         return _follow(config, directory)
     fault = code_error(config)
     try:
@@ -103,7 +103,7 @@ def _train(config: DictConfig, directory: RunDirectory, stop_requested: Callable
         session.close()
     if outcome == "interrupted" or stop_requested():  # whenever it came: a sweep must not go on to the next run
         raise KeyboardInterrupt
-    session.tell()
+    session.log_outcome()
 
 
 class Session:
@@ -124,7 +124,7 @@ class Session:
         self._config, self.directory = config, directory
         self._started = time.monotonic()
         self._mirror: wandb_mirror.Mirror | None = None
-        self._said = ""
+        self._outcome = ""
         self.records: recorder.Recorder | None = None
         self.start = checkpoint.load(directory)
         check_data_is_the_same(config, directory, self.start)
@@ -147,9 +147,9 @@ class Session:
         directory.write_status("running", step=start["step"] if start else 0)
         log.info("%s: %s", directory.name, f"going on at step {start['step']}" if start else "started")
         if log.isEnabledFor(logging.INFO):
-            self._tell_decay(trained)
+            self._log_decay(trained)
 
-    def _tell_decay(self, trained: Experiment) -> None:
+    def _log_decay(self, trained: Experiment) -> None:
         """Say what is decayed: tensor by tensor with ``hydra.verbose=wdlab``, else in a line, but not for every job."""
         optimizer = trained.optimizer
         own = (
@@ -168,11 +168,11 @@ class Session:
         if outcome in FINISHED:
             self.directory.write("summary.json", last | {"seconds_of_last_session": round(seconds, 3)})
         self.directory.write_status(outcome, step=last["step"])
-        self._said = f"{outcome} after {clock(seconds)}{_result(last)}"
+        self._outcome = f"{outcome} after {clock(seconds)}{_result(last)}"
 
-    def tell(self) -> None:
+    def log_outcome(self) -> None:
         """Say how it went."""
-        log.info("%s: %s", self.directory.name, self._said)
+        log.info("%s: %s", self.directory.name, self._outcome)
 
     def close(self) -> None:
         """Close what is open, however it went."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-def local(tensors: Sequence[Tensor]) -> list[Tensor]:
+def local_shards(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The tensors without autograd; of a sharded one this process's shard. What is elementwise may act on these."""
     return [t.detach() if type(t) in (Tensor, nn.Parameter) else _shard(t) for t in tensors]
 
@@ -22,7 +22,7 @@ def is_sharded(tensor: Tensor) -> bool:
     return type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "placements")
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type to add things up in: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
@@ -32,9 +32,9 @@ def square_sums(tensors: Sequence[Tensor], like: Sequence[Tensor] | None = None)
 
     ``like`` has the sharding, if ``tensors`` are the local shards already.
     """
-    shards = local(tensors)
+    shards = local_shards(tensors)
     if any(t.dtype.itemsize < 4 for t in shards):
-        norms = [torch.linalg.vector_norm(t, dtype=wide(t.dtype)) for t in shards]
+        norms = [torch.linalg.vector_norm(t, dtype=accumulation_dtype(t.dtype)) for t in shards]
     else:
         norms = torch._foreach_norm(shards)
     return over_shards(tensors if like is None else like, torch.stack(norms).square())
@@ -42,11 +42,11 @@ def square_sums(tensors: Sequence[Tensor], like: Sequence[Tensor] | None = None)
 
 def dots(left: Sequence[Tensor], right: Sequence[Tensor], like: Sequence[Tensor] | None = None) -> Tensor:
     """``sum(a * b)`` of each pair, all shards together; shape (len(left),), float64. ``like`` as above."""
-    products = [(a.double() * b).sum() for a, b in zip(local(left), local(right), strict=True)]
+    products = [(a.double() * b).sum() for a, b in zip(local_shards(left), local_shards(right), strict=True)]
     return over_shards(left if like is None else like, torch.stack(products))
 
 
-def number_beside(tensor: Tensor, number: float | Tensor) -> float | Tensor:
+def scalar_for(tensor: Tensor, number: float | Tensor) -> float | Tensor:
     """A learning rate as it can be computed with beside ``tensor``: a number, or a 0-dim tensor on its device.
 
     torch takes learning rates that are tensors on the CPU for parameters on any device. Reading one waits for nothing.
@@ -79,28 +79,28 @@ def over_shards(tensors: Sequence[Tensor], sums: Tensor) -> Tensor:
 
 def add_number(tensors: Sequence[Tensor], number: float | Tensor) -> list[Tensor]:
     """``t + number`` of each tensor."""
-    if is_of_a_stack(number):
+    if is_per_run(number):
         return [t + number for t in tensors]
     return torch._foreach_add(tensors, number, **_as_tensor(number))
 
 
 def add_number_(tensors: Sequence[Tensor], number: float | Tensor) -> None:
     """In place ``t += number`` of each tensor."""
-    if is_of_a_stack(number):
+    if is_per_run(number):
         for t in tensors:
             t.add_(number)
     else:
         torch._foreach_add_(tensors, number, **_as_tensor(number))
 
 
-def times(tensors: Sequence[Tensor], number: float | Tensor) -> list[Tensor]:
+def scaled(tensors: Sequence[Tensor], number: float | Tensor) -> list[Tensor]:
     """``t * number`` of each tensor."""
-    return [t * number for t in tensors] if is_of_a_stack(number) else torch._foreach_mul(tensors, number)
+    return [t * number for t in tensors] if is_per_run(number) else torch._foreach_mul(tensors, number)
 
 
-def times_(tensors: Sequence[Tensor], number: float | Tensor) -> None:
+def scale_(tensors: Sequence[Tensor], number: float | Tensor) -> None:
     """In place ``t *= number`` of each tensor."""
-    if is_of_a_stack(number):
+    if is_per_run(number):
         for t in tensors:
             t.mul_(number)
     else:
@@ -109,7 +109,7 @@ def times_(tensors: Sequence[Tensor], number: float | Tensor) -> None:
 
 def add_(tensors: Sequence[Tensor], addends: Sequence[Tensor], factor: float | Tensor) -> None:
     """In place: ``t += factor * addend`` for each pair."""
-    if is_of_a_stack(factor):
+    if is_per_run(factor):
         for t, addend in zip(tensors, addends, strict=True):
             t.addcmul_(addend, factor)
     elif isinstance(factor, Tensor):
@@ -118,7 +118,7 @@ def add_(tensors: Sequence[Tensor], addends: Sequence[Tensor], factor: float | T
         torch._foreach_add_(tensors, addends, alpha=factor)
 
 
-def is_of_a_stack(number: float | Tensor) -> bool:
+def is_per_run(number: float | Tensor) -> bool:
     """Whether it is a number for each run of a stack, which broadcasts over rows."""
     return isinstance(number, Tensor) and number.dim() > 0
 

@@ -35,14 +35,14 @@ def _hydra_main(config: DictConfig) -> str:
 
     A job of a sweep also returns ``skipped`` if the sweep has stopped before, ``interrupted`` if it stops meanwhile.
     """
-    _settle(config)
+    _resolve_paths(config)
     in_sweep = is_sweep_job()
     notice = stopping.StopFiles.of_this_job() if in_sweep else None
-    if notice is not None and notice.given:
+    if notice is not None and notice.is_set:
         return "skipped"
     if in_sweep and sys.stderr.isatty():
         log.setLevel(logging.WARNING)  # the sweep's own bar tells
-    if not parallel.group().leads:
+    if not parallel.group().is_leader:
         log.setLevel(logging.ERROR)
     try:
         outcome = run(config)
@@ -61,11 +61,11 @@ def _hydra_main(config: DictConfig) -> str:
         line = explain(error)
         log.error("error: %s", line or describe_error(error), exc_info=line is None)
         if notice is not None and config["fail_fast"]:
-            notice.tell_failed()
+            notice.set_failed()
         raise RunFailed(line or describe_error(error)) from error  # which can be sent between processes
 
 
-def _settle(config: DictConfig) -> None:
+def _resolve_paths(config: DictConfig) -> None:
     """Read what comes from the environment, and take paths from where the command was started, in place.
 
     With ``hydra.job.chdir=true`` the current folder is another one, where a sweep would not find what it has checked.

@@ -23,6 +23,7 @@ from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import PROJECT, compose_config, run_name
 from wdlab.records.recorder import Recorder
 from wdlab.records.wandb_mirror import Mirror
+from wdlab.stacked import program
 from wdlab.stacked.program import StackedRun
 
 TRAINING_TARGET, END_TO_END_TARGET, WIDE_TARGET = 7, 3, 0.98
@@ -62,7 +63,7 @@ class Sweep:
         """Seconds of a step of all runs, side by side."""
 
         def fit(members: list[StackedRun], settings: DictConfig) -> None:
-            fit(members, ["l2"] * len(members), settings, NEVER)
+            program.fit(members, ["l2"] * len(members), settings, NEVER)
 
         return self._timed(fit, together=True)
 

@@ -31,8 +31,8 @@ class Average:
         decay: per update, in (0, 1); the average is over about ``1 / (1 - decay)`` updates.
 
     Attributes:
-        network: the one with the averaged weights. Its batch statistics are those of ``settle``; its other buffers are
-            the model's at that time, as in ``torch.optim.swa_utils.AveragedModel``.
+        network: the one with the averaged weights. Its buffers are set by ``refresh_batch_statistics``: batch norm's
+            are its own, the others the model's, as in ``torch.optim.swa_utils.AveragedModel``.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -51,7 +51,7 @@ class Average:
             ours.copy_(theirs)
 
     @torch.no_grad()
-    def settle(self, train: Split, autocast: Autocast = contextlib.nullcontext) -> nn.Module:
+    def refresh_batch_statistics(self, train: Split, autocast: Autocast = contextlib.nullcontext) -> nn.Module:
         """The network, ready to be evaluated: batch norm's statistics taken anew, over training examples as they are.
 
         Those of the model do not fit averaged weights. All other buffers are taken over from the model, and the

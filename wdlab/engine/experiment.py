@@ -27,7 +27,7 @@ class Experiment:
 
 def set_random_state(start: dict[str, Any] | None, machine: Machine, seed: int) -> None:
     """Of dropout. A process that does not lead draws other masks than the leader."""
-    if not machine.group.leads:
+    if not machine.group.is_leader:
         torch.manual_seed(hash((seed, machine.group.rank, start["step"] if start else 0)) % 2**63)
     elif start is not None:
         torch.set_rng_state(start["rng"])

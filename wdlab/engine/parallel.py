@@ -22,7 +22,7 @@ class Group:
     local_rank: int
 
     @property
-    def leads(self) -> bool:
+    def is_leader(self) -> bool:
         """Whether this process keeps the records."""
         return self.rank == 0
 
@@ -32,7 +32,7 @@ class Group:
             return model
         return nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
-    def any_says(self, flag: bool) -> bool:
+    def any_true(self, flag: bool) -> bool:
         """Whether ``flag`` is true in some process. The device is not waited for."""
         if self.size == 1:
             return flag

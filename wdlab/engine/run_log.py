@@ -42,7 +42,7 @@ class RunLog:
             experiment.regularizer,
             experiment.machine.autocast,
             config["sharpness_examples"] or SHARPNESS_EXAMPLES,
-            average.settle if average else None,
+            average.refresh_batch_statistics if average else None,
         )
         self.before_step, self.after_step = self._metrics.before_step, self._metrics.after_step
 

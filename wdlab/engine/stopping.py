@@ -51,15 +51,15 @@ class StopFiles:
         return self._interrupted.exists()
 
     @property
-    def given(self) -> bool:
+    def is_set(self) -> bool:
         """Whether no further job should start."""
         return self._failed.exists() or self.interrupted
 
-    def tell_failed(self) -> None:
+    def set_failed(self) -> None:
         """A run has failed: no further job starts. As far as the folder can be written."""
         self._tell(self._failed)
 
-    def tell_interrupted(self) -> bool:
+    def set_interrupted(self) -> bool:
         """Everything stops. Returns whether the folder could be written, so that the jobs will see it."""
         return self._tell(self._interrupted)
 
@@ -121,7 +121,7 @@ def passed_on(notice: StopFiles) -> Iterator[None]:
     """SIGINT and SIGTERM reach the jobs of a sweep through its notice; twice, or if nobody can read it, they end it."""
 
     def on_signal(*_: object) -> None:
-        if notice.interrupted or not notice.tell_interrupted():
+        if notice.interrupted or not notice.set_interrupted():
             raise KeyboardInterrupt
 
     with handled(on_signal):

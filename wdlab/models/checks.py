@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 
-def check_whole(name: str, value: int, least: int) -> None:
+def check_int(name: str, value: int, least: int) -> None:
     """Raise a ValueError unless ``value`` is a whole number >= ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}={value!r}: must be a whole number >= {least}")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from wdlab.models.checks import check_whole
+from wdlab.models.checks import check_int
 
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
 
@@ -72,7 +72,7 @@ class GPT(nn.Module):
             shape = tuple(input_shape)
             raise ValueError(f"reads text, tokens (context,), the data set has examples of shape {shape}")
         for name, value in (("width", width), ("depth", depth), ("heads", heads)):
-            check_whole(name, value, 1)
+            check_int(name, value, 1)
         if width % heads:
             raise ValueError(f"width={width}: must be a multiple of heads={heads}")
         if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from wdlab.models.checks import check_image, check_whole
+from wdlab.models.checks import check_image, check_int
 
 
 class MLP(nn.Module):
@@ -37,7 +37,7 @@ class FactorizedMLP(nn.Module):
 
     def __init__(self, input_shape: Sequence[int], classes: int, width: int, depth: int) -> None:
         super().__init__()
-        check_whole("depth", depth, 2)
+        check_int("depth", depth, 2)
         if depth % 2:
             raise ValueError(f"depth={depth}: must be even, a factorized MLP is made of pairs of linear layers")
         self.layers = linear_stack(input_shape, classes, width, depth, relu_after=lambda k: k % 2 == 1)
@@ -49,8 +49,8 @@ class FactorizedMLP(nn.Module):
 def linear_stack(input_shape, classes, width, depth, relu_after) -> nn.Sequential:
     """Flatten, then linear layers 1..depth, with a ReLU after layer k where ``relu_after(k)``."""
     check_image(input_shape)
-    check_whole("width", width, 1)
-    check_whole("depth", depth, 2)
+    check_int("width", width, 1)
+    check_int("depth", depth, 2)
     sizes = [math.prod(input_shape), *[width] * (depth - 1), classes]
     stack: list[nn.Module] = [nn.Flatten()]
     for k in range(1, depth + 1):

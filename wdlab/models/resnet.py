@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from wdlab.models.checks import check_image, check_whole
+from wdlab.models.checks import check_image, check_int
 
 FOUR_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
@@ -37,7 +37,7 @@ class ResNet(nn.Module):
         if not isinstance(zero_init_residual, bool):
             raise ValueError(f"zero_init_residual={zero_init_residual}: must be true or false")
         check_image(input_shape)
-        check_whole("width", width, 1)
+        check_int("width", width, 1)
         stages = blocks_per_stage(depth)
         self.conv1 = nn.Conv2d(input_shape[0], width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -69,7 +69,7 @@ def blocks_per_stage(depth: int) -> tuple[int, ...]:
     Raises:
         ValueError: for a depth that is neither 18, 34 nor 6 n + 2.
     """
-    check_whole("depth", depth, 8)
+    check_int("depth", depth, 8)
     if depth in FOUR_STAGES:
         return FOUR_STAGES[depth]
     if (depth - 2) % 6:

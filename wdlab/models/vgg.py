@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from wdlab.models.checks import check_image, check_whole
+from wdlab.models.checks import check_image, check_int
 
 CONFIGURATIONS = {11: "A", 13: "B", 16: "D", 19: "E"}  # by Simonyan and Zisserman's letters, as in torchvision
 FULL_WIDTH = 64  # channels of the first layer as published
@@ -38,7 +38,7 @@ class VGG(nn.Module):
         from torchvision.models.vgg import cfgs, make_layers  # slow to import, and MLPs do without
 
         check_image(input_shape, SMALLEST)
-        check_whole("width", width, 1)
+        check_int("width", width, 1)
         if not isinstance(depth, int) or depth not in CONFIGURATIONS:
             raise ValueError(f"depth={depth}: must be one of {', '.join(map(str, CONFIGURATIONS))}")
         if not isinstance(batch_norm, bool):

@@ -10,7 +10,7 @@ from wdlab.optimizers.base import ONE, DropIn, Params, plain_step
 from wdlab.regularizers.checks import as_number
 from wdlab.regularizers.gradient_scale import adam_scale
 from wdlab.regularizers.in_loss import shrink_
-from wdlab.tensors import is_sharded, number_beside
+from wdlab.tensors import is_sharded, scalar_for
 
 
 class AdamS(DropIn, torch.optim.Adam):
@@ -78,7 +78,7 @@ class AdamS(DropIn, torch.optim.Adam):
             for group, weight_decay, strength in zip(self.param_groups, weight_decays, strengths, strict=True):
                 params = [p for p in group["params"] if p.grad is not None]
                 if weight_decay != 0 and params:
-                    shrink_(params, number_beside(params[0], group["lr"]) * strength)
+                    shrink_(params, scalar_for(params[0], group["lr"]) * strength)
             self._adam_step([0.0] * len(strengths))
         else:  # Adam's own decoupled decay, in the same pass over memory
             limits = [1 / float(group["lr"]) if group["lr"] else math.inf for group in self.param_groups]

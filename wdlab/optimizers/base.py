@@ -15,7 +15,7 @@ from torch import Tensor
 from wdlab.regularizers import Regularizer
 from wdlab.regularizers.checks import as_number, check_number
 from wdlab.regularizers.description import Row, describe
-from wdlab.regularizers.hooks import go_before_the_step, go_behind_the_step
+from wdlab.regularizers.hooks import run_after_step, run_before_step
 from wdlab.strides import laid_out_like, lie_alike, match_state
 
 ONE = torch.tensor(1.0, device="cpu")  # added to many scalar tensors on the CPU, it takes a third of the time of 1
@@ -129,9 +129,9 @@ class DropIn(torch.optim.Optimizer):
         for method in methods:
             method.groups = groups  # as they are now
         with self._base_weight_decay([0.0] * len(self.param_groups)):
-            go_before_the_step(methods)
+            run_before_step(methods)
             plain_step(base)(self)
-            go_behind_the_step(methods)
+            run_after_step(methods)
 
     def _decayed(self, group: dict[str, Any]) -> dict[str, Any]:
         return {"params": group["params"], "strength": as_number(group["weight_decay"])}

@@ -11,7 +11,7 @@ from wdlab.regularizers import PNormDecay
 from wdlab.regularizers.checks import as_number, check_number
 from wdlab.regularizers.pnorm_factors import LARGEST, shrink_factor
 from wdlab.tensors import compiled as compile_once
-from wdlab.tensors import is_sharded, local
+from wdlab.tensors import is_sharded, local_shards
 
 
 class PAdam(DropIn, torch.optim.Adam):
@@ -93,7 +93,7 @@ class PAdam(DropIn, torch.optim.Adam):
         torch._foreach_add_(steps, ONE, alpha=1.0)
         lists = [params, gradients, means, squares]
         if any(map(is_sharded, params)):
-            lists = [local(tensors) for tensors in lists]
+            lists = [local_shards(tensors) for tensors in lists]
         counts = [step.item() for step in steps]
         if min(counts) == max(counts):
             self._compiled_step(group, counts[0], lists)

@@ -19,7 +19,7 @@ from wdlab.regularizers.checks import check_choice, check_strength
 from wdlab.regularizers.description import Row, describe
 from wdlab.regularizers.hooks import Handle, Wiring
 from wdlab.regularizers.over_time import OverTime
-from wdlab.tensors import add_, is_of_a_stack, is_sharded, local, number_beside
+from wdlab.tensors import add_, is_per_run, is_sharded, local_shards, scalar_for
 
 SCOPES = ("weights", "all")
 
@@ -41,7 +41,7 @@ class Seen(NamedTuple):
     home: dict[int, dict[str, Any]]
 
 
-class Part(NamedTuple):
+class ActiveGroup(NamedTuple):
     """Parameters that one strength and one learning rate are in force for, in this step."""
 
     params: list[Tensor]
@@ -232,13 +232,13 @@ class Regularizer:
             factor: a number, a scalar tensor, or a number for each run of a stack. A stack's gradients are changed in
                 place, and so are all of them under torch.compile.
         """
-        if is_of_a_stack(factor) or torch.compiler.is_compiling():
-            add_(local([p.grad for p in params]), addends, factor)
+        if is_per_run(factor) or torch.compiler.is_compiling():
+            add_(local_shards([p.grad for p in params]), addends, factor)
             return
         gradients = [p.grad for p in params]
         if any(map(is_sharded, gradients)):
             sums = [gradient.clone() for gradient in gradients]
-            add_(local(sums), addends, factor)
+            add_(local_shards(sums), addends, factor)
         elif all(p.is_cpu for p in params):
             places = self._places_of_sums(params, gradients)
             if isinstance(factor, Tensor):
@@ -261,7 +261,7 @@ class Regularizer:
 
     # -- what a step knows -----------------------------------------------------------------------------------------
 
-    def parts(self) -> list[Part]:
+    def active_groups(self) -> list[ActiveGroup]:
         """What is to be regularized in this step, by strength and learning rate in force.
 
         Parameters without a gradient are left out, and everything whose strength is 0 at the moment. A strength that
@@ -284,8 +284,8 @@ class Regularizer:
                 optimizer_group = home[id(params[0])]
                 strength = self._in_force(group, optimizer_group, self.updates)
                 if isinstance(strength, Tensor) or strength != 0:
-                    lr = number_beside(params[0], optimizer_group["lr"])
-                    found.append(Part(params, strength, lr, optimizer_group.get("maximize", False), group))
+                    lr = scalar_for(params[0], optimizer_group["lr"])
+                    found.append(ActiveGroup(params, strength, lr, optimizer_group.get("maximize", False), group))
         return found
 
     def _in_force(self, group: dict[str, Any], optimizer_group: dict[str, Any], step: int) -> float | Tensor:
@@ -341,7 +341,7 @@ class Regularizer:
         wiring = Wiring.of(optimizer)
         for schedule in self.over_time:
             others = [other for method in wiring.methods if method is not self for other in method.over_time]
-            if schedule.looks and any(schedule is other for other in others):
+            if schedule.observes_gradients and any(schedule is other for other in others):
                 raise ValueError(f"over_time: this {type(schedule).__name__} belongs to another method already")
         if self._optimizer is not None:
             self.detach()

@@ -11,7 +11,7 @@ from wdlab.regularizers.checks import check_choice, check_number
 from wdlab.regularizers.in_loss import InLoss
 from wdlab.regularizers.over_time import OverTime
 from wdlab.regularizers.penalties import Absolute, HalfSquare
-from wdlab.tensors import dots, local
+from wdlab.tensors import dots, local_shards
 
 PENALTIES = {"l1": Absolute, "l2": HalfSquare}
 COHERENCE = ("running_mean", "total_gradient", "norm_ratio")
@@ -39,7 +39,7 @@ class CoherenceGate(OverTime):
         ValueError: for a bad argument.
     """
 
-    looks = True
+    observes_gradients = True
 
     def __init__(self, coherence: str = "running_mean", threshold: float = 0.1, momentum: float = 0.9) -> None:
         self.coherence = check_choice("coherence", coherence, COHERENCE)
@@ -58,7 +58,7 @@ class CoherenceGate(OverTime):
     def is_always_zero(self) -> bool:
         return self.coherence != "norm_ratio" and self.threshold > 1  # no cosine is
 
-    def look(self, method: Regularizer) -> None:
+    def observe(self, method: Regularizer) -> None:
         params = method.params
         live = [i for i, p in enumerate(params) if p.grad is not None]
         if not live:
@@ -67,7 +67,7 @@ class CoherenceGate(OverTime):
             self.statistic = self._cosine_with_mean(params, live)
         else:
             params = [params[i] for i in live]
-            gradients, penalty = local([p.grad for p in params]), _full_penalty_gradient(method, params)
+            gradients, penalty = local_shards([p.grad for p in params]), _full_penalty_gradient(method, params)
             if self.coherence == "norm_ratio":
                 self.statistic = (norm(gradients, params) / norm(penalty, params)).nan_to_num(nan=0.0)
             else:
@@ -81,7 +81,7 @@ class CoherenceGate(OverTime):
                 self._means[i] = torch.zeros_like(params[i].grad)
         gradients, means = [params[i].grad for i in live], [self._means[i] for i in live]
         statistic = cosine(gradients, means)
-        torch._foreach_lerp_(local(means), local(gradients), 1 - self.momentum)
+        torch._foreach_lerp_(local_shards(means), local_shards(gradients), 1 - self.momentum)
         return statistic
 
     def factor(self, step: int, optimizer_group: dict[str, Any]) -> float | Tensor:
@@ -99,7 +99,7 @@ def _full_penalty_gradient(method: Regularizer, params: Sequence[Tensor]) -> lis
     strengths = {id(p): group["strength"] for group in method.groups for p in group["params"]}
     maximized = {id(p) for group in method.optimizer.param_groups if group.get("maximize") for p in group["params"]}
     factors = [-strengths[id(p)] if id(p) in maximized else strengths[id(p)] for p in params]
-    return torch._foreach_mul(local(method.penalty_gradient(params)), factors)
+    return torch._foreach_mul(local_shards(method.penalty_gradient(params)), factors)
 
 
 def cosine(left: Sequence[Tensor], right: Sequence[Tensor], like: Sequence[Tensor] | None = None) -> Tensor:

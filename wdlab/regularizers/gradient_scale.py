@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wdlab.regularizers.checks import as_number, is_adam, is_sgd
 from wdlab.regularizers.over_time import OverTime
-from wdlab.tensors import is_sharded, local, over_shards, square_sums, wide
+from wdlab.tensors import accumulation_dtype, is_sharded, local_shards, over_shards, square_sums
 
 if TYPE_CHECKING:
     from wdlab.regularizers.base import Regularizer
@@ -38,7 +38,7 @@ class GradientScale(OverTime):
         ValueError: at ``attach``, for an optimizer that is neither of Adam's nor of SGD's kind.
     """
 
-    looks = True
+    observes_gradients = True
 
     def __init__(self) -> None:
         self._memory: dict[Tensor, dict[str, Any]] = {}
@@ -53,7 +53,7 @@ class GradientScale(OverTime):
             elif not is_adam(group):
                 raise ValueError(f"GradientScale: needs Adam, AdamW or SGD, got {type(optimizer).__name__}")
 
-    def look(self, method: "Regularizer") -> None:
+    def observe(self, method: "Regularizer") -> None:
         optimizer = method.optimizer
         self._order = [p for group in optimizer.param_groups for p in group["params"]]
         memory = dict(zip(self._order, self._loaded, strict=False)) if self._loaded else self._memory
@@ -158,7 +158,7 @@ def from_adam(state: dict[str, Any] | None) -> dict[str, Any]:
     """What would have been remembered of a parameter, from Adam's own state of it."""
     if not state or "exp_avg_sq" not in state:
         return {"mean_square": 0.0, "updates": 0}
-    average = state["exp_avg_sq"].mean(dtype=wide(state["exp_avg_sq"].dtype))
+    average = state["exp_avg_sq"].mean(dtype=accumulation_dtype(state["exp_avg_sq"].dtype))
     average = average.full_tensor() if is_sharded(average) else average
     return {"mean_square": average.item() if average.device.type == "cpu" else average, "updates": int(state["step"])}
 
@@ -185,12 +185,12 @@ def _square_sum(g: Tensor) -> float:
 
 def _largest_square_sum(p: Tensor, optimizer: torch.optim.Optimizer, beta: float) -> Tensor:
     """AMSGrad: sum of ``max(max_exp_avg_sq, b2 exp_avg_sq + (1 - b2) g^2)``, as the step will have it; of the shard."""
-    state, (g,) = optimizer.state.get(p) or {}, local([p.grad])
+    state, (g,) = optimizer.state.get(p) or {}, local_shards([p.grad])
     squares = g.square().mul_(1 - beta)
     if state:
-        old, largest = local([state["exp_avg_sq"], state["max_exp_avg_sq"]])
+        old, largest = local_shards([state["exp_avg_sq"], state["max_exp_avg_sq"]])
         squares = torch.maximum(largest, squares.add_(old, alpha=beta))
-    return squares.sum(dtype=wide(squares.dtype))
+    return squares.sum(dtype=accumulation_dtype(squares.dtype))
 
 
 def _largest_square_sums(params: Sequence[Tensor], optimizer: torch.optim.Optimizer, beta: float) -> Tensor:

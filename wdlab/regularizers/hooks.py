@@ -85,7 +85,7 @@ class Wiring:
         if closure is None:
             self._idle = not self.methods or _is_skipped(optimizer) or _is_for_a_template(optimizer)
             if not self._idle:
-                go_before_the_step(self.methods)
+                run_before_step(self.methods)
             return None
         self._idle = False
         calls = itertools.count()
@@ -97,7 +97,7 @@ class Wiring:
                     "attached to it cannot follow: add the penalty to the loss instead"
                 )
             loss = closure()
-            go_before_the_step(self.methods)
+            run_before_step(self.methods)
             return loss
 
         return args[:1], {**kwargs, "closure": closure_then_moments}
@@ -106,7 +106,7 @@ class Wiring:
         if self._outermost is None or _caller() is self._outermost:
             self._outermost = None
             if not self._idle:
-                go_behind_the_step(self.methods)
+                run_after_step(self.methods)
 
 
 def _caller() -> FrameType | None:
@@ -146,12 +146,12 @@ def _is_zero(lr: object) -> bool:
 
 
 @torch.no_grad()
-def go_before_the_step(methods: "Sequence[Regularizer]") -> None:
+def run_before_step(methods: "Sequence[Regularizer]") -> None:
     """Take methods of one optimizer through the moments between backward and the step, each moment for all of them."""
     give_back_gradients(methods, stale=True)
     for method in methods:
         for schedule in method.over_time:
-            schedule.look(method)
+            schedule.observe(method)
     for method in methods:
         method.after_backward()
     for method in methods:
@@ -159,7 +159,7 @@ def go_before_the_step(methods: "Sequence[Regularizer]") -> None:
 
 
 @torch.no_grad()
-def go_behind_the_step(methods: "Sequence[Regularizer]") -> None:
+def run_after_step(methods: "Sequence[Regularizer]") -> None:
     """Take methods of one optimizer through what comes after the step."""
     give_back_gradients(methods)
     for method in methods:

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wdlab.regularizers.base import Part, Regularizer
+from wdlab.regularizers.base import ActiveGroup, Regularizer
 from wdlab.regularizers.checks import check_choice, check_number, is_adam
 from wdlab.regularizers.over_time import OverTime
 from wdlab.regularizers.penalties import Absolute, Bridge, HalfSquare, Penalty
-from wdlab.tensors import add_, local, number_beside, times_
+from wdlab.tensors import add_, local_shards, scalar_for, scale_
 
 ROUTES = ("both", "first", "second", "separate", "decoupled")
 
@@ -53,7 +53,7 @@ class InLoss(Regularizer):
 
     def after_backward(self) -> None:
         if self.route != "decoupled":
-            parts = self.parts()
+            parts = self.active_groups()
             for part in parts:
                 gradient = self.penalty_gradient(part.params)
                 if self.route in ("both", "second"):
@@ -64,7 +64,7 @@ class InLoss(Regularizer):
 
     def before_step(self) -> None:
         if self.route == "decoupled":
-            for part in self.parts():
+            for part in self.active_groups():
                 self.decay_(part.params, part.lr * part.strength)
 
     def after_step(self) -> None:
@@ -73,7 +73,7 @@ class InLoss(Regularizer):
 
     def decay_(self, params: Sequence[Tensor], rate: float | Tensor) -> None:
         """In place ``w -= rate * dR/dw``, the step of the route ``decoupled``."""
-        add_(local(params), self.penalty_gradient(params), -rate)
+        add_(local_shards(params), self.penalty_gradient(params), -rate)
 
     def penalty(self) -> Tensor:
         return sum((self.penalty_function.value(g["params"]) * g["strength"] for g in self.groups), super().penalty())
@@ -88,14 +88,14 @@ class InLoss(Regularizer):
     # separate: Adam saw g;      w -= lr m(r) / (sqrt(v(g)) + eps) second:          Adam saw g + r;  w += lr m(r) /
     # (sqrt(v(g + r)) + eps)
 
-    def _remember(self, part: Part, gradient: Sequence[Tensor]) -> None:
+    def _remember(self, part: ActiveGroup, gradient: Sequence[Tensor]) -> None:
         places = {id(p): i for i, p in enumerate(self.params)}
         beta = self._home[id(part.params[0])]["betas"][0]
         for p, r in zip(part.params, gradient, strict=True):
             moment = self._moments.setdefault(places[id(p)], torch.zeros_like(r))
             moment.lerp_(r * part.strength, 1 - beta)
 
-    def _forget(self, parts: Sequence[Part]) -> None:
+    def _forget(self, parts: Sequence[ActiveGroup]) -> None:
         """Where the strength is 0 in this step, the moment takes in a zero."""
         in_force, home = {id(p) for part in parts for p in part.params}, self._home
         for i, moment in self._moments.items():
@@ -111,11 +111,11 @@ class InLoss(Regularizer):
             if moment is None or p.grad is None:
                 continue
             state = self.optimizer.state[p]
-            (squares,) = local([state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]])
+            (squares,) = local_shards([state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]])
             step = state["step"].double()  # Adam's own: the moment was zero while there was no penalty
             root = (squares / (1 - group["betas"][1] ** step)).sqrt_().add_(group["eps"])
             mean = moment / (1 - group["betas"][0] ** step)
-            local([p])[0].add_(mean.div_(root).mul_(number_beside(p, group["lr"])), alpha=sign)
+            local_shards([p])[0].add_(mean.div_(root).mul_(scalar_for(p, group["lr"])), alpha=sign)
 
     def state_dict(self) -> dict[str, Any]:
         moments = {i: moment.clone() for i, moment in self._moments.items()}
@@ -200,16 +200,16 @@ class Lp(InLoss):
         super().__init__(params, strength, penalty, route, over_time)
 
 
-def ascent_sign(part: Part) -> int:
+def ascent_sign(part: ActiveGroup) -> int:
     """-1 where the optimizer maximizes and will turn the sign of the gradient, else 1."""
     return -1 if part.maximize else 1
 
 
 def shrink_(params: Sequence[Tensor], rate: float | Tensor) -> None:
     """In place: ``w *= max(0, 1 - rate)``, the decoupled decay; a huge rate must not turn weights over."""
-    times_(local(params), remaining(rate))
+    scale_(local_shards(params), kept_share(rate))
 
 
-def remaining(rate: float | Tensor) -> float | Tensor:
+def kept_share(rate: float | Tensor) -> float | Tensor:
     """``max(0, 1 - rate)``."""
     return (1 - rate).clamp(min=0) if isinstance(rate, Tensor) else max(0.0, 1 - rate)

@@ -21,7 +21,7 @@ class OverTime:
     """A constant strength, and the base of every way to change it: a factor for each step."""
 
     steps_per_epoch: int | None = None
-    looks = False  # whether it remembers what it sees of one method, and so cannot serve two
+    observes_gradients = False  # whether it remembers what it sees of one method, and so cannot serve two
 
     is_always_zero = False  # whether the factor is 0 in every step, whatever happens
 
@@ -31,13 +31,13 @@ class OverTime:
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Raise a ValueError if this cannot work with the optimizer, or lacks what it needs to."""
 
-    def look(self, method: "Regularizer") -> None:
+    def observe(self, method: "Regularizer") -> None:
         """Before a step, before any method has changed anything: the gradients of the loss alone are in ``p.grad``."""
 
     def factor(self, step: int, optimizer_group: dict[str, Any]) -> float | Tensor:
         """What the strength is multiplied by after ``step`` updates, for parameters in that group of the optimizer.
 
-        A number, or a scalar tensor if it comes from the data. Before the first ``look`` a factor from the data is 1.
+        A number, or a scalar tensor if it comes from the data. It is 1 before the first ``observe``.
         """
         return 1.0
 

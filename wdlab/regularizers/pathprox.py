@@ -102,7 +102,7 @@ class PathProx(Regularizer):
         """
         if scope != "weights":
             raise ValueError(f"scope={scope!r}: must be weights (regularize_bias is what PathProx has for biases)")
-        check_whole(model.parameters())  # said here too: in the layers of a sharded model no pairs are found
+        check_unsharded(model.parameters())  # said here too: in the layers of a sharded model no pairs are found
         pairs = [p for p in homogeneous_pairs(model) if all(layer.weight.requires_grad for layer in p)]
         if not pairs:
             raise ValueError(f"{type(model).__name__} has no pair Linear-ReLU-Linear or Conv-ReLU-Conv for PathProx")
@@ -143,16 +143,16 @@ class PathProx(Regularizer):
         ]
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        check_whole(self.params)
+        check_unsharded(self.params)
 
     def after_backward(self) -> None:
-        for part in self.parts():
+        for part in self.active_groups():
             others = self._unpaired(part.params)
             if others:
                 self.add_to_gradients(others, [p.detach() for p in others], ascent_sign(part) * part.strength)
 
     def after_step(self) -> None:
-        rates = {id(p): part.lr * part.strength for part in self.parts() for p in part.params}
+        rates = {id(p): part.lr * part.strength for part in self.active_groups() for p in part.params}
         rates = {key: t for key, t in rates.items() if isinstance(t, Tensor) or t > 0}
         live = [pair for pair in self.pairs if all(id(layer.weight) in rates for layer in pair)]
         if live:
@@ -276,7 +276,7 @@ def _along_columns(units: Tensor, weight: Tensor) -> Tensor:
     return units.reshape(1, -1, *[1] * (weight.dim() - 2))
 
 
-def check_whole(params: Iterable[Tensor]) -> None:
+def check_unsharded(params: Iterable[Tensor]) -> None:
     """Raise a ValueError if a weight is sharded."""
     if any(is_sharded(p) for p in params):
         raise ValueError("PathProx: cannot work on sharded weights, since the norm of a unit takes all of its row")

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from wdlab.tensors import local, over_shards, wide
+from wdlab.tensors import accumulation_dtype, local_shards, over_shards
 
 
 class Penalty(Protocol):
@@ -23,22 +23,26 @@ class HalfSquare:
     """``sum w^2 / 2``: L2, the penalty that ordinary weight decay is the gradient of."""
 
     def value(self, params: Sequence[Tensor]) -> Tensor:
-        norms = torch.stack([torch.linalg.vector_norm(w, dtype=wide(w.dtype)) for w in local(params)])
+        norms = torch.stack(
+            [torch.linalg.vector_norm(w, dtype=accumulation_dtype(w.dtype)) for w in local_shards(params)]
+        )
         return over_shards(params, norms.square()).sum() / 2
 
     def gradient(self, params: Sequence[Tensor]) -> list[Tensor]:
-        return local(params)
+        return local_shards(params)
 
 
 class Absolute:
     """``sum |w|``: L1. Its gradient at 0 is 0."""
 
     def value(self, params: Sequence[Tensor]) -> Tensor:
-        sums = torch.stack([torch.linalg.vector_norm(w, 1, dtype=wide(w.dtype)) for w in local(params)])
+        sums = torch.stack(
+            [torch.linalg.vector_norm(w, 1, dtype=accumulation_dtype(w.dtype)) for w in local_shards(params)]
+        )
         return over_shards(params, sums).sum()
 
     def gradient(self, params: Sequence[Tensor]) -> list[Tensor]:
-        return torch._foreach_sign(local(params))
+        return torch._foreach_sign(local_shards(params))
 
 
 class Bridge:
@@ -51,12 +55,12 @@ class Bridge:
         self.p, self.epsilon = p, epsilon
 
     def value(self, params: Sequence[Tensor]) -> Tensor:
-        sizes = [w.to(wide(w.dtype)).abs() for w in local(params)]
+        sizes = [w.to(accumulation_dtype(w.dtype)).abs() for w in local_shards(params)]
         sums = [((x + self.epsilon) ** self.p - self.epsilon**self.p).sum() for x in sizes]
         return over_shards(params, torch.stack(sums)).sum()
 
     def gradient(self, params: Sequence[Tensor]) -> list[Tensor]:
-        weights = local(params)
+        weights = local_shards(params)
         slopes = torch._foreach_abs(weights)
         torch._foreach_add_(slopes, self.epsilon)
         torch._foreach_pow_(slopes, self.p - 1)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wdlab.regularizers.base import Part, Regularizer
+from wdlab.regularizers.base import ActiveGroup, Regularizer
 from wdlab.regularizers.checks import as_number, check_number
 from wdlab.regularizers.over_time import OverTime
 from wdlab.regularizers.penalties import Bridge
 from wdlab.regularizers.pnorm_factors import compiled_shrink_factors, shrink_factors
-from wdlab.tensors import add_number, add_number_, local, times_, wide
+from wdlab.tensors import accumulation_dtype, add_number, add_number_, local_shards, scale_
 
 
 class _Bridged(Regularizer):
@@ -84,21 +84,21 @@ class PNormDecay(_Bridged):
 
     def before_step(self) -> None:
         if not self.late:
-            self._factors = [(part.params, self._remaining(part)) for part in self.parts()]
+            self._factors = [(part.params, self._remaining(part)) for part in self.active_groups()]
 
     def after_step(self) -> None:
         if self.late:
-            self._factors = [(part.params, self._remaining(part)) for part in self.parts()]
+            self._factors = [(part.params, self._remaining(part)) for part in self.active_groups()]
         for params, factors in self._factors:
             if isinstance(factors, list):
-                torch._foreach_mul_(local(params), factors)
+                torch._foreach_mul_(local_shards(params), factors)
             else:
-                times_(local(params), factors)
+                scale_(local_shards(params), factors)
         self._factors = []
 
-    def _remaining(self, part: Part) -> list[Tensor] | Tensor | float:
+    def _remaining(self, part: ActiveGroup) -> list[Tensor] | Tensor | float:
         p, c = part.group["p"], part.group["p"] * part.lr * part.strength
-        weights = local(part.params)
+        weights = local_shards(part.params)
         if self.compiled:
             return compiled_shrink_factors(weights, c, p)
         return shrink_factors(weights, c, p, self._places(part.params, weights))
@@ -108,8 +108,8 @@ class PNormDecay(_Bridged):
             return None
         for p, w in zip(params, weights, strict=True):
             place = self._scratch.get(id(p))
-            if place is None or place.shape != w.shape or place.dtype != wide(w.dtype):
-                self._scratch[id(p)] = torch.empty_like(w, dtype=wide(w.dtype))
+            if place is None or place.shape != w.shape or place.dtype != accumulation_dtype(w.dtype):
+                self._scratch[id(p)] = torch.empty_like(w, dtype=accumulation_dtype(w.dtype))
         return [self._scratch[id(p)] for p in params]
 
 
@@ -145,8 +145,8 @@ class PNormProx(_Bridged):
         return number
 
     def after_step(self) -> None:
-        for part in self.parts():
-            threshold, weights = part.lr * part.strength, local(part.params)
+        for part in self.active_groups():
+            threshold, weights = part.lr * part.strength, local_shards(part.params)
             if isinstance(threshold, Tensor) or threshold > 0:
                 proxes = (soft_threshold if part.group["p"] == 1 else prox_of_three_halves)(weights, threshold)
                 if isinstance(threshold, Tensor):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from wdlab.tensors import add_number_, compiled, times_, wide
+from wdlab.tensors import accumulation_dtype, add_number_, compiled, scale_
 
 LARGEST = 1e37  # c beyond it is taken for it, c below its inverse for 0, so that no infinity or zero meets another
 
@@ -33,7 +33,7 @@ def shrink_factors(
     if p == 2 or (not isinstance(c, Tensor) and c < 1 / LARGEST):
         return 1 / (1 + c)
     if places is None:
-        sizes = [x.to(wide(x.dtype)) for x in torch._foreach_abs(weights)]
+        sizes = [x.to(accumulation_dtype(x.dtype)) for x in torch._foreach_abs(weights)]
     else:
         sizes = [
             torch.abs(w if w.dtype == x.dtype else w.to(x.dtype), out=x) for w, x in zip(weights, places, strict=True)
@@ -45,7 +45,7 @@ def shrink_factors(
             torch._foreach_rsqrt_(sizes)
         if p == 0.5:
             torch._foreach_pow_(sizes, 3)
-        times_(sizes, c if isinstance(c, Tensor) else min(c, LARGEST))
+        scale_(sizes, c if isinstance(c, Tensor) else min(c, LARGEST))
         torch._foreach_add_(sizes, 1)
         torch._foreach_reciprocal_(sizes)
     else:  # the same as 1 / (1 + exp(log c - (2-p) log |w|))
@@ -75,7 +75,7 @@ def shrink_factor(w: Tensor, c: Tensor, p: float) -> Tensor:
     """``1 / (1 + c |w|^(p-2))`` for c > 0, in one expression, for a compiler to make part of a loop."""
     if p == 2:
         return (1 / (1 + c)).expand(w.shape)
-    x = w.to(wide(w.dtype)).abs()
+    x = w.to(accumulation_dtype(w.dtype)).abs()
     if p > 2:
         return 1 / (1 + c * power(x, p - 2))
     if p == 0.5:

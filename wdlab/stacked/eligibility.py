@@ -23,7 +23,7 @@ ROUTES = ("both", "decoupled")
 BY_THE_CLOCK = (regularizers.Early, regularizers.Delayed, regularizers.WarmUp)
 
 
-def why_not(config: Mapping[str, Any], experiment: Experiment) -> str | None:
+def why_not_stacked(config: Mapping[str, Any], experiment: Experiment) -> str | None:
     """Why a run has to be trained by itself; None if it can be part of a stack."""
     optimizer, method, machine = experiment.optimizer, experiment.regularizer, experiment.machine
     group = optimizer.param_groups[0]

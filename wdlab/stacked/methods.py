@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from wdlab import regularizers
 from wdlab.regularizers import Regularizer
-from wdlab.regularizers.base import Part
+from wdlab.regularizers.base import ActiveGroup
 from wdlab.regularizers.pathprox import prox_step_
 from wdlab.stacked.network import Network, linear_layers
 from wdlab.tensors import add_
@@ -42,7 +42,7 @@ class StackedMethod:
         self.method, self._group = method, optimizer.param_groups[0]
         self.place, self._strengths, self.lr = rows, as_column(strengths), as_column(strengths)
         method._optimizer = optimizer
-        method.parts = self._parts
+        method.active_groups = self._parts
         if hasattr(method, "compiled"):
             method.compiled = False
         if isinstance(method, regularizers.PathProx):
@@ -55,11 +55,11 @@ class StackedMethod:
     def _factor(self) -> float:
         return math.prod(schedule.factor(self.method.updates, self._group) for schedule in self.method.over_time)
 
-    def _parts(self) -> list[Part]:
+    def _parts(self) -> list[ActiveGroup]:
         factor = self._factor
         if factor == 0 or not self._params:
             return []
-        return [Part(self._params, self._strengths * factor, self.lr, False, self.method.groups[0])]
+        return [ActiveGroup(self._params, self._strengths * factor, self.lr, False, self.method.groups[0])]
 
     # -- PathProx, whose rows are matrices
 

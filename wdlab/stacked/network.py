@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from wdlab.data import Data, Split
 from wdlab.metrics import SPLITS, Evaluated
-from wdlab.tensors import times_
+from wdlab.tensors import scale_
 
 ALIGNMENT = 16  # elements: 64 bytes of float32
 CHUNK_VALUES = 2**22  # numbers of one layer when whole splits are evaluated
@@ -120,7 +120,7 @@ class Network:
         """Scale every run's gradient down to ``norm`` if it is longer, as ``nn.utils.clip_grad_norm_`` does."""
         lengths = torch.stack([torch.linalg.vector_norm(g, dim=(1, 2), keepdim=True) for g in self.gradients])
         lengths = torch.linalg.vector_norm(lengths, dim=0)
-        times_(self.gradients, (norm / (lengths + 1e-6)).clamp_(max=1.0))
+        scale_(self.gradients, (norm / (lengths + 1e-6)).clamp_(max=1.0))
 
 
 def _product(a: Tensor, b: Tensor, place: Tensor) -> None:

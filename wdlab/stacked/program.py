@@ -26,7 +26,7 @@ from wdlab.optimizers import SGDS, PAdam
 from wdlab.records.directory import RunDirectory
 from wdlab.records.recorder import Recorder
 from wdlab.regularizers.checks import is_sgd
-from wdlab.regularizers.hooks import go_before_the_step, go_behind_the_step
+from wdlab.regularizers.hooks import run_after_step, run_before_step
 from wdlab.stacked.methods import StackedMethod, as_column
 from wdlab.stacked.network import Network
 from wdlab.stacked.steps import AdamStep, SGDStep
@@ -88,10 +88,10 @@ class Stack:
         lr = self._lrs * factor
         for rows in self._rows:
             rows.lr = lr[rows.place]
-            go_before_the_step([rows.method])
+            run_before_step([rows.method])
         self._step(lr, step)
         for rows in reversed(self._rows):  # an optimizer's own decay is inside of its step
-            go_behind_the_step([rows.method])
+            run_after_step([rows.method])
 
     def tell(self, steps: int, factor: float) -> None:
         """Tell the runs what they cannot see in their rows: how many updates there were, and the learning rate."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from wdlab.stacked.network import Network
-from wdlab.tensors import times_
+from wdlab.tensors import scale_
 
 # -- the optimizers' steps, with a learning rate for each run
 
@@ -62,7 +62,7 @@ class AdamStep:
     def __call__(self, lr: Tensor, step: int) -> None:
         """Update ``step + 1``; ``lr`` (runs, 1, 1)."""
         if self._decay:
-            times_(self._params, 1 - lr * self._decay)
+            scale_(self._params, 1 - lr * self._decay)
         means, squares = self.state["exp_avg"], self.state["exp_avg_sq"]
         torch._foreach_lerp_(means, self._gradients, 1 - self._beta1)
         torch._foreach_mul_(squares, self._beta2)

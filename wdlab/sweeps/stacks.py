@@ -17,7 +17,7 @@ from wdlab.errors import RunFailed, WdlabError, explain
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import scientific_config
 from wdlab.session import Session, failure_recorded, outcome_of
-from wdlab.stacked.eligibility import why_not
+from wdlab.stacked.eligibility import why_not_stacked
 from wdlab.stacked.program import StackedRun, fit, step_of
 
 log = logging.getLogger("wdlab")
@@ -99,7 +99,7 @@ def train_stack(
     Raises:
         KeyboardInterrupt: if SIGINT, SIGTERM or its sweep's notice ended it.
     """
-    if notice is not None and notice.given:
+    if notice is not None and notice.is_set:
         for job in jobs:
             on_start(job)
             job.outcome = "skipped"
@@ -113,7 +113,7 @@ def train_stack(
                 if session is None:
                     continue
                 trained = build_experiment(job.config, beside, len(jobs), session.threads_before)
-                job.reason = why_not(job.config, trained)
+                job.reason = why_not_stacked(job.config, trained)
             except Exception as error:  # by itself it will say so again, and be recorded
                 job.reason = explain(error) or repr(error)
             if job.reason is None:
@@ -126,7 +126,7 @@ def train_stack(
             if stop_requested():
                 raise KeyboardInterrupt
     if notice is not None and any(isinstance(job.outcome, Exception) and job.config["fail_fast"] for job in jobs):
-        notice.tell_failed()
+        notice.set_failed()
 
 
 def _begin(job: StackCandidate, exits: contextlib.ExitStack) -> Any:
@@ -160,7 +160,7 @@ def _train_together(parts: Sequence[tuple[StackCandidate, Any, Any]], stop_reque
         )
         for _, session, member in parts:
             session.end(member.outcome)
-            session.tell()
+            session.log_outcome()
     except (Exception, SystemExit) as error:
         for job, session, _ in parts:
             job.outcome = _failed(session.directory, error)

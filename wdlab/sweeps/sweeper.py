@@ -113,7 +113,7 @@ class Sweep(Sweeper):
             returned = self.launcher.launch([job.overrides for job in jobs], initial_job_idx=0)
         except BrokenProcessPool:
             if any(job.config["fail_fast"] for job in jobs):
-                notice.tell_failed()
+                notice.set_failed()
             return notice.interrupted
         except ConfigError:
             raise
