@@ -30,6 +30,7 @@ from wdlab.records.identity import CONFIGS, compose_config, run_name
 from wdlab.records.recorder import Recorder
 from wdlab.records.wandb_mirror import Mirror
 from wdlab.regularizers import L2
+from wdlab.schedules import Clock
 from wdlab.stacked.program import StackedRun, fit
 
 pytestmark = pytest.mark.skipif(pretend_device.MISSING is not None, reason=str(pretend_device.MISSING))
@@ -223,7 +224,7 @@ def steps_on(where: torch.device, case: str, optimizer: str, how: str, count: in
     model, inputs, labels = problem()
     opt = instantiate_node(OPTIMIZERS[optimizer] | HOW[how](where), params=list(model.parameters()))
     method = instantiate_node(CASES[case] | ({} if case == "none" else {"strength": 0.02}), model=model)
-    method.set_steps_per_epoch(2)
+    method.clock = Clock(steps=10, steps_per_epoch=2)
     model.to(where)
     inputs, labels = inputs.to(where), labels.to(where)
     with method.attach(opt), waits() as found:

@@ -17,6 +17,7 @@ from wdlab.engine import device
 from wdlab.engine.experiment import Experiment
 from wdlab.errors import ConfigError
 from wdlab.models.wrappers import unwrapped
+from wdlab.schedules import Clock
 
 
 def build(config: DictConfig) -> tuple[Any, Any, Any, Any]:
@@ -33,7 +34,7 @@ def build(config: DictConfig) -> tuple[Any, Any, Any, Any]:
     optimizer = _instantiate(config, "optimizer", params=list(model.parameters()))
     regularizer = _instantiate(config, "regularizer", model=model)
     with _as_config_error("regularizer"):
-        regularizer.set_steps_per_epoch(1)  # the loop knows how many there are
+        regularizer.clock = Clock(config["train"]["steps"], 1)  # the loop sets the true length of an epoch
         regularizer.attach(optimizer).remove()
     lr_factor = _instantiate(config, "lr_schedule")
     with _as_config_error("lr_schedule"):

@@ -16,6 +16,7 @@ from wdlab.build import instantiate_node
 from wdlab.homogeneous import weights
 from wdlab.records.identity import CONFIGS
 from wdlab.regularizers import L1, L2, DecoupledDecay, Regularizer
+from wdlab.schedules import Clock
 
 
 def over(name: str, **arguments) -> dict:
@@ -64,7 +65,7 @@ def regularizer(case: str, model: nn.Module, **changes):
     name, options = VARIANTS.get(case, (case, {}))
     node = OmegaConf.to_container(OmegaConf.load(CONFIGS / "regularizer" / f"{name}.yaml")) | options | changes
     method = instantiate_node(node, model=model)
-    method.set_steps_per_epoch(2)
+    method.clock = Clock(steps=10, steps_per_epoch=2)
     return method
 
 

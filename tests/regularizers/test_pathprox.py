@@ -7,7 +7,7 @@ from torch import nn
 from wdlab.homogeneous import homogeneous_pairs, input_norms, output_norms, unit_paths
 from wdlab.models import MLP, FactorizedMLP
 from wdlab.regularizers import PathProx
-from wdlab.regularizers.pathprox import Factors, multiply_, prox_factors
+from wdlab.regularizers.pathprox_step import Factors, multiply_, prox_factors
 
 
 def step_without_loss(optimizer) -> None:

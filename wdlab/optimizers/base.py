@@ -7,7 +7,7 @@ optimizer takes its step without weight decay, the method does the decay.
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from wdlab.regularizers import Regularizer
 from wdlab.regularizers.checks import as_number, check_number
 from wdlab.regularizers.description import Row, describe
 from wdlab.regularizers.hooks import run_after_step, run_before_step
+from wdlab.regularizers.views import OptimizerView
 from wdlab.strides import laid_out_like, lie_alike, match_state
 
 ONE = torch.tensor(1.0, device="cpu")  # added to many scalar tensors on the CPU, it takes a third of the time of 1
@@ -26,6 +27,7 @@ Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tenso
 class DropIn(torch.optim.Optimizer):
     """What the three have in common: a group's ``weight_decay`` is the method's; the base optimizer sees another."""
 
+    stacked_settings: ClassVar[tuple[str, ...]] = ()  # in which runs of one stack may differ; () if it is not stackable
     _strides: Sequence[tuple[int, ...]] = ()  # of the parameters of fused groups, with which their moments agree
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -117,14 +119,19 @@ class DropIn(torch.optim.Optimizer):
             for group, value in zip(self.param_groups, users, strict=True):
                 group["weight_decay"] = value
 
-    @torch.compiler.disable  # for those who compile the whole step: the method's own attributes change in it
-    def _step_under(self, make: Callable[[list], Regularizer], base: type[torch.optim.Optimizer]) -> None:
-        """The base optimizer's step without weight decay, with the moments of a method around it."""
-        groups = [self._decayed(group) for group in self.param_groups]
+    @classmethod
+    def make_method(cls, groups: list[dict[str, Any]]) -> Regularizer:
+        """Return the method that the optimizer's weight decay is, on groups as ``decayed`` gives them."""
+        raise NotImplementedError(f"{cls.__name__} does its decay in its own step")
+
+    @torch.compiler.disable  # for those who compile the whole step: attributes of the method change in it
+    def _step_with_method(self, base: type[torch.optim.Optimizer]) -> None:
+        """Take the step of the base optimizer without weight decay, with the moments of the method around it."""
+        groups = [self.decayed(group) for group in self.param_groups]
         groups = [group for group in groups if group["params"]]
         if groups and not hasattr(self, "_method"):
-            self._method = make(groups)
-            self._method._optimizer = self
+            self._method = self.make_method(groups)
+            self._method.bind(OptimizerView(self, type(self).__name__))
         methods = [self._method] if groups else []
         for method in methods:
             method.groups = groups  # as they are now
@@ -133,7 +140,8 @@ class DropIn(torch.optim.Optimizer):
             plain_step(base)(self)
             run_after_step(methods)
 
-    def _decayed(self, group: dict[str, Any]) -> dict[str, Any]:
+    def decayed(self, group: dict[str, Any]) -> dict[str, Any]:
+        """Return what of a group is decayed, as a group of the method."""
         return {"params": group["params"], "strength": as_number(group["weight_decay"])}
 
     def describe(self) -> str:
@@ -142,7 +150,7 @@ class DropIn(torch.optim.Optimizer):
         rows = []
         for group in self.param_groups:
             names = {id(p): name for p, name in zip(group["params"], group.get("param_names", ()), strict=False)}
-            decayed = self._decayed(group)
+            decayed = self.decayed(group)
             rows += [Row(p, decayed["strength"], names.get(id(p), "")) for p in decayed["params"]]
         return describe(type(self).__name__, rows, ["multiplied by the learning rate"], "weight_decay")
 

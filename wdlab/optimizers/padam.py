@@ -39,6 +39,8 @@ class PAdam(DropIn, torch.optim.Adam):
         ValueError: for a value out of its range, a complex parameter.
     """
 
+    stacked_settings = ("lr", "p", "weight_decay")
+
     def __init__(
         self,
         params: Params,
@@ -73,11 +75,17 @@ class PAdam(DropIn, torch.optim.Adam):
             for group in self.param_groups:
                 self._compiled_update(group)
         else:
-            self._step_under(lambda groups: PNormDecay(groups, 0.0), torch.optim.Adam)
+            self._step_with_method(torch.optim.Adam)
 
-    def _decayed(self, group: dict[str, Any]) -> dict[str, Any]:
+    @classmethod
+    def make_method(cls, groups: list[dict[str, Any]]) -> PNormDecay:
+        """Return the p-norm decay that the weight decay is."""
+        return PNormDecay(groups, 0.0)
+
+    def decayed(self, group: dict[str, Any]) -> dict[str, Any]:
+        """Return the tensors of a group with at least 2 dimensions, with strength and ``p``."""
         params = [p for p in group["params"] if p.dim() >= 2]
-        return super()._decayed(group) | {"params": params, "p": as_number(group["p"])}
+        return super().decayed(group) | {"params": params, "p": as_number(group["p"])}
 
     def _compiled_update(self, group: dict[str, Any]) -> None:
         if group["amsgrad"]:

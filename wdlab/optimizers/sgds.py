@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from wdlab.optimizers.base import DropIn, Params
-from wdlab.regularizers import DecoupledDecay, GradientScale
+from wdlab.regularizers import ScheduledDecay
 from wdlab.regularizers.gradient_scale import check_momentum
 
 
@@ -30,6 +30,8 @@ class SGDS(DropIn, torch.optim.SGD):
     Raises:
         ValueError: for a value out of its range, a complex parameter.
     """
+
+    stacked_settings = ("lr", "weight_decay")
 
     def __init__(
         self,
@@ -62,4 +64,9 @@ class SGDS(DropIn, torch.optim.SGD):
         check_momentum(group["momentum"], group["dampening"])
 
     def _update(self) -> None:
-        self._step_under(lambda groups: DecoupledDecay(groups, 0.0, GradientScale()), torch.optim.SGD)
+        self._step_with_method(torch.optim.SGD)
+
+    @classmethod
+    def make_method(cls, groups: list[dict[str, Any]]) -> ScheduledDecay:
+        """Return the scheduled decay that the weight decay is."""
+        return ScheduledDecay(groups, 0.0)

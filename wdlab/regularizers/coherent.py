@@ -1,16 +1,17 @@
 """Gradient-coherent regularization (P3): a strong L1 or L2, only while the loss gradient stays coherent under it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from wdlab.regularizers.base import Regularizer, check_over_time
+from wdlab.regularizers.base import Params, Schedules
 from wdlab.regularizers.checks import check_choice, check_number
 from wdlab.regularizers.in_loss import InLoss
-from wdlab.regularizers.over_time import OverTime
+from wdlab.regularizers.over_time import Observed, OverTime, check_over_time
 from wdlab.regularizers.penalties import Absolute, HalfSquare
+from wdlab.schedules import Clock
 from wdlab.tensors import dots, local_shards
 
 PENALTIES = {"l1": Absolute, "l2": HalfSquare}
@@ -18,11 +19,11 @@ COHERENCE = ("running_mean", "total_gradient", "norm_ratio")
 
 
 class CoherenceGate(OverTime):
-    """Regularize in a step only while the loss gradient stays coherent under it (P3, Park et al. 2018).  [grade C]
+    """A gate that is open while the loss gradient stays coherent (P3, Park et al. 2018).  [grade C]
 
-    The abstract states the idea, not the recipe; these are our readings of it. The factor is 1 if the statistic is at
-    least the threshold, else 0. With ``g`` the gradient of the loss and ``r`` that of the penalty at full strength,
-    over all parameters of the method that have a gradient:
+    The abstract states the idea and not the recipe; the statistics below are our readings. The factor is 1 if the
+    statistic is at least the threshold, else 0. With ``g`` the gradient of the loss and ``r`` that of the penalty at
+    full strength, over all parameters of the method that have a gradient:
 
     - ``running_mean``: cosine between ``g`` and the exponential mean of the ``g`` before it (0 in the first step);
     - ``total_gradient``: cosine between ``g`` and ``g + r``;
@@ -58,7 +59,11 @@ class CoherenceGate(OverTime):
     def is_always_zero(self) -> bool:
         return self.coherence != "norm_ratio" and self.threshold > 1  # no cosine is
 
-    def observe(self, method: Regularizer) -> None:
+    def metrics(self) -> dict[str, Tensor]:
+        """Return the statistic of the last step as ``gradient/gate``."""
+        return {} if self.statistic is None else {"gradient/gate": self.statistic}
+
+    def observe(self, method: Observed) -> None:
         params = method.params
         live = [i for i, p in enumerate(params) if p.grad is not None]
         if not live:
@@ -84,7 +89,7 @@ class CoherenceGate(OverTime):
         torch._foreach_lerp_(local_shards(means), local_shards(gradients), 1 - self.momentum)
         return statistic
 
-    def factor(self, step: int, optimizer_group: dict[str, Any]) -> float | Tensor:
+    def factor(self, step: int, optimizer_group: dict[str, Any], clock: Clock = Clock()) -> float | Tensor:  # noqa: B008
         return self._open
 
     def state_dict(self) -> dict[str, Any]:
@@ -95,21 +100,21 @@ class CoherenceGate(OverTime):
         self._open = state["open"]
 
 
-def _full_penalty_gradient(method: Regularizer, params: Sequence[Tensor]) -> list[Tensor]:
-    strengths = {id(p): group["strength"] for group in method.groups for p in group["params"]}
-    maximized = {id(p) for group in method.optimizer.param_groups if group.get("maximize") for p in group["params"]}
-    factors = [-strengths[id(p)] if id(p) in maximized else strengths[id(p)] for p in params]
+def _full_penalty_gradient(method: Observed, params: Sequence[Tensor]) -> list[Tensor]:
+    """Return the penalty gradient at full strength; negative where the optimizer maximizes."""
+    strengths = {id(p): part.ascent_sign * part.strength for part in method.sections() for p in part.params}
+    factors = [strengths[id(p)] for p in params]
     return torch._foreach_mul(local_shards(method.penalty_gradient(params)), factors)
 
 
 def cosine(left: Sequence[Tensor], right: Sequence[Tensor], like: Sequence[Tensor] | None = None) -> Tensor:
-    """Cosine between two lists of tensors, each as one long vector; 0 if either is zero. A scalar tensor."""
+    """Return the cosine between two lists of tensors, each as one long vector; 0 if either is zero."""
     product = dots(left, right, like).sum()
     return (product / (norm(left, like) * norm(right, like))).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def norm(tensors: Sequence[Tensor], like: Sequence[Tensor] | None = None) -> Tensor:
-    """L2 norm of a list of tensors as one long vector, a float64 scalar: gradients may be as small as they like."""
+    """Return the L2 norm of a list of tensors as one long vector, in float64 since squares may be tiny."""
     return dots(tensors, tensors, like).sum().sqrt()
 
 
@@ -117,8 +122,7 @@ class Coherent(InLoss):
     """``L1`` or ``L2`` in the loss gradient under a :class:`CoherenceGate`.  [grade C: our reading]
 
     Park et al. 2018, arXiv 1811.08056 (P3). The optimizer multiplies the decay by its learning rate. Any other method
-    takes the gate as its ``over_time``. Decays every parameter it is given; ``for_model`` gives it the weights of
-    linear, convolution and embedding layers unless ``scope`` is ``all``.
+    takes the gate as its ``over_time``.
 
     Args:
         params, strength, over_time: as in :class:`wdlab.regularizers.Regularizer`.
@@ -129,14 +133,14 @@ class Coherent(InLoss):
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        params: Params,
         strength: float,
         penalty: str = "l2",
         coherence: str = "running_mean",
         threshold: float = 0.1,
         momentum: float = 0.9,
         route: str = "both",
-        over_time: OverTime | Iterable[OverTime] | None = None,
+        over_time: Schedules = None,
     ) -> None:
         function = PENALTIES[check_choice("penalty", penalty, tuple(PENALTIES))]()
         gate = CoherenceGate(coherence, threshold, momentum)

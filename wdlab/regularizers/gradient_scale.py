@@ -1,4 +1,4 @@
-"""Scheduled weight decay (P5): the strength over time that follows the scale of the gradients.
+"""The factor of scheduled weight decay (P5): a strength that follows the scale of the gradients.
 
 Xie et al. 2020/2023, arXiv 2011.11152. Used by ``ScheduledDecay`` and by the optimizers AdamS and SGDS.
 """
@@ -6,23 +6,21 @@ Xie et al. 2020/2023, arXiv 2011.11152. Used by ``ScheduledDecay`` and by the op
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from wdlab.regularizers.checks import as_number, is_adam, is_sgd
-from wdlab.regularizers.over_time import OverTime
+from wdlab.regularizers.over_time import Observed, OverTime
+from wdlab.schedules import Clock
 from wdlab.tensors import accumulation_dtype, is_sharded, local_shards, over_shards, square_sums
 
-if TYPE_CHECKING:
-    from wdlab.regularizers.base import Regularizer
-
-Memory = Mapping[Tensor, Mapping[str, Any]]  # of each parameter, its ``mean_square`` and ``updates`` so far
+Memory = Mapping[Tensor, Mapping[str, Any]]  # ``mean_square`` and ``updates`` of each parameter so far
 
 
 class GradientScale(OverTime):
-    """The factor that makes a decay a *scheduled* one.  [grade A: released AdamS and SGDS, step by step]
+    """The factor of scheduled weight decay.  [grade A: released AdamS and SGDS, step by step]
 
     With Adam, AdamW and AMSGrad it is ``1 / sqrt(V)``, with ``V`` the mean of all elements of the bias-corrected second
     moment after this step's gradient (AMSGrad: of its maximum), over all parameters of the optimizer that have a
@@ -30,9 +28,8 @@ class GradientScale(OverTime):
     kept per parameter, so that V costs one norm of the gradients. With SGD the factor is ``(1 - dampening) / (1 -
     momentum)``.
 
-    ``V`` is what the optimizer makes of the gradient of the loss; it is taken before any penalty is added to it. Where
-    V is 0 there is no scale to follow and the factor is 0. On the CPU the factor is a number, elsewhere a scalar
-    tensor, so that no step waits for the device.
+    ``V`` is made of the gradient of the loss alone, before any penalty is added to it. Where V is 0 the factor is 0. On
+    the CPU the factor is a number, elsewhere a scalar tensor, so that no step waits for the device.
 
     Raises:
         ValueError: at ``attach``, for an optimizer that is neither of Adam's nor of SGD's kind.
@@ -46,33 +43,39 @@ class GradientScale(OverTime):
         self._loaded: list[dict[str, Any]] = []
         self._inverse_root: float | Tensor = 1.0
 
-    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+    def check(self, optimizer: torch.optim.Optimizer, clock: Clock) -> None:
         for group in optimizer.param_groups:
             if is_sgd(group):
                 check_momentum(group["momentum"], group["dampening"])
             elif not is_adam(group):
                 raise ValueError(f"GradientScale: needs Adam, AdamW or SGD, got {type(optimizer).__name__}")
 
-    def observe(self, method: "Regularizer") -> None:
+    def obstacle_to_stacking(self, optimizer: torch.optim.Optimizer) -> str | None:
+        return None if is_sgd(optimizer.param_groups[0]) else super().obstacle_to_stacking(optimizer)
+
+    def observe(self, method: Observed) -> None:
         optimizer = method.optimizer
         self._order = [p for group in optimizer.param_groups for p in group["params"]]
         memory = dict(zip(self._order, self._loaded, strict=False)) if self._loaded else self._memory
         self._loaded = []
         kept = (p for p in self._order if p in memory)  # of a parameter that was replaced, nothing is kept
-        self._memory = {p: memory[p] for p in kept if not self._is_of_another_time(memory[p], optimizer.state.get(p))}
+        self._memory = {p: memory[p] for p in kept if not self._is_stale(memory[p], optimizer.state.get(p))}
         scale = adam_scale(optimizer, self._memory)
         if scale is not None:
             self._inverse_root = scale.inverse_root
             self._memory |= scale.memories()
 
     @staticmethod
-    def _is_of_another_time(memory: Mapping[str, Any], state: Mapping[str, Any] | None) -> bool:
-        """Return True if Adam's step count is not that of what was remembered: it took steps while the method was
-        detached, or a state was loaded. Not checked on a device, which the step would wait for."""
+    def _is_stale(memory: Mapping[str, Any], state: Mapping[str, Any] | None) -> bool:
+        """Return True if Adam's step count differs from the remembered one.
+
+        It does after steps that were taken while the method was detached, and after a state was loaded. It is not
+        checked on a GPU, since the step would have to wait for it.
+        """
         step = (state or {}).get("step", 0)
         return not (isinstance(step, Tensor) and not step.is_cpu) and int(step) != memory.get("updates", 0)
 
-    def factor(self, step: int, optimizer_group: dict[str, Any]) -> float | Tensor:
+    def factor(self, step: int, optimizer_group: dict[str, Any], clock: Clock = Clock()) -> float | Tensor:  # noqa: B008
         if is_sgd(optimizer_group):
             return sgd_factor(as_number(optimizer_group["momentum"]), as_number(optimizer_group["dampening"]))
         return self._inverse_root
@@ -88,7 +91,7 @@ class GradientScale(OverTime):
 
 
 def sgd_factor(momentum: float, dampening: float) -> float:
-    """``(1 - dampening) / (1 - momentum)``: how far SGD moves in the end for one unit of gradient (P5)."""
+    """Return ``(1 - dampening) / (1 - momentum)``, the distance that SGD moves in the end per unit of gradient (P5)."""
     return (1 - dampening) / (1 - momentum)
 
 
@@ -101,23 +104,25 @@ def check_momentum(momentum: float, dampening: float) -> None:
 
 
 class Scale(NamedTuple):
-    """What ``adam_scale`` finds."""
+    """The result of ``adam_scale``."""
 
     inverse_root: float | Tensor  # 1 / sqrt(V)
     averages: list[tuple[Tensor, float | Tensor, int]]  # per parameter with a gradient: mean square, updates
 
     def memories(self) -> dict[Tensor, dict[str, Any]]:
-        """Of each parameter with a gradient ``mean_square``, the moving average (a number on the CPU, a scalar tensor
-        elsewhere), and ``updates``."""
+        """Return ``mean_square`` and ``updates`` of each parameter with a gradient.
+
+        ``mean_square`` is the moving average, a number on the CPU and a scalar tensor elsewhere.
+        """
         return {p: {"mean_square": average, "updates": updates} for p, average, updates in self.averages}
 
 
 def adam_scale(optimizer: torch.optim.Optimizer, memory: Memory) -> Scale | None:
-    """``1 / sqrt(V)`` of an optimizer of Adam's kind for the gradients now in place; None if there is none.
+    """Return ``1 / sqrt(V)`` of an optimizer of Adam's kind for the present gradients; None if there are no gradients.
 
     Args:
         optimizer: before its step. AMSGrad's V is read from its buffers.
-        memory: what was remembered of each parameter; of one that is not in it, Adam's own state tells.
+        memory: the averages so far. For a parameter that is not in it they are taken from Adam's own state.
     """
     total: float | Tensor = 0.0
     count, found = 0, []
@@ -155,7 +160,7 @@ def adam_scale(optimizer: torch.optim.Optimizer, memory: Memory) -> Scale | None
 
 
 def from_adam(state: dict[str, Any] | None) -> dict[str, Any]:
-    """What would have been remembered of a parameter, from Adam's own state of it."""
+    """Return the averages of a parameter as they follow from Adam's own state."""
     if not state or "exp_avg_sq" not in state:
         return {"mean_square": 0.0, "updates": 0}
     average = state["exp_avg_sq"].mean(dtype=accumulation_dtype(state["exp_avg_sq"].dtype))
@@ -164,14 +169,14 @@ def from_adam(state: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def moving_average(before: Sequence[float | Tensor], squares: Tensor, beta: float) -> Tensor:
-    """``b2 v + (1 - b2) mean(g^2)`` for each parameter, as a vector."""
+    """Return ``b2 v + (1 - b2) mean(g^2)`` for each parameter, as a vector."""
     vector = torch.stack([v if isinstance(v, Tensor) else squares.new_full((), v) for v in before])
     return beta * vector.to(squares) + (1 - beta) * squares
 
 
 @functools.lru_cache(maxsize=64)
 def _vector(numbers: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The numbers as a tensor on a device, which is not waited for; kept for the next steps."""
+    """Return the numbers as a tensor on a device, without waiting for the device. Cached for the next steps."""
     return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
 
 
@@ -179,12 +184,12 @@ def _square_sum(g: Tensor) -> float:
     if g.is_contiguous() and g.dtype.itemsize >= 4:
         flat = g if g.dim() == 1 else g.view(-1)
         if math.isfinite(total := torch.dot(flat, flat).item()):
-            return total  # else it has left the range of the type, in which Adam's own moments may well stay
+            return total  # else the sum is out of the type's range, while Adam's moments may be in it
     return torch.linalg.vector_norm(g, dtype=torch.float64).item() ** 2
 
 
 def _largest_square_sum(p: Tensor, optimizer: torch.optim.Optimizer, beta: float) -> Tensor:
-    """AMSGrad: sum of ``max(max_exp_avg_sq, b2 exp_avg_sq + (1 - b2) g^2)``, as the step will have it; of the shard."""
+    """Return the sum of AMSGrad's ``max(max_exp_avg_sq, b2 exp_avg_sq + (1 - b2) g^2)`` over the local shard."""
     state, (g,) = optimizer.state.get(p) or {}, local_shards([p.grad])
     squares = g.square().mul_(1 - beta)
     if state:

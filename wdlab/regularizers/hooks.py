@@ -1,7 +1,7 @@
-"""How methods take part in the steps of a torch optimizer, through its step hooks.
+"""The attachment of methods to a torch optimizer, by its step hooks.
 
-Two things are not as they seem there. Torch runs the hooks of an optimizer twice where a subclass's ``step`` calls that
-of its base class, so the inner of two nested steps is told apart by the call stack. And a step that raises an error
+Two properties of torch's hooks shape this file. Where a subclass's ``step`` calls the ``step`` of its base class, torch
+runs the hooks twice, so the inner of two nested steps is recognized by the call stack. A step that raises an error
 never reaches the hooks after it, so nothing may depend on them having run.
 """
 
@@ -9,20 +9,62 @@ import itertools
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from wdlab.regularizers.base import Regularizer
+from wdlab.regularizers.gradient_sums import GradientSums
+from wdlab.regularizers.over_time import OverTime
+from wdlab.regularizers.views import OptimizerView, View
+from wdlab.schedules import Clock
+
+
+class Method(Protocol):
+    """The part of a ``Regularizer`` that its attachment uses."""
+
+    over_time: tuple[OverTime, ...]
+    params: list[Tensor]
+    clock: Clock
+    updates: int
+    turn: int | None
+    is_copy: bool
+    gradient_sums: GradientSums
+
+    def bind(self, view: View | None) -> None:
+        """Act on the parameters of a view."""
+
+    @property
+    def is_attached(self) -> bool:
+        """True if the method acts in the steps of an optimizer."""
+
+    def is_attached_to(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Return True if the method acts in this optimizer's steps."""
+
+    def detach(self) -> None:
+        """Take the method off its optimizer."""
+
+    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Raise a ValueError if the method cannot work with the optimizer."""
+
+    def check_parameters(self) -> None:
+        """Raise a RuntimeError if a parameter was replaced."""
+
+    def after_backward(self) -> None:
+        """Called between backward and the step."""
+
+    def before_step(self) -> None:
+        """Called right before the step."""
+
+    def after_step(self) -> None:
+        """Called right after the step."""
 
 
 class Handle:
-    """What ``attach`` returns: ``remove()`` takes the method off the optimizer again. Also a context manager."""
+    """The result of ``attach``: ``remove()`` takes the method off the optimizer again. Also a context manager."""
 
-    def __init__(self, method: "Regularizer", optimizer: torch.optim.Optimizer) -> None:
-        self._method, self._optimizer = method, optimizer  # no function, so that it is copied with its method
+    def __init__(self, method: Method, optimizer: torch.optim.Optimizer) -> None:
+        self._method, self._optimizer = method, optimizer  # no closure, so that a copy refers to copies
 
     def remove(self) -> None:
         """Detach. Calling it twice does nothing the second time."""
@@ -37,39 +79,63 @@ class Handle:
 
 
 class Wiring:
-    """The methods attached to one optimizer. They go through the moments of its steps together, each time in the order
-    of their attachment.
+    """The methods attached to one optimizer, which run in its steps in the order of their attachment.
 
-    A copy of an optimizer has no hooks, and so none of this; methods that are copied with it come back by ``join``.
+    The optimizer holds it as long as a method is attached. A copy of an optimizer has no hooks and no wiring; methods
+    that are copied together with it come back by ``join``.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.methods: list[Regularizer] = []
-        self._idle = False  # the step under way is none of the methods
-        self._outermost: FrameType | None = None  # torch's function that runs the hooks around the step under way
-        optimizer.register_step_pre_hook(self._before)
-        optimizer.register_step_post_hook(self._after)
+        self.methods: list[Method] = []
+        self._idle = False  # whether the current step is left to the optimizer alone
+        self._outermost: FrameType | None = None  # torch's function that runs the hooks around the current step
+        self._hooks = optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after)
 
     @classmethod
     def of(cls, optimizer: torch.optim.Optimizer) -> Self:
-        """The optimizer's wiring, made when first asked for."""
+        """Return the optimizer's wiring, which is made where there is none."""
         if not hasattr(optimizer, "_wdlab_wiring"):
             optimizer._wdlab_wiring = cls(optimizer)
         return optimizer._wdlab_wiring
 
-    def join(self, method: "Regularizer") -> None:
-        """Take a method in, at the end unless it had its turn before, in the optimizer that this one is a copy of."""
+    @classmethod
+    def attach(cls, method: Method, optimizer: torch.optim.Optimizer) -> Handle:
+        """Attach a method, see ``Regularizer.attach``."""
+        kind = type(method).__name__
+        if method.is_attached and not method.is_copy:
+            raise RuntimeError(f"this {kind} is already attached to an optimizer")
+        check_held(optimizer, method.params)
+        method.check_optimizer(optimizer)
+        for schedule in method.over_time:
+            schedule.check(optimizer, method.clock)
+        attached = optimizer._wdlab_wiring.methods if hasattr(optimizer, "_wdlab_wiring") else []
+        others = [schedule for other in attached if other is not method for schedule in other.over_time]
+        for schedule in method.over_time:
+            if schedule.observes_gradients and any(schedule is other for other in others):
+                raise ValueError(f"over_time: this {type(schedule).__name__} belongs to another method already")
+        if method.is_attached:
+            method.detach()
+        method.bind(OptimizerView(optimizer, kind))
+        cls.of(optimizer).join(method)
+        return Handle(method, optimizer)
+
+    def join(self, method: Method) -> None:
+        """Add a method: at the end, or at its place in the optimizer that this one is a copy of."""
         if any(method is other for other in self.methods):
-            return  # the optimizer's class copies its hooks after all
+            return  # the class of the optimizer copies its hooks
         if method.turn is None:
             method.turn = 1 + max((other.turn for other in self.methods), default=0)
         self.methods.append(method)
         self.methods.sort(key=lambda other: other.turn)
 
-    def leave(self, method: "Regularizer") -> None:
-        """Leave a method out from now on."""
+    def leave(self, method: Method, optimizer: torch.optim.Optimizer) -> None:
+        """Remove a method. After the last one the optimizer is as it was, without these hooks."""
         self.methods.remove(method)
         method.turn = None
+        if not self.methods and not _is_running(self._outermost):  # torch goes through its hooks during a step
+            for hook in self._hooks:
+                hook.remove()
+            del optimizer._wdlab_wiring
 
     def _before(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> tuple | None:
         if _is_running(self._outermost):
@@ -146,9 +212,10 @@ def _is_zero(lr: object) -> bool:
 
 
 @torch.no_grad()
-def run_before_step(methods: "Sequence[Regularizer]") -> None:
-    """Take methods of one optimizer through the moments between backward and the step, each moment for all of them."""
-    give_back_gradients(methods, stale=True)
+def run_before_step(methods: Sequence[Method]) -> None:
+    """Run the moments between backward and the step, each moment for all methods of one optimizer."""
+    for method in reversed(methods):
+        method.gradient_sums.give_back(stale=True)
     for method in methods:
         for schedule in method.over_time:
             schedule.observe(method)
@@ -159,24 +226,19 @@ def run_before_step(methods: "Sequence[Regularizer]") -> None:
 
 
 @torch.no_grad()
-def run_after_step(methods: "Sequence[Regularizer]") -> None:
-    """Take methods of one optimizer through what comes after the step."""
-    give_back_gradients(methods)
+def run_after_step(methods: Sequence[Method]) -> None:
+    """Run the moment after the step for all methods of one optimizer."""
+    for method in reversed(methods):
+        method.gradient_sums.give_back()
     for method in methods:
         method.after_step()
     for method in methods:
         method.updates += 1
 
 
-def give_back_gradients(methods: "Sequence[Regularizer]", stale: bool = False) -> None:
-    """Put the gradients of the loss back where methods had put a sum with that of a penalty.
-
-    Args:
-        methods: of one optimizer.
-        stale: the sums were left by a step that raised an error. One that was written to since is kept.
-    """
-    for method in reversed(methods):
-        for p, gradient, total, version in reversed(method.lent):
-            if p.grad is total and not (stale and total._version != version):
-                p.grad = gradient
-        method.lent.clear()
+def check_held(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> None:
+    """Raise a ValueError unless the optimizer holds all of ``params``."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = sum(id(p) not in held for p in params)
+    if missing:
+        raise ValueError(f"{missing} of {len(params)} parameters are not in the optimizer")

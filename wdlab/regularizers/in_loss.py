@@ -1,51 +1,56 @@
 """Penalties in the gradient of the loss: ``L2``, ``L1``, ``Lp``; and their five ways through Adam."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from wdlab.regularizers.base import ActiveGroup, Regularizer
+from wdlab.regularizers.base import Params, Regularizer, Schedules
 from wdlab.regularizers.checks import check_choice, check_number, is_adam
-from wdlab.regularizers.over_time import OverTime
 from wdlab.regularizers.penalties import Absolute, Bridge, HalfSquare, Penalty
+from wdlab.regularizers.views import ActiveGroup
 from wdlab.tensors import add_, local_shards, scalar_for, scale_
 
 ROUTES = ("both", "first", "second", "separate", "decoupled")
 
 
 class InLoss(Regularizer):
-    """A penalty whose gradient ``r = s dR/dw`` is added to that of the loss, ``g``, in ``p.grad``.
+    """A penalty whose gradient ``r = s dR/dw`` is added to the gradient ``g`` of the loss in ``p.grad``.
 
     With Adam, ``route`` says which of its two moment buffers the penalty enters (P4, Bjorck et al. 2020, arXiv
     2012.13841):  [grade B for ``both`` and ``decoupled``, C for the rest: the exact recipe was not at hand]
 
-    - ``both``: ``g + r`` in the first and the second moment: L2 regularization as everybody has it. Any optimizer.
+    - ``both``: ``g + r`` in the first and the second moment: the usual L2 regularization. Any optimizer.
     - ``first``: ``g + r`` in the first moment, ``g`` in the second.
     - ``second``: ``g`` in the first moment, ``g + r`` in the second.
     - ``separate``: ``r`` has a first-moment buffer of its own, with the same beta, divided by the root of the same
-      second moment, which is that of ``g``. The first moment is linear in the gradient, so the steps equal those of
-      ``first`` up to rounding; what distinguishes both from ``both`` is the second moment. Where the loss has no
-      gradient at all (pixels that are always black, dead units), these two divide the penalty by ``eps`` alone, and a
-      weight takes steps of up to ``lr * r / eps``: give Adam an ``eps`` to match.
-    - ``decoupled``: ``w -= lr * r`` before the step, with ``r`` in neither. For L2 this is AdamW. Any optimizer.
+      second moment, which has ``g`` alone. The first moment is linear in the gradient, so the steps equal those of
+      ``first`` up to rounding. Both differ from ``both`` in the second moment. Where the loss has no gradient at all
+      (pixels that are always black, dead units), the two routes divide the penalty by ``eps`` alone, and a weight takes
+      steps of up to ``lr * r / eps``: give Adam a larger ``eps``.
+    - ``decoupled``: ``w -= lr * r`` before the step, with ``r`` in neither moment. For L2 this is AdamW. Any optimizer.
 
     The optimizer multiplies the decay by its learning rate.
     """
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        params: Params,
         strength: float,
         penalty: Penalty,
         route: str = "both",
-        over_time: OverTime | Iterable[OverTime] | None = None,
+        over_time: Schedules = None,
     ) -> None:
         self.penalty_function = penalty
         self.route = check_choice("route", route, ROUTES)
         self._moments: dict[int, Tensor] = {}  # of the penalty gradient, by the parameter's place in ``params``
         super().__init__(params, strength, over_time)
+
+    def obstacle_to_stacking(self, optimizer: torch.optim.Optimizer) -> str | None:
+        if self.route not in ("both", "decoupled"):
+            return f"route={self.route} keeps a moment of one run"
+        return super().obstacle_to_stacking(optimizer)
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         if self.route in ("first", "second", "separate") and not all(map(is_adam, optimizer.param_groups)):
@@ -59,8 +64,8 @@ class InLoss(Regularizer):
                 if self.route in ("both", "second"):
                     self.add_to_gradients(part.params, gradient, ascent_sign(part) * part.strength)
                 if self.route != "both":
-                    self._remember(part, gradient)
-            self._forget(parts)
+                    self._update_moments(part, gradient)
+            self._let_moments_fade(parts)
 
     def before_step(self) -> None:
         if self.route == "decoupled":
@@ -72,7 +77,7 @@ class InLoss(Regularizer):
             self._correct()
 
     def decay_(self, params: Sequence[Tensor], rate: float | Tensor) -> None:
-        """In place ``w -= rate * dR/dw``, the step of the route ``decoupled``."""
+        """Subtract ``rate * dR/dw`` in place, the step of the route ``decoupled``."""
         add_(local_shards(params), self.penalty_gradient(params), -rate)
 
     def penalty(self) -> Tensor:
@@ -83,31 +88,31 @@ class InLoss(Regularizer):
 
     # -- routes through Adam -----------------------------------------------------------------------------------------
     #
-    # Adam's first moment is linear in the gradient, m(g + r) = m(g) + m(r), so the step on ``g`` or on ``g + r`` is
-    # left to the optimizer, whatever its implementation, and corrected behind it by ``m(r)``, kept here: first,
-    # separate: Adam saw g;      w -= lr m(r) / (sqrt(v(g)) + eps) second:          Adam saw g + r;  w += lr m(r) /
-    # (sqrt(v(g + r)) + eps)
+    # Adam's first moment is linear in the gradient, m(g + r) = m(g) + m(r). So the optimizer takes its step on ``g`` or
+    # on ``g + r``, whatever its implementation, and the step is corrected afterwards by ``m(r)``, which is kept here.
+    #
+    #     first, separate: Adam has taken g;      w -= lr m(r) / (sqrt(v(g)) + eps)
+    #     second:          Adam has taken g + r;  w += lr m(r) / (sqrt(v(g + r)) + eps)
 
-    def _remember(self, part: ActiveGroup, gradient: Sequence[Tensor]) -> None:
+    def _update_moments(self, part: ActiveGroup, gradient: Sequence[Tensor]) -> None:
         places = {id(p): i for i, p in enumerate(self.params)}
-        beta = self._home[id(part.params[0])]["betas"][0]
+        beta = self._bound.optimizer_group(part.params[0])["betas"][0]
         for p, r in zip(part.params, gradient, strict=True):
             moment = self._moments.setdefault(places[id(p)], torch.zeros_like(r))
             moment.lerp_(r * part.strength, 1 - beta)
 
-    def _forget(self, parts: Sequence[ActiveGroup]) -> None:
-        """Where the strength is 0 in this step, the moment takes in a zero."""
-        in_force, home = {id(p) for part in parts for p in part.params}, self._home
+    def _let_moments_fade(self, parts: Sequence[ActiveGroup]) -> None:
+        """Update the moments of parameters whose strength is 0 in this step, with a penalty gradient of 0."""
+        in_force = {id(p) for part in parts for p in part.params}
         for i, moment in self._moments.items():
             p = self.params[i]
             if p.grad is not None and id(p) not in in_force:
-                moment.mul_(home[id(p)]["betas"][0])
+                moment.mul_(self._bound.optimizer_group(p)["betas"][0])
 
     def _correct(self) -> None:
         sign = 1 if self.route == "second" else -1
-        home = self._home
         for i, p in enumerate(self.params):
-            moment, group = self._moments.get(i), home[id(p)]
+            moment, group = self._moments.get(i), self._bound.optimizer_group(p)
             if moment is None or p.grad is None:
                 continue
             state = self.optimizer.state[p]
@@ -128,23 +133,24 @@ class InLoss(Regularizer):
 
 
 class L2(InLoss):
-    """``R(w) = |w|^2 / 2``: adds ``s * w`` to the gradient before the optimizer sees it.  [grade B]
+    """``R(w) = |w|^2 / 2``: add ``s * w`` to the gradient before the optimizer's step.  [grade B]
 
     The optimizer multiplies the decay by its learning rate, and scales it if it is adaptive. With torch's SGD and Adam
-    this is their ``weight_decay``, to the last bit. Decays every parameter it is given; ``for_model`` gives it the
-    weights of linear, convolution and embedding layers unless ``scope`` is ``all``.
+    this is their ``weight_decay``, to the last bit.
 
     Args:
         params, strength, over_time: as in :class:`wdlab.regularizers.Regularizer`.
-        route: through which of Adam's buffers the penalty goes (P4), see :class:`InLoss`.
+        route: the moments of Adam that the penalty enters (P4), see :class:`InLoss`.
     """
+
+    stackable = True
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        params: Params,
         strength: float,
         route: str = "both",
-        over_time: OverTime | Iterable[OverTime] | None = None,
+        over_time: Schedules = None,
     ) -> None:
         super().__init__(params, strength, HalfSquare(), route, over_time)
 
@@ -153,22 +159,23 @@ class L2(InLoss):
 
 
 class L1(InLoss):
-    """``R(w) = |w|_1``: adds ``s * sign(w)`` to the gradient, 0 at 0.  [grade B]
+    """``R(w) = |w|_1``: add ``s * sign(w)`` to the gradient, 0 at 0.  [grade B]
 
     The optimizer multiplies the decay by its learning rate. Weights come close to zero and oscillate there; exact zeros
-    need a prox (``PNormProx`` with p=1) or ``PNormDecay``. Decays every parameter it is given; ``for_model`` gives it
-    the weights of linear, convolution and embedding layers unless ``scope`` is ``all``.
+    need a prox (``PNormProx`` with p=1) or ``PNormDecay``.
 
     Args:
         params, strength, route, over_time: as in :class:`L2`.
     """
 
+    stackable = True
+
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        params: Params,
         strength: float,
         route: str = "both",
-        over_time: OverTime | Iterable[OverTime] | None = None,
+        over_time: Schedules = None,
     ) -> None:
         super().__init__(params, strength, Absolute(), route, over_time)
 
@@ -177,9 +184,7 @@ class Lp(InLoss):
     """``R(w) = sum (|w| + epsilon)^p - epsilon^p`` in the loss gradient, the comparator of P2.  [grade B]
 
     For p < 1 the Bridge penalty's gradient diverges at 0; ``epsilon`` keeps it below ``p epsilon^(p-1)`` (0.8 * 40 at
-    the defaults), and it is 0 at 0. The optimizer multiplies the decay by its learning rate. Decays every parameter it
-    is given; ``for_model`` gives it the weights of linear, convolution and embedding layers unless ``scope`` is
-    ``all``.
+    the defaults), and it is 0 at 0. The optimizer multiplies the decay by its learning rate.
 
     Args:
         params, strength, route, over_time: as in :class:`L2`.
@@ -187,29 +192,31 @@ class Lp(InLoss):
         epsilon: > 0, in units of the weights.
     """
 
+    stackable = True
+
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        params: Params,
         strength: float,
         p: float = 0.8,
         epsilon: float = 1e-8,
         route: str = "both",
-        over_time: OverTime | Iterable[OverTime] | None = None,
+        over_time: Schedules = None,
     ) -> None:
         penalty = Bridge(check_number("p", p, above=0.0), check_number("epsilon", epsilon, above=0.0))
         super().__init__(params, strength, penalty, route, over_time)
 
 
 def ascent_sign(part: ActiveGroup) -> int:
-    """-1 where the optimizer maximizes and will turn the sign of the gradient, else 1."""
+    """Return -1 where the optimizer maximizes, and so reverses the sign of the gradient, else 1."""
     return -1 if part.maximize else 1
 
 
 def shrink_(params: Sequence[Tensor], rate: float | Tensor) -> None:
-    """In place: ``w *= max(0, 1 - rate)``, the decoupled decay; a huge rate must not turn weights over."""
+    """Multiply in place by ``max(0, 1 - rate)``, the decoupled decay. No rate changes the sign of a weight."""
     scale_(local_shards(params), kept_share(rate))
 
 
 def kept_share(rate: float | Tensor) -> float | Tensor:
-    """``max(0, 1 - rate)``."""
+    """Return ``max(0, 1 - rate)``."""
     return (1 - rate).clamp(min=0) if isinstance(rate, Tensor) else max(0.0, 1 - rate)

@@ -4,40 +4,35 @@ Yang et al. 2022, arXiv 2210.03069.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from wdlab.homogeneous import (
     Pair,
-    column_norms,
     homogeneous_pairs,
     output_norms,
     pairs_form_a_chain,
-    row_norms,
     unit_paths,
     weights,
 )
-from wdlab.regularizers.base import Regularizer
+from wdlab.regularizers.base import Regularizer, Schedules
 from wdlab.regularizers.checks import check_strength
 from wdlab.regularizers.description import Row
 from wdlab.regularizers.in_loss import ascent_sign
-from wdlab.regularizers.over_time import OverTime
+from wdlab.regularizers.pathprox_step import (
+    SMALLEST_NORM,
+    along_columns,
+    along_rows,
+    layer_tensors,
+    prox_step_,
+    prox_step_of_runs_,
+    row_norms_with_bias,
+)
 from wdlab.regularizers.penalties import HalfSquare
 from wdlab.tensors import compiled as compile_once
-from wdlab.tensors import is_sharded
-
-SMALLEST_NORM = 1e-6  # input norms and path-norms are clipped below at this before any division, as released
-
-
-class Factors(NamedTuple):
-    """What one step multiplies a pair by. Shapes: (units,), (units,), (units,), ()."""
-
-    first_weight: Tensor  # each row of the first layer
-    first_bias: Tensor
-    second_weight: Tensor  # each column of the second layer
-    second_bias: Tensor | float  # a number where it is 1 for all
+from wdlab.tensors import is_per_run, is_sharded
 
 
 class PathProx(Regularizer):
@@ -61,7 +56,7 @@ class PathProx(Regularizer):
             ``first`` and column i of ``second`` belong to unit i. ``homogeneous_pairs(model)`` finds them.
         strength: s, finite and >= 0.
         other: weights outside the pairs; they get the ordinary ``s/2 |w|^2`` in the loss gradient.
-        balance: whether to do (1). ``for_model`` checks that it is allowed; here it is the caller's word.
+        balance: whether to do (1). ``for_model`` checks that it is allowed; the class itself does not.
         regularize_bias: count a unit's bias to its input weights, in the norm and so in the penalty. Nothing is
             balanced then, whatever ``balance`` says, as released.
         compiled: do the arithmetic by ``torch.compile`` (needs a C++ compiler on the CPU).
@@ -72,6 +67,8 @@ class PathProx(Regularizer):
             for sharded weights.
     """
 
+    stackable = True
+
     def __init__(
         self,
         pairs: Iterable[Pair],
@@ -80,7 +77,7 @@ class PathProx(Regularizer):
         balance: bool = True,
         regularize_bias: bool = False,
         compiled: bool = False,
-        over_time: OverTime | Iterable[OverTime] | None = None,
+        over_time: Schedules = None,
     ) -> None:
         self.pairs = [(first, second) for first, second in pairs]
         self.balance = balance and not regularize_bias
@@ -92,7 +89,7 @@ class PathProx(Regularizer):
 
     @classmethod
     def for_model(cls, model: nn.Module, strength: float, scope: str = "weights", **options: Any) -> Self:
-        """PathProx on ``homogeneous_pairs(model)``, with the model's remaining weights as ``other``.
+        """Return PathProx on ``homogeneous_pairs(model)``, with the model's remaining weights as ``other``.
 
         Frozen weights are left out, and a pair with one of them.
 
@@ -102,7 +99,7 @@ class PathProx(Regularizer):
         """
         if scope != "weights":
             raise ValueError(f"scope={scope!r}: must be weights (regularize_bias is what PathProx has for biases)")
-        check_unsharded(model.parameters())  # said here too: in the layers of a sharded model no pairs are found
+        check_unsharded(model.parameters())  # before the search, since no pairs are found in a sharded model
         pairs = [p for p in homogeneous_pairs(model) if all(layer.weight.requires_grad for layer in p)]
         if not pairs:
             raise ValueError(f"{type(model).__name__} has no pair Linear-ReLU-Linear or Conv-ReLU-Conv for PathProx")
@@ -114,11 +111,11 @@ class PathProx(Regularizer):
                 f"balance=True: would change the function of {type(model).__name__}, whose pairs do not follow each "
                 "other through ReLU, pooling and flattening alone; use balance=false"
             )
-        return method._made_for(model)
+        return method._placed_in(model)
 
     @property
     def _paired(self) -> list[Tensor]:
-        """The weights of the pairs, the first parameters there are."""
+        """The weights of the pairs, which are the first parameters."""
         return self.groups[0]["params"][: 2 * len(self.pairs)]
 
     def _is_paired(self, weight: Tensor) -> bool:
@@ -146,20 +143,24 @@ class PathProx(Regularizer):
         check_unsharded(self.params)
 
     def after_backward(self) -> None:
+        paired = {id(self._bound.tensor(p)) for p in self._paired}
         for part in self.active_groups():
-            others = self._unpaired(part.params)
+            others = [p for p in part.params if id(p) not in paired]
             if others:
                 self.add_to_gradients(others, [p.detach() for p in others], ascent_sign(part) * part.strength)
 
     def after_step(self) -> None:
+        tensor = self._bound.tensor
         rates = {id(p): part.lr * part.strength for part in self.active_groups() for p in part.params}
         rates = {key: t for key, t in rates.items() if isinstance(t, Tensor) or t > 0}
-        live = [pair for pair in self.pairs if all(id(layer.weight) in rates for layer in pair)]
+        live = [pair for pair in self.pairs if all(id(tensor(layer.weight)) in rates for layer in pair)]
         if live:
-            tensors = [_tensors(pair) for pair in live]
+            tensors = [layer_tensors(pair, tensor) for pair in live]
             balance = self.balance and len(live) == len(self.pairs)
-            ts = [rates[id(second.weight)] for _, second in live]
-            if self.compiled:
+            ts = [rates[id(tensor(second.weight))] for _, second in live]
+            if is_per_run(ts[0]):
+                prox_step_of_runs_(tensors, ts[0].flatten(), balance, self.regularize_bias)
+            elif self.compiled:
                 ts = [t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64) for t in ts]
                 compile_once(prox_step_)(tensors, ts, balance, self.regularize_bias)
             else:
@@ -168,7 +169,10 @@ class PathProx(Regularizer):
     def penalty(self) -> Tensor:
         paths = unit_paths(self.pairs)
         if self.regularize_bias:
-            paths = [_row_norms(first.weight, first.bias, True) * output_norms(second) for first, second in self.pairs]
+            paths = [
+                row_norms_with_bias(first.weight, first.bias, True) * output_norms(second)
+                for first, second in self.pairs
+            ]
         total = torch.stack([path.sum() for path in paths]).sum() * self.strength
         for group in self.groups:
             others = self._unpaired(group["params"])
@@ -180,100 +184,11 @@ class PathProx(Regularizer):
     def penalty_gradient(self, params: Sequence[Tensor]) -> list[Tensor]:
         slopes = {}
         for first, second in self.pairs:
-            row = _row_norms(first.weight, first.bias, self.regularize_bias).clamp(min=SMALLEST_NORM)
+            row = row_norms_with_bias(first.weight, first.bias, self.regularize_bias).clamp(min=SMALLEST_NORM)
             column = output_norms(second).clamp(min=SMALLEST_NORM)
-            slopes[id(first.weight)] = first.weight * _along_rows(column / row, first.weight)
-            slopes[id(second.weight)] = second.weight * _along_columns(row / column, second.weight)
+            slopes[id(first.weight)] = first.weight * along_rows(column / row, first.weight)
+            slopes[id(second.weight)] = second.weight * along_columns(row / column, second.weight)
         return [slopes[id(p)] if id(p) in slopes else p.detach() for p in params]
-
-
-LayerTensors = tuple[Tensor, Tensor | None, Tensor, Tensor | None]  # weight and bias of the first and the second layer
-
-
-def _tensors(pair: Pair) -> LayerTensors:
-    return tuple(None if t is None else t.detach() for layer in pair for t in (layer.weight, layer.bias))
-
-
-def prox_step_(
-    pairs: Sequence[LayerTensors],
-    thresholds: Sequence[float | Tensor],
-    balance: bool = True,
-    regularize_bias: bool = False,
-) -> None:
-    """One step of the method in place: balance, normalize, prox (P1, steps 2 to 4), by one multiplication per tensor.
-
-    Args:
-        pairs: per pair, weight and bias (or None) of the first and of the second layer.
-        thresholds: per pair, ``t = lr * s``; where one is a tensor that is 0, its pair is left alone.
-        balance, regularize_bias: as in :class:`PathProx`.
-    """
-    rows = [_row_norms(weight, bias, regularize_bias) for weight, bias, _, _ in pairs]
-    columns = [column_norms(weight) for _, _, weight, _ in pairs]
-    all_factors = prox_factors(rows, columns, thresholds, balance)
-    for pair, factors, threshold in zip(pairs, all_factors, thresholds, strict=True):
-        if isinstance(threshold, Tensor):
-            factors = Factors(*(torch.where(threshold > 0, f, 1.0) if isinstance(f, Tensor) else f for f in factors))
-        if regularize_bias:
-            factors = factors._replace(first_bias=factors.first_weight)
-        multiply_(pair, factors)
-
-
-def _row_norms(weight: Tensor, bias: Tensor | None, with_bias: bool) -> Tensor:
-    norms = row_norms(weight.detach())
-    return torch.hypot(norms, bias.detach().to(norms.dtype)) if with_bias and bias is not None else norms
-
-
-def prox_factors(
-    rows: list[Tensor], columns: list[Tensor], thresholds: list[float | Tensor], balance: bool = True
-) -> list[Factors]:
-    """What a PathProx step multiplies each pair by, from the norms alone (P1, steps 2 to 4 in one go).
-
-    Args:
-        rows: per pair, input norms ``|w|`` after the gradient step, shape (units,).
-        columns: per pair, output norms ``|v|``, shape (units,).
-        thresholds: per pair, ``t = lr * s``.
-        balance: scale the pairs to equal path-norm first.
-
-    Returns:
-        One :class:`Factors` per pair. All of it is tensor arithmetic without branches on values.
-    """
-    ranges = [torch.finfo(r.dtype) for r in rows]
-    largest = min(r.max for r in ranges)  # where a norm or a product has left the range of its type
-    smallest = max(r.tiny for r in ranges)
-    rows = [r.clamp(SMALLEST_NORM, largest) for r in rows]
-    columns = [c.clamp(max=largest) for c in columns]
-    factors = []
-    before: Tensor | float = 1.0  # what the pairs so far have multiplied their output by
-    if balance:
-        path_norms = torch.stack([(r * c).sum() for r, c in zip(rows, columns, strict=True)])
-        path_norms = path_norms.clamp(SMALLEST_NORM, largest)
-        towards_mean = (path_norms.log().mean().exp() / path_norms).clamp(max=largest)
-    for k, (row, column, threshold) in enumerate(zip(rows, columns, thresholds, strict=True)):
-        gain = towards_mean[k] if balance else 1.0
-        after = (before * gain).clamp(max=largest) if balance else before
-        shrunk = (1 - threshold / (column * gain).clamp(min=smallest)).clamp(min=0)
-        factors.append(Factors(1 / row, before / row, gain * shrunk, after))
-        before = after
-    return factors
-
-
-def multiply_(pair: LayerTensors, factors: Factors) -> None:
-    """Multiply a pair's weights and biases in place, rows of the first layer and columns of the second."""
-    first_weight, first_bias, second_weight, second_bias = pair
-    first_weight.mul_(_along_rows(factors.first_weight, first_weight))
-    second_weight.mul_(_along_columns(factors.second_weight, second_weight))
-    if first_bias is not None:
-        first_bias.mul_(factors.first_bias)
-    if second_bias is not None:
-        second_bias.mul_(factors.second_bias)
-
-
-def _along_rows(units: Tensor, weight: Tensor) -> Tensor:
-    return units.reshape(-1, *[1] * (weight.dim() - 1))
-
-
-def _along_columns(units: Tensor, weight: Tensor) -> Tensor:
-    return units.reshape(1, -1, *[1] * (weight.dim() - 2))
 
 
 def check_unsharded(params: Iterable[Tensor]) -> None:

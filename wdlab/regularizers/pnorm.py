@@ -3,40 +3,40 @@
 Outmezguine and Levi 2024, arXiv 2404.10824.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from wdlab.regularizers.base import ActiveGroup, Regularizer
+from wdlab.regularizers.base import Params, Regularizer, Schedules
 from wdlab.regularizers.checks import as_number, check_number
-from wdlab.regularizers.over_time import OverTime
 from wdlab.regularizers.penalties import Bridge
 from wdlab.regularizers.pnorm_factors import compiled_shrink_factors, shrink_factors
-from wdlab.tensors import accumulation_dtype, add_number, add_number_, local_shards, scale_
+from wdlab.regularizers.views import ActiveGroup
+from wdlab.tensors import accumulation_dtype, add_number, add_number_, is_per_run, local_shards, scale_
 
 
 class _Bridged(Regularizer):
-    """A method on ``R(w) = sum |w|^p``, with a ``p`` for each group."""
+    """A method for ``R(w) = sum |w|^p``, with a ``p`` for each group."""
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        params: Params,
         strength: float,
         p: float,
-        over_time: OverTime | Iterable[OverTime] | None,
+        over_time: Schedules,
     ) -> None:
-        self.default_p = self.check_p(p)
+        self._default_p = self.check_p(p)
         super().__init__(params, strength, over_time)
 
     def check_p(self, p: float) -> float:
-        """``p`` if the method can have it, else a ValueError."""
+        """Return ``p``; raise a ValueError if the method cannot have it."""
         return check_number("p", p, above=0.0)
 
     def add_param_group(self, group: dict[str, Any]) -> None:
-        """As for every method; ``p`` too may be given."""
-        super().add_param_group({**group, "p": self.check_p(group.get("p", self.default_p))})
+        """Decay more parameters from now on, as for every method. A group may have its own ``p``."""
+        super().add_param_group({**group, "p": self.check_p(group.get("p", self._default_p))})
 
     def penalty(self) -> Tensor:
         return sum((Bridge(g["p"]).value(g["params"]) * g["strength"] for g in self.groups), super().penalty())
@@ -49,11 +49,10 @@ class _Bridged(Regularizer):
 class PNormDecay(_Bridged):
     """p-norm weight decay, pWD: ``R(w) = sum |w|^p`` for any p > 0.  [grade A: released pAdam, step by step]
 
-    With ``w0`` the weight before the optimizer's step and ``u`` behind it, ``w = u / (1 + p lr s |w0|^(p-2))``. For p
+    With ``w0`` the weight before the optimizer's step and ``u`` after it, ``w = u / (1 + p lr s |w0|^(p-2))``. For p
     < 2 a weight that is zero stays exactly zero; for p <= 1 small weights get there in a few steps, without the
     gradient that diverges at 0 for p < 1. p = 2 is decoupled decay with the factor ``1 / (1 + 2 lr s)``. The learning
-    rate multiplies the decay. Decays every parameter it is given (pAdam: tensors with at least 2 dimensions);
-    ``for_model`` gives it the weights of linear, convolution and embedding layers unless ``scope`` is ``all``.
+    rate multiplies the decay. The released pAdam decays tensors with at least 2 dimensions.
 
     Args:
         params, strength, over_time: as in :class:`wdlab.regularizers.Regularizer`.
@@ -65,18 +64,20 @@ class PNormDecay(_Bridged):
         ValueError: for a bad p or strength.
     """
 
+    stackable = True
+
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        params: Params,
         strength: float,
         p: float = 0.8,
         late: bool = False,
         compiled: bool = False,
-        over_time: OverTime | Iterable[OverTime] | None = None,
+        over_time: Schedules = None,
     ) -> None:
         self.late, self.compiled = late, compiled
         self._factors: list[tuple[list[Tensor], list[Tensor] | Tensor | float]] = []
-        self._scratch: dict[int, Tensor] = {}  # where a CPU weight's factors are written: a new place takes longer
+        self._scratch: dict[int, Tensor] = {}  # memory for the factors of CPU weights: to allocate it anew takes longer
         super().__init__(params, strength, p, over_time)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -84,11 +85,11 @@ class PNormDecay(_Bridged):
 
     def before_step(self) -> None:
         if not self.late:
-            self._factors = [(part.params, self._remaining(part)) for part in self.active_groups()]
+            self._factors = [(part.params, self._shrink_factors(part)) for part in self.active_groups()]
 
     def after_step(self) -> None:
         if self.late:
-            self._factors = [(part.params, self._remaining(part)) for part in self.active_groups()]
+            self._factors = [(part.params, self._shrink_factors(part)) for part in self.active_groups()]
         for params, factors in self._factors:
             if isinstance(factors, list):
                 torch._foreach_mul_(local_shards(params), factors)
@@ -96,14 +97,14 @@ class PNormDecay(_Bridged):
                 scale_(local_shards(params), factors)
         self._factors = []
 
-    def _remaining(self, part: ActiveGroup) -> list[Tensor] | Tensor | float:
+    def _shrink_factors(self, part: ActiveGroup) -> list[Tensor] | Tensor | float:
         p, c = part.group["p"], part.group["p"] * part.lr * part.strength
         weights = local_shards(part.params)
-        if self.compiled:
+        if self.compiled and not is_per_run(c):
             return compiled_shrink_factors(weights, c, p)
-        return shrink_factors(weights, c, p, self._places(part.params, weights))
+        return shrink_factors(weights, c, p, self._memory_for(part.params, weights))
 
-    def _places(self, params: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor] | None:
+    def _memory_for(self, params: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor] | None:
         if not all(w.is_cpu for w in weights):
             return None
         for p, w in zip(params, weights, strict=True):
@@ -116,10 +117,9 @@ class PNormDecay(_Bridged):
 class PNormProx(_Bridged):
     """The exact proximal step on ``R(w) = sum |w|^p`` for p = 1 and p = 3/2, the released comparators of P2.  [grade B]
 
-    Behind the optimizer's step, ``w = argmin_z (z - u)^2 / 2 + t |z|^p`` with ``t = lr * s``: for p = 1 the soft
+    After the optimizer's step, ``w = argmin_z (z - u)^2 / 2 + t |z|^p`` with ``t = lr * s``: for p = 1 the soft
     threshold ``sign(u) max(0, |u| - t)``, for p = 3/2 ``sign(u) (2 |u| / (1.5 t + sqrt(2.25 t^2 + 4 |u|)))^2``. The
-    learning rate multiplies the decay. Decays every parameter it is given; ``for_model`` gives it the weights of
-    linear, convolution and embedding layers unless ``scope`` is ``all``.
+    learning rate multiplies the decay.
 
     Args:
         params, strength, over_time: as in :class:`wdlab.regularizers.Regularizer`.
@@ -129,12 +129,14 @@ class PNormProx(_Bridged):
         ValueError: for another p.
     """
 
+    stackable = True
+
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        params: Params,
         strength: float,
         p: float = 1.0,
-        over_time: OverTime | Iterable[OverTime] | None = None,
+        over_time: Schedules = None,
     ) -> None:
         super().__init__(params, strength, p, over_time)
 
@@ -155,7 +157,7 @@ class PNormProx(_Bridged):
 
 
 def soft_threshold(weights: Sequence[Tensor], threshold: float | Tensor) -> list[Tensor]:
-    """``sign(w) max(0, |w| - t)``, the prox of ``t |w|``."""
+    """Return ``sign(w) max(0, |w| - t)``, the prox of ``t |w|``."""
     sizes = torch._foreach_abs(weights)
     add_number_(sizes, -threshold)
     torch._foreach_clamp_min_(sizes, 0)
@@ -163,7 +165,7 @@ def soft_threshold(weights: Sequence[Tensor], threshold: float | Tensor) -> list
 
 
 def prox_of_three_halves(weights: Sequence[Tensor], threshold: float | Tensor) -> list[Tensor]:
-    """``sign(w) r^2`` with ``r = |w| / (h + sqrt(h^2 + |w|))``, ``h = 3 t / 4``: the prox of ``t |w|^(3/2)``."""
+    """Return ``sign(w) r^2`` with ``r = |w| / (h + sqrt(h^2 + |w|))``, ``h = 3 t / 4``: the prox of ``t |w|^(3/2)``."""
     half = 0.75 * threshold
     half = half.clamp(max=1e18) if isinstance(half, Tensor) else min(half, 1e18)
     sizes = torch._foreach_abs(weights)

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from wdlab.tensors import accumulation_dtype, add_number_, compiled, scale_
 
-LARGEST = 1e37  # c beyond it is taken for it, c below its inverse for 0, so that no infinity or zero meets another
+LARGEST = 1e37  # larger c count as this, smaller c than its inverse as 0: else infinities and zeros would meet
 
 
 def shrink_factors(
     weights: Sequence[Tensor], c: float | Tensor, p: float, places: Sequence[Tensor] | None = None
 ) -> list[Tensor] | Tensor | float:
-    """``1 / (1 + c |w|^(p-2))``, in [0, 1], without an overflow on the way. 1 where ``c`` is 0.
+    """Return ``1 / (1 + c |w|^(p-2))``, in [0, 1], without an overflow on the way. It is 1 where ``c`` is 0.
 
     Args:
         weights: any shapes.
@@ -61,7 +61,7 @@ def _log(c: float | Tensor) -> float | Tensor:
 
 
 def compiled_shrink_factors(weights: Sequence[Tensor], c: float | Tensor, p: float) -> list[Tensor]:
-    """``remaining_factors`` by ``torch.compile``, one pass over each tensor."""
+    """Return ``shrink_factors`` by ``torch.compile``, in one pass over each tensor."""
     c = c if isinstance(c, Tensor) else torch.tensor(min(c, LARGEST), dtype=torch.float64)
     return compiled(_all_shrink_factors)(list(weights), c, p)
 
@@ -72,7 +72,7 @@ def _all_shrink_factors(weights: list[Tensor], c: Tensor, p: float) -> list[Tens
 
 
 def shrink_factor(w: Tensor, c: Tensor, p: float) -> Tensor:
-    """``1 / (1 + c |w|^(p-2))`` for c > 0, in one expression, for a compiler to make part of a loop."""
+    """Return ``1 / (1 + c |w|^(p-2))`` for c > 0, as one expression that a compiler makes part of a loop."""
     if p == 2:
         return (1 / (1 + c)).expand(w.shape)
     x = w.to(accumulation_dtype(w.dtype)).abs()
@@ -94,10 +94,10 @@ EXP2 = (1.00000008, 0.693147207, 0.240221074, 0.0555032721, 0.0096760371, 0.0013
 
 
 def power(x: Tensor, q: float) -> Tensor:
-    """``x^q`` for ``x >= 0`` and ``q > 0``.
+    """Return ``x^q`` for ``x >= 0`` and ``q > 0``.
 
-    For float32 on the CPU from the bits of ``x`` and two polynomials, as accurate as ``exp(q log x)``: in a compiled
-    loop half the cost of calling a logarithm and an exponential; uncompiled it is slow.
+    For float32 on the CPU it is computed from the bits of ``x`` and two polynomials, as accurately as ``exp(q log x)``.
+    In a compiled loop it costs half as much as a logarithm and an exponential. Uncompiled it is slow.
     """
     if x.dtype != torch.float32 or not x.is_cpu:
         return torch.exp(q * torch.log(x))
@@ -111,6 +111,6 @@ def power(x: Tensor, q: float) -> Tensor:
 
 
 def _polynomial(coefficients: Sequence[float | Tensor], x: Tensor) -> Tensor:
-    """By halves (Estrin), since one term waiting for the other (Horner) would take twice the time."""
+    """Evaluate a polynomial by halves (Estrin), which takes half the time of term after term (Horner)."""
     pairs = [a + b * x for a, b in itertools.zip_longest(coefficients[::2], coefficients[1::2], fillvalue=0.0)]
     return pairs[0] if len(pairs) == 1 else _polynomial(pairs, x * x)

@@ -1,0 +1,135 @@
+"""The arithmetic of a PathProx step (P1, Yang et al. 2022, arXiv 2210.03069) as functions of tensors."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from wdlab.homogeneous import Pair, column_norms, row_norms
+
+SMALLEST_NORM = 1e-6  # input norms and path-norms are clipped below at this before any division, as released
+
+
+class Factors(NamedTuple):
+    """The factors of one step on a pair. Shapes: (units,), (units,), (units,), ()."""
+
+    first_weight: Tensor  # each row of the first layer
+    first_bias: Tensor
+    second_weight: Tensor  # each column of the second layer
+    second_bias: Tensor | float  # a number where it is 1 for all
+
+
+LayerTensors = tuple[Tensor, Tensor | None, Tensor, Tensor | None]  # weight and bias of the first and the second layer
+
+
+def layer_tensors(pair: Pair, tensor: Callable[[Tensor], Tensor]) -> LayerTensors:
+    """Return weights and biases of a pair of layers, each as ``tensor`` gives it."""
+    own = (t for layer in pair for t in (layer.weight, layer.bias))
+    return tuple(None if t is None else tensor(t).detach() for t in own)
+
+
+def prox_step_(
+    pairs: Sequence[LayerTensors],
+    thresholds: Sequence[float | Tensor],
+    balance: bool = True,
+    regularize_bias: bool = False,
+) -> None:
+    """Take one step of the method in place: balance, normalize, prox (P1, steps 2 to 4).
+
+    It costs one multiplication per tensor.
+
+    Args:
+        pairs: per pair, weight and bias (or None) of the first and of the second layer.
+        thresholds: per pair, ``t = lr * s``; where one is a tensor that is 0, its pair is left alone.
+        balance, regularize_bias: as in :class:`PathProx`.
+    """
+    rows = [row_norms_with_bias(weight, bias, regularize_bias) for weight, bias, _, _ in pairs]
+    columns = [column_norms(weight) for _, _, weight, _ in pairs]
+    all_factors = prox_factors(rows, columns, thresholds, balance)
+    for pair, factors, threshold in zip(pairs, all_factors, thresholds, strict=True):
+        if isinstance(threshold, Tensor):
+            factors = Factors(*(torch.where(threshold > 0, f, 1.0) if isinstance(f, Tensor) else f for f in factors))
+        if regularize_bias:
+            factors = factors._replace(first_bias=factors.first_weight)
+        multiply_(pair, factors)
+
+
+def prox_step_of_runs_(
+    pairs: Sequence[LayerTensors], thresholds: Tensor, balance: bool = True, regularize_bias: bool = False
+) -> None:
+    """Take :func:`prox_step_` for each run of a stack.
+
+    Args:
+        pairs: as there, with a first dimension of runs; biases are (runs, 1, units).
+        thresholds: ``t`` of each run, (runs,), the same for all pairs.
+        balance, regularize_bias: as there.
+    """
+    pairs = [tuple(t if t is None or k % 2 == 0 else t[:, 0] for k, t in enumerate(pair)) for pair in pairs]
+
+    def prox_of_one_run(pairs: list[LayerTensors], threshold: Tensor) -> Tensor:
+        prox_step_(pairs, [threshold] * len(pairs), balance, regularize_bias)
+        return threshold
+
+    torch.vmap(prox_of_one_run)(pairs, thresholds)
+
+
+def row_norms_with_bias(weight: Tensor, bias: Tensor | None, with_bias: bool) -> Tensor:
+    """Return the norm of each unit's input weights, shape (units,), with its bias if ``with_bias``."""
+    norms = row_norms(weight.detach())
+    return torch.hypot(norms, bias.detach().to(norms.dtype)) if with_bias and bias is not None else norms
+
+
+def prox_factors(
+    rows: list[Tensor], columns: list[Tensor], thresholds: list[float | Tensor], balance: bool = True
+) -> list[Factors]:
+    """Return the factors of a PathProx step on each pair, from the norms alone (P1, steps 2 to 4 in one).
+
+    Args:
+        rows: per pair, input norms ``|w|`` after the gradient step, shape (units,).
+        columns: per pair, output norms ``|v|``, shape (units,).
+        thresholds: per pair, ``t = lr * s``.
+        balance: scale the pairs to equal path-norm first.
+
+    Returns:
+        One :class:`Factors` per pair. All of it is tensor arithmetic without branches on values.
+    """
+    ranges = [torch.finfo(r.dtype) for r in rows]
+    largest = min(r.max for r in ranges)  # where a norm or a product is out of the range of its type
+    smallest = max(r.tiny for r in ranges)
+    rows = [r.clamp(SMALLEST_NORM, largest) for r in rows]
+    columns = [c.clamp(max=largest) for c in columns]
+    factors = []
+    before: Tensor | float = 1.0  # factor on the output of the pairs so far
+    if balance:
+        path_norms = torch.stack([(r * c).sum() for r, c in zip(rows, columns, strict=True)])
+        path_norms = path_norms.clamp(SMALLEST_NORM, largest)
+        towards_mean = (path_norms.log().mean().exp() / path_norms).clamp(max=largest)
+    for k, (row, column, threshold) in enumerate(zip(rows, columns, thresholds, strict=True)):
+        gain = towards_mean[k] if balance else 1.0
+        after = (before * gain).clamp(max=largest) if balance else before
+        shrunk = (1 - threshold / (column * gain).clamp(min=smallest)).clamp(min=0)
+        factors.append(Factors(1 / row, before / row, gain * shrunk, after))
+        before = after
+    return factors
+
+
+def multiply_(pair: LayerTensors, factors: Factors) -> None:
+    """Multiply a pair's weights and biases in place, rows of the first layer and columns of the second."""
+    first_weight, first_bias, second_weight, second_bias = pair
+    first_weight.mul_(along_rows(factors.first_weight, first_weight))
+    second_weight.mul_(along_columns(factors.second_weight, second_weight))
+    if first_bias is not None:
+        first_bias.mul_(factors.first_bias)
+    if second_bias is not None:
+        second_bias.mul_(factors.second_bias)
+
+
+def along_rows(units: Tensor, weight: Tensor) -> Tensor:
+    """Return a value per unit, shape (units,), in a shape that broadcasts over the rows of ``weight``."""
+    return units.reshape(-1, *[1] * (weight.dim() - 1))
+
+
+def along_columns(units: Tensor, weight: Tensor) -> Tensor:
+    """Return a value per unit, shape (units,), in a shape that broadcasts over the columns of ``weight``."""
+    return units.reshape(1, -1, *[1] * (weight.dim() - 2))
