@@ -4,15 +4,17 @@ import pytest
 import torch
 
 from tests.test_train import TINY_CIFAR10, TINY_TEXT, rows
-from wdlab import evaluate, loop, session
+from wdlab import evaluate, session
 from wdlab.build import build
 from wdlab.data import Batches
 from wdlab.data import load as load_data
 from wdlab.engine import averaging, device
+from wdlab.engine.one_run import Step
 from wdlab.errors import ConfigError
 from wdlab.records import checkpoint
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import run_name
+from wdlab.schedules import Clock
 
 CHOICES = [
     "dataset=digits model=mlp optimizer=adam regularizer=pathprox train.clip_norm=1.0",
@@ -30,9 +32,9 @@ def steps_of(config, machine: device.Machine, with_model: bool = False):
     machine.place(model)
     loaded = load_data(config["dataset"], config["paths"]["data"], machine.device)
     batches = Batches(loaded.train, config["train"]["batch_size"], 0)
-    regularizer.set_steps_per_epoch(batches.steps_per_epoch)
+    regularizer.clock = Clock(config["train"]["steps"], batches.steps_per_epoch)
     regularizer.attach(optimizer)
-    update = loop.Step(machine.training_form(model), optimizer, machine, config["train"]["clip_norm"])
+    update = Step(machine.training_form(model), optimizer, machine, config["train"]["clip_norm"])
     model.train()
 
     def step(k: int) -> torch.Tensor:

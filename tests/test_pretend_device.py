@@ -22,6 +22,7 @@ from wdlab.build import build, instantiate_node
 from wdlab.data import load as load_data
 from wdlab.engine import device
 from wdlab.engine.experiment import Experiment
+from wdlab.engine.one_run import OneRun
 from wdlab.footprint import footprint
 from wdlab.metrics import sharpness
 from wdlab.records import checkpoint
@@ -31,7 +32,7 @@ from wdlab.records.recorder import Recorder
 from wdlab.records.wandb_mirror import Mirror
 from wdlab.regularizers import L2
 from wdlab.schedules import Clock
-from wdlab.stacked.program import StackedRun, fit
+from wdlab.stacked.program import Stack, StackedRun
 
 pytestmark = pytest.mark.skipif(pretend_device.MISSING is not None, reason=str(pretend_device.MISSING))
 
@@ -343,7 +344,8 @@ class Trained:
 
             self._seen = 0
             recorder = Marking(self.run.metrics, start["records_bytes"] if start else 0, Mirror())
-            ends = loop.fit(trained, config["train"], self.run, recorder, start, math.inf, at_the_end_of_a_step)
+            program = OneRun(trained, config["train"], self.run, recorder, start)
+            ends = loop.fit(program, config["train"], math.inf, at_the_end_of_a_step)
         recorder.close()
         assert ends == ("done" if stop_after is None else "interrupted")
         self.rows = [json.loads(line) for line in self.run.metrics.read_text().splitlines()]
@@ -472,7 +474,8 @@ def stack_on(where, configs, folder):
             per_step.append(len(found))
             return False
 
-        fit(members, ["the same"] * len(members), configs[0]["train"], math.inf, at_the_end_of_a_step)
+        settings = configs[0]["train"]
+        loop.fit(Stack(members, settings), settings, math.inf, at_the_end_of_a_step)
     rows = [[json.loads(line) for line in m.run.metrics.read_text().splitlines()] for m in members]
     states = [{part: checkpoint.load(m.run)[part] for part in ("model", "optimizer", "regularizer")} for m in members]
     return (rows, states), [b - a for a, b in itertools.pairwise(per_step)]

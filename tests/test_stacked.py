@@ -8,13 +8,14 @@ import torch
 
 from wdlab import loop
 from wdlab.build import build_experiment
+from wdlab.engine.one_run import OneRun
 from wdlab.records import checkpoint
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import run_name
 from wdlab.records.recorder import Recorder
 from wdlab.records.wandb_mirror import Mirror
 from wdlab.stacked.eligibility import why_not_stacked
-from wdlab.stacked.program import StackedRun, fit
+from wdlab.stacked.program import Stack, StackedRun
 
 STEPS = 6
 ATOL = 5e-5  # Adam divides by roots of squares: where gradients are next to nothing, rounding becomes a step
@@ -66,7 +67,7 @@ def members(of, folder, start=False):
         run.create()
         state = checkpoint.load(run) if start else None
         recorder = Recorder(run.metrics, state["records_bytes"] if state else 0, Mirror())
-        found.append(StackedRun(build_experiment(config), run, recorder, state))
+        found.append(StackedRun(build_experiment(config), run, recorder, start=state))
     return found
 
 
@@ -74,8 +75,11 @@ def fit_stacked(of, folder, kinds=None, **options):
     runs_of_it = members(of, folder, **options)
     kinds = kinds or ["the same"] * len(runs_of_it)
     assert [why_not_stacked(c, m.experiment) for c, m in zip(of, runs_of_it, strict=True)] == [None] * len(of)
-    fit(runs_of_it, kinds, of[0]["train"], checkpoint_seconds=float("inf"))
+    for member, key in zip(runs_of_it, kinds, strict=True):
+        member.method_key = key
+    outcome = loop.fit(Stack(runs_of_it, of[0]["train"]), of[0]["train"], checkpoint_seconds=float("inf"))
     for member in runs_of_it:
+        member.outcome = member.outcome or outcome
         member.recorder.close()
     return runs_of_it
 
@@ -83,9 +87,8 @@ def fit_stacked(of, folder, kinds=None, **options):
 def fit_one_by_one(of, folder):
     done = members(of, folder)
     for config, member in zip(of, done, strict=True):
-        member.outcome = loop.fit(
-            member.experiment, config["train"], member.run, member.recorder, None, checkpoint_seconds=float("inf")
-        )
+        program = OneRun(member.experiment, config["train"], member.run, member.recorder)
+        member.outcome = loop.fit(program, config["train"], checkpoint_seconds=float("inf"))
         member.recorder.close()
     return done
 
@@ -108,7 +111,7 @@ def nearly(value):
 @pytest.mark.parametrize("key", ["label_smoothing", "average_decay"])
 def test_smoothed_labels_and_averages_are_not_stacked(compose, key):
     config = compose(*COMMON, f"train.{key}=0.1")
-    assert why_not_stacked(config, build_experiment(config)) == f"train.{key} is for runs by themselves"
+    assert why_not_stacked(config, build_experiment(config)) == f"train.{key} is for runs that are trained alone"
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -16,6 +16,7 @@ from wdlab import loop
 from wdlab.build import build_experiment
 from wdlab.engine import device, parallel, stopping
 from wdlab.engine.experiment import Experiment
+from wdlab.engine.one_run import OneRun
 from wdlab.engine.progress import clock
 from wdlab.errors import ConfigError, RunFailed, WdlabError, describe_error, explain
 from wdlab.records import checkpoint, recorder, wandb_mirror
@@ -89,15 +90,8 @@ def _train(config: DictConfig, directory: RunDirectory, stop_requested: Callable
         parallel.broadcast_go(go=True)
         trained = build_experiment(config, threads=session.threads_before)
         session.open(trained)
-        outcome = loop.fit(
-            trained,
-            config["train"],
-            directory,
-            session.records,
-            session.start,
-            config["runtime"]["checkpoint_seconds"],
-            stop_requested,
-        )
+        program = OneRun(trained, config["train"], directory, session.records, session.start)
+        outcome = loop.fit(program, config["train"], config["runtime"]["checkpoint_seconds"], stop_requested)
         session.end(outcome)
     finally:
         session.close()
@@ -188,9 +182,8 @@ def _follow(config: DictConfig, directory: RunDirectory) -> str:
         return directory.status
     start = checkpoint.load(directory)
     with stopping.exit_requests() as stop_requested:
-        outcome = loop.fit(
-            build_experiment(config), config["train"], directory, None, start, float("inf"), stop_requested
-        )
+        program = OneRun(build_experiment(config), config["train"], directory, None, start)
+        outcome = loop.fit(program, config["train"], float("inf"), stop_requested)
     if outcome == "interrupted":
         raise KeyboardInterrupt
     return outcome

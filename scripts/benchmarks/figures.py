@@ -15,6 +15,7 @@ from benchmarks.timing import RATIO, Comparison, Options, Page, Part
 from wdlab import loop
 from wdlab.analysis import declaration
 from wdlab.build import build_experiment
+from wdlab.engine.one_run import OneRun
 from wdlab.records import directory, recorder, wandb_mirror
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import compose_config, run_name
@@ -88,7 +89,7 @@ def _fit(config: directory.DictConfig, steps: int) -> float:
         directory.create()
         records = recorder.Recorder(directory.metrics, 0, wandb_mirror.Mirror())
         start = time.perf_counter()
-        loop.fit(experiment, config["train"], directory, records, None, NEVER)
+        loop.fit(OneRun(experiment, config["train"], directory, records), config["train"], NEVER)
         seconds = time.perf_counter() - start
         records.close()
     return seconds

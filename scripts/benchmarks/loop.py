@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torchvision.transforms import RandomCrop, RandomHorizontalFlip
 
 from benchmarks import loaders
@@ -17,6 +17,7 @@ from benchmarks.timing import RATIO, SPEED_UP, Case, Options, Page, Part, part
 from wdlab import loop
 from wdlab.data import Batches, Data
 from wdlab.engine.experiment import Experiment
+from wdlab.engine.one_run import OneRun, Step
 from wdlab.metrics import Metrics
 from wdlab.records.directory import RunDirectory
 from wdlab.records.recorder import Recorder
@@ -85,8 +86,8 @@ class Fit:
             setup.model, self._data, setup.optimizer, setup.regularizer, setup.lr_factor, setup.machine, seed=0
         )
         recorder = Recorder(self._run.metrics, 0, Mirror())
-        settings = self._settings | {"log_every": log_every}
-        outcome = loop.fit(experiment, settings, self._run, recorder, None, float("inf"), clock)
+        settings = OmegaConf.create(self._settings | {"log_every": log_every})
+        outcome = loop.fit(OneRun(experiment, settings, self._run, recorder), settings, float("inf"), clock)
         recorder.close()
         if outcome != "interrupted":  # which is how the clock ends it
             raise RuntimeError(f"the run that was timed ended as {outcome}")
@@ -180,7 +181,7 @@ class _LogPoint:
         self.metrics = Metrics(
             self._setup.model, data, self._setup.regularizer, machine.autocast, options.sized(1000, 20)
         )
-        self._update = loop.Step(machine.training_form(self._setup.model), self._setup.optimizer, machine)
+        self._update = Step(machine.training_form(self._setup.model), self._setup.optimizer, machine)
         self._batches, self._steps = (
             Batches(data.train, self._setup.config["train"]["batch_size"], 0),
             itertools.count(),

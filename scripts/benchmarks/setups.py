@@ -14,7 +14,7 @@ from wdlab.data import Data, Images
 from wdlab.data.augment import Augment
 from wdlab.engine import device
 from wdlab.engine.device import Machine
-from wdlab.loop import Step
+from wdlab.engine.one_run import Step
 from wdlab.records.identity import compose_config
 from wdlab.regularizers import Regularizer
 

@@ -19,12 +19,12 @@ from wdlab.build import build, build_experiment, examples_of_batch
 from wdlab.data import Data
 from wdlab.engine import device
 from wdlab.engine.experiment import Experiment
+from wdlab.engine.one_run import OneRun
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import PROJECT, compose_config, run_name
 from wdlab.records.recorder import Recorder
 from wdlab.records.wandb_mirror import Mirror
-from wdlab.stacked import program
-from wdlab.stacked.program import StackedRun
+from wdlab.stacked.program import Stack, StackedRun
 
 TRAINING_TARGET, END_TO_END_TARGET, WIDE_TARGET = 7, 3, 0.98
 RUNS, WIDE_RUNS = 32, 8
@@ -63,7 +63,7 @@ class Sweep:
         """Seconds of a step of all runs, side by side."""
 
         def fit(members: list[StackedRun], settings: DictConfig) -> None:
-            program.fit(members, ["l2"] * len(members), settings, NEVER)
+            loop.fit(Stack(members, settings), settings, NEVER)
 
         return self._timed(fit, together=True)
 
@@ -72,7 +72,7 @@ class Sweep:
 
         def fit(members: list[StackedRun], settings: DictConfig) -> None:
             for member in members:
-                loop.fit(member.experiment, settings, member.run, member.recorder, None, NEVER)
+                loop.fit(OneRun(member.experiment, settings, member.run, member.recorder), settings, NEVER)
 
         return self._timed(fit)
 

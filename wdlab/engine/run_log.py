@@ -1,6 +1,6 @@
-"""What happens at the log points of a run: measure, record, save a checkpoint. Called by the loop."""
+"""What happens at the log points of a run: measure, record, save a checkpoint."""
 
-from collections.abc import Mapping
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -13,38 +13,48 @@ from wdlab.records import checkpoint
 from wdlab.records.directory import RunDirectory
 from wdlab.records.recorder import Recorder
 
-FULL_LOG_KEYS = ("eval_every", "sharpness_every")  # how often a log line has more than what is cheap
+LOG_EVENTS = ("log_every", "eval_every", "sharpness_every")  # settings, each the distance between two events
+FINITE_KEYS = ("norm/weight_l2", "train/loss")  # where these are not finite, a run has diverged
 
 
-def is_due(config: Mapping[str, Any], every: str, step: int) -> bool:
-    """Whether what ``config[every]`` gives the distance of is due behind update ``step``; at the last all is."""
-    return config[every] is not None and (step % config[every] == 0 or step == config["steps"])
+def is_due(settings: Any, event: str, step: int) -> bool:
+    """Return True if an event happens after update ``step``: every ``settings.<event>`` updates, and after the last."""
+    every = getattr(settings, event)
+    return every is not None and (step % every == 0 or step == settings.steps)
 
 
 class RunLog:
-    """Measures, records and saves a run."""
+    """Measures, records and saves a run.
+
+    Args:
+        experiment: what the run trains with.
+        settings: ``TrainSettings``.
+        run: the directory of the run.
+        recorder: of its records.
+        steps_per_epoch: number of updates in an epoch.
+        average: of the weights, if one is kept.
+    """
 
     def __init__(
         self,
         experiment: Experiment,
-        config: Mapping[str, Any],
+        settings: Any,
         run: RunDirectory,
         recorder: Recorder,
         steps_per_epoch: int,
         average: Average | None = None,
     ) -> None:
         self._average = average
-        self._experiment, self._config, self._run, self._recorder = experiment, config, run, recorder
+        self._experiment, self._settings, self._run, self._recorder = experiment, settings, run, recorder
         self._steps_per_epoch = steps_per_epoch
         self._metrics = Metrics(
             experiment.model,
             experiment.data,
             experiment.regularizer,
             experiment.machine.autocast,
-            config["sharpness_examples"] or SHARPNESS_EXAMPLES,
+            settings.sharpness_examples or SHARPNESS_EXAMPLES,
             average.refresh_batch_statistics if average else None,
         )
-        self.before_step, self.after_step = self._metrics.before_step, self._metrics.after_step
 
     @property
     def last(self) -> dict[str, Any]:
@@ -53,33 +63,39 @@ class RunLog:
 
     @property
     def last_step(self) -> int:
+        """The step of the newest log line."""
         return self.last["step"]
 
-    @property
-    def last_is_finite(self) -> bool:
-        """Whether weights and training loss of the newest log line are, as far as it has them."""
-        return all(self.last.get(key, 0.0) is not None for key in ("norm/weight_l2", "train/loss"))
+    def before_update(self) -> None:
+        """Measure what is there between backward and the update, see ``Metrics.before_step``."""
+        self._metrics.before_step()
+
+    def after_update(self) -> None:
+        """Measure the update, see ``Metrics.after_step``."""
+        self._metrics.after_step()
 
     def record(self, step: int, finite: Tensor, evaluated: Evaluated | None = None) -> bool:
-        """Log the state after ``step`` updates, with what is due; ``evaluated`` if the whole splits have been.
+        """Write the log line of the state after ``step`` updates.
 
         The device is waited for once (and for what the sharpness takes, where it is due).
 
         Args:
-            finite: whether the losses so far were, a boolean 0-dim tensor.
+            step: number of updates made.
+            finite: whether the losses so far were finite, a boolean 0-dim tensor.
+            evaluated: losses and accuracies of the whole splits, if they have been measured already.
 
         Returns:
-            Whether they were, and the weights and training loss of this log line are.
+            True if the losses so far, and the weights and the training loss of this line, are finite.
         """
         clock = {"step": step, "epoch": step / self._steps_per_epoch}
         lr = self._experiment.optimizer.param_groups[0]["lr"]
         strength = self._experiment.regularizer.strength_on_device
-        beside = {"finite": finite} | ({"strength": strength} if isinstance(strength, Tensor) else {})
-        fuller = (is_due(self._config, every, step) for every in FULL_LOG_KEYS)
-        values = self._metrics.measure(*fuller, evaluated, beside)
+        on_device = {"finite": finite} | ({"strength": strength} if isinstance(strength, Tensor) else {})
+        full = (is_due(self._settings, event, step) for event in ("eval_every", "sharpness_every"))
+        values = self._metrics.measure(*full, evaluated, on_device)
         losses_are_finite = bool(values.pop("finite"))
         self._recorder.log(clock | {"lr": lr, "strength": values.pop("strength", strength)} | values)
-        return losses_are_finite and self.last_is_finite
+        return losses_are_finite and all(math.isfinite(values.get(key, 0.0)) for key in FINITE_KEYS)
 
     def save(self, step: int, finite: Tensor | bool) -> None:
         """Write a checkpoint of the state after ``step`` updates."""
@@ -95,16 +111,20 @@ class RunLog:
 
 
 class NullLog:
-    """For the processes that do not lead."""
+    """The log of a process that does not lead: nothing is measured, recorded or saved."""
 
     last: ClassVar[dict[str, Any]] = {}
     last_step = None
 
-    def before_step(self) -> None: ...
+    def before_update(self) -> None:
+        """Do nothing."""
 
-    def after_step(self) -> None: ...
+    def after_update(self) -> None:
+        """Do nothing."""
 
     def record(self, step: int, finite: Tensor) -> bool:
+        """Return True if the losses so far were finite."""
         return bool(finite)
 
-    def save(self, step: int, finite: Tensor | bool) -> None: ...
+    def save(self, step: int, finite: Tensor | bool) -> None:
+        """Do nothing."""

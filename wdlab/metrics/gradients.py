@@ -43,8 +43,8 @@ class PenaltyGradient:
         """Return the metrics of the step. Called after it.
 
         ``gradient/penalty_norm`` is ``|r|`` with the strength that was in force. ``gradient/coherence`` is the cosine
-        between ``g`` and ``g + r`` (P3, our reading): 1 without a penalty, 0 where either is zero. Each ``over_time`` of
-        the method adds its own, for example ``gradient/gate``.
+        between ``g`` and ``g + r`` (P3, our reading): 1 without a penalty, 0 where either is zero. Each ``over_time``
+        of the method adds its own, for example ``gradient/gate``.
         """
         if self._sums:
             values = self._norm_and_coherence()

@@ -20,6 +20,8 @@ class MLP(nn.Module):
     Maps (batch, *input_shape) to (batch, classes).
     """
 
+    stackable = True  # runs of it can be trained side by side, see ``wdlab.stacked``
+
     def __init__(self, input_shape: Sequence[int], classes: int, width: int, depth: int) -> None:
         super().__init__()
         self.layers = linear_stack(input_shape, classes, width, depth, relu_after=lambda k: k < depth)
@@ -34,6 +36,8 @@ class FactorizedMLP(nn.Module):
     The pairs are blocks of one hidden layer each, so each weight matrix of a deeper view is factorized into two.
     Arguments as for :class:`MLP`; ``depth`` must be even.
     """
+
+    stackable = True
 
     def __init__(self, input_shape: Sequence[int], classes: int, width: int, depth: int) -> None:
         super().__init__()

@@ -151,8 +151,11 @@ class PathProx(Regularizer):
 
     def after_step(self) -> None:
         tensor = self._bound.tensor
-        rates = {id(p): part.lr * part.strength for part in self.active_groups() for p in part.params}
-        rates = {key: t for key, t in rates.items() if isinstance(t, Tensor) or t > 0}
+        rates: dict[int, float | Tensor] = {}
+        for part in self.active_groups():
+            rate = part.lr * part.strength
+            if isinstance(rate, Tensor) or rate > 0:
+                rates |= dict.fromkeys(map(id, part.params), rate)
         live = [pair for pair in self.pairs if all(id(tensor(layer.weight)) in rates for layer in pair)]
         if live:
             tensors = [layer_tensors(pair, tensor) for pair in live]

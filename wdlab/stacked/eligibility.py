@@ -1,55 +1,39 @@
-"""The reasons why a run cannot be part of a stack."""
+"""The reasons why a run cannot be part of a stack. Methods, schedules, networks and optimizers declare their own."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from wdlab import regularizers
 from wdlab.engine.experiment import Experiment
-from wdlab.models import MLP, FactorizedMLP
-from wdlab.optimizers import SGDS, PAdam
-from wdlab.regularizers import Regularizer
-from wdlab.regularizers.checks import is_sgd
-from wdlab.regularizers.in_loss import InLoss
 
-NETWORKS = (MLP, FactorizedMLP)
-OPTIMIZERS = (torch.optim.SGD, SGDS, torch.optim.Adam, torch.optim.AdamW, PAdam)
-METHODS = (
-    *(Regularizer, regularizers.L2, regularizers.L1, regularizers.Lp, regularizers.DecoupledDecay),
-    *(regularizers.ScheduledDecay, regularizers.PNormDecay, regularizers.PNormProx, regularizers.PathProx),
-)
-ROUTES = ("both", "decoupled")
-BY_THE_CLOCK = (regularizers.Early, regularizers.Delayed, regularizers.WarmUp)
+TORCH_OPTIMIZERS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # whose steps ``steps.py`` has
 
 
-def why_not_stacked(config: Mapping[str, Any], experiment: Experiment) -> str | None:
-    """Why a run has to be trained by itself; None if it can be part of a stack."""
+def why_not_stacked(config: Any, experiment: Experiment) -> str | None:
+    """Return why a run has to be trained alone; None if it can be part of a stack.
+
+    Args:
+        config: of the run.
+        experiment: what it trains with.
+    """
     optimizer, method, machine = experiment.optimizer, experiment.regularizer, experiment.machine
     group = optimizer.param_groups[0]
-    if type(experiment.model) not in NETWORKS:
+    if not vars(type(experiment.model)).get("stackable", False):
         return f"model={config['model']['name']} is no MLP"
     if config["dataset"].get("augment"):
         return "dataset.augment varies its training examples"
     if config["train"]["label_smoothing"]:
-        return "train.label_smoothing is for runs by themselves"
+        return "train.label_smoothing is for runs that are trained alone"
     if config["train"]["average_decay"]:
-        return "train.average_decay is for runs by themselves"
+        return "train.average_decay is for runs that are trained alone"
     if machine.precision == "bf16" or machine.compiled:
-        return "runtime.precision=bf16 and runtime.compile are for runs by themselves"
-    if type(optimizer) not in OPTIMIZERS:
+        return "runtime.precision=bf16 and runtime.compile are for runs that are trained alone"
+    if type(optimizer) not in TORCH_OPTIMIZERS and not getattr(optimizer, "stacked_settings", ()):
         return f"optimizer={config['optimizer']['name']} takes its scale from the gradients of one run"
     if group.get("maximize") or group.get("amsgrad"):
-        return "optimizer.maximize and optimizer.amsgrad are for runs by themselves"
+        return "optimizer.maximize and optimizer.amsgrad are for runs that are trained alone"
     if group["weight_decay"] and type(optimizer) in (torch.optim.SGD, torch.optim.Adam):
-        return "optimizer.weight_decay is for runs by themselves; regularizer=l2 is the same"
-    if type(method) not in METHODS:
-        return f"regularizer={config['regularizer']['name']} looks at the gradients of one run"
-    if isinstance(method, InLoss) and method.route not in ROUTES:
-        return f"regularizer.route={method.route} keeps a moment of one run"
-    for schedule in method.over_time:
-        if not isinstance(schedule, BY_THE_CLOCK) and not is_sgd(group):
-            return f"{type(schedule).__name__} takes its strength from the gradients of one run"
-        if isinstance(schedule, regularizers.CoherenceGate):
-            return "CoherenceGate takes its strength from the gradients of one run"
+        return "optimizer.weight_decay is for runs that are trained alone; regularizer=l2 is the same"
+    if obstacle := method.obstacle_to_stacking(optimizer):
+        return f"regularizer={config['regularizer']['name']}: {obstacle}"
     return None

@@ -1,107 +1,76 @@
-"""Regularizers on the rows of a stack, with a strength for each run."""
+"""Regularizers on the rows of a stack, with a strength and a learning rate for each run."""
 
-import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from wdlab import regularizers
 from wdlab.regularizers import Regularizer
-from wdlab.regularizers.base import ActiveGroup
-from wdlab.regularizers.pathprox import prox_step_
-from wdlab.stacked.network import Network, linear_layers
-from wdlab.tensors import add_
-
-# -- the methods, with a strength for each run
+from wdlab.regularizers.views import Section
+from wdlab.stacked.network import Network
 
 
-class StackedMethod:
-    """One method on some rows of a stack.
+class RowsView:
+    """The parameters of some runs of a stack, as what one method acts on.
+
+    The method is that of the first of these runs. A parameter of its model stands for the same parameter of all of
+    them: a slice of the network's batched tensor.
 
     Args:
-        method: that of one of these runs. It is taken over: what it acts on are the rows from now on.
-        optimizer: that of the same run.
-        model: of the same run.
+        optimizer, model: of the first of the runs.
         network: of the stack.
-        rows: which.
-        strengths: of these runs, (rows,).
+        rows: the runs.
+        strengths: a number for each of them, (rows,).
 
     Attributes:
-        lr: learning rates of the next step, (rows, 1, 1).
+        lr: learning rates of the next update, (rows, 1, 1).
     """
 
     def __init__(
-        self,
-        method: Regularizer,
-        optimizer: torch.optim.Optimizer,
-        model: nn.Module,
-        network: Network,
-        rows: slice,
-        strengths: Tensor,
+        self, optimizer: torch.optim.Optimizer, model: nn.Module, network: Network, rows: slice, strengths: Tensor
     ) -> None:
-        self.method, self._group = method, optimizer.param_groups[0]
-        self.place, self._strengths, self.lr = rows, as_column(strengths), as_column(strengths)
-        method._optimizer = optimizer
-        method.active_groups = self._parts
-        if hasattr(method, "compiled"):
-            method.compiled = False
-        if isinstance(method, regularizers.PathProx):
-            self._on_pairs(model, network)
-        else:
-            tensors = list(zip(network.parameters, network.gradients, strict=True))
-            self._params = [_with_gradient(p[rows], g[rows]) for p, g in tensors[: _decayed(method, network)]]
+        self.optimizer, self.rows = optimizer, rows
+        self._strengths = self.lr = as_column(strengths)
+        parameters = network.in_order_of_a_model(network.parameters)
+        gradients = network.in_order_of_a_model(network.gradients)
+        self._tensors = {}
+        for p, stacked, gradient in zip(model.parameters(), parameters, gradients, strict=True):
+            tensor = self._tensors[id(p)] = stacked[rows]
+            tensor.grad = gradient[rows]
 
-    @property
-    def _factor(self) -> float:
-        return math.prod(schedule.factor(self.method.updates, self._group) for schedule in self.method.over_time)
+    def tensor(self, p: Tensor) -> Tensor:
+        """Return the slice of these runs that ``p`` stands for, (rows, *shape); of a bias (rows, 1, out)."""
+        return self._tensors[id(p)]
 
-    def _parts(self) -> list[ActiveGroup]:
-        factor = self._factor
-        if factor == 0 or not self._params:
-            return []
-        return [ActiveGroup(self._params, self._strengths * factor, self.lr, False, self.method.groups[0])]
+    def optimizer_group(self, p: Tensor) -> dict[str, Any]:
+        """Return the optimizer's only group."""
+        return self.optimizer.param_groups[0]
 
-    # -- PathProx, whose rows are matrices
+    def sections(self, groups: Sequence[dict[str, Any]], decayed_only: bool = False) -> list[Section]:
+        """Return the slices of the parameters of the method's only group."""
+        (group,) = groups
+        params = [self.tensor(p) for p in group["params"]]
+        return [Section(params, group, self.optimizer_group(params[0]), self._strengths, self.lr)]
 
-    def _on_pairs(self, model: nn.Module, network: Network) -> None:
-        method, layers = self.method, linear_layers(model)
-        places = {id(layer): k for k, layer in enumerate(layers)}
-        paired = [[places[id(layer)] for layer in pair] for pair in method.pairs]
-        others = set(places.values()) - {k for pair in paired for k in pair}
-        self._pairs = [
-            tuple(t for k in pair for t in (network.weights[k][self.place], network.biases[k][self.place, 0]))
-            for pair in paired
-        ]
-        self._params = [
-            _with_gradient(network.weights[k][self.place], network.weight_gradients[k][self.place])
-            for k in sorted(others)
-        ]
-        method.after_backward, method.after_step = self._pull_others, self._prox
 
-    def _pull_others(self) -> None:
-        for part in self._parts():
-            add_([w.grad for w in part.params], part.params, part.strength)
+class StackedMethod:
+    """A method on some runs of a stack.
 
-    def _prox(self) -> None:
-        if factor := self._factor:
-            thresholds = (self.lr * self._strengths * factor).flatten()
-            torch.vmap(self._prox_of_one_run, in_dims=(0, 0))(self._pairs, thresholds)
+    Args:
+        method: of the first of these runs; it is bound to the view from now on.
+        view: of these runs.
+    """
 
-    def _prox_of_one_run(self, pairs: list[tuple[Tensor, ...]], threshold: Tensor) -> Tensor:
-        prox_step_(pairs, [threshold] * len(pairs), self.method.balance, self.method.regularize_bias)
-        return threshold
+    def __init__(self, method: Regularizer, view: RowsView) -> None:
+        self.method, self._view = method, view
+        method.bind(view)
+
+    def set_lr(self, lr: Tensor) -> None:
+        """Set the learning rates of the next update; ``lr`` is that of all runs of the stack, (runs, 1, 1)."""
+        self._view.lr = lr[self._view.rows]
 
 
 def as_column(numbers: Tensor) -> Tensor:
-    """A number for each run, (runs, 1, 1): what broadcasts over a layer."""
+    """Return a number for each run, (runs,), as (runs, 1, 1), which broadcasts over a layer."""
     return numbers[:, None, None]
-
-
-def _with_gradient(p: Tensor, gradient: Tensor) -> Tensor:
-    p.grad = gradient
-    return p
-
-
-def _decayed(method: Regularizer, network: Network) -> int:
-    """How many of ``network.parameters`` a method acts on: the weights, or everything."""
-    return len(network.weights) * (2 if len(method.params) > len(network.weights) else 1)

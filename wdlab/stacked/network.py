@@ -15,18 +15,18 @@ CHUNK_VALUES = 2**22  # numbers of one layer when whole splits are evaluated
 
 
 class Network:
-    """The linear layers of a stack of MLPs: each layer's weights next to each other, run after run, then its biases.
+    """The linear layers of a stack of MLPs: the weights of each layer as one tensor with a dimension of runs.
 
-    The models' parameters become views of their runs, and so do their gradients. A run's weights begin where torch
-    would put them, so that its numbers do not depend on how many others are in its stack.
+    The models' parameters and gradients become views of their runs. A run's weights begin where torch would put them,
+    so that its numbers do not depend on how many others are in its stack.
 
     Args:
         models: of one shape, on one device.
 
     Attributes:
-        runs: how many.
+        runs: number of models.
         weights, biases: per layer, (runs, out, in) and (runs, 1, out).
-        weight_gradients, bias_gradients: the same of the gradients.
+        weight_gradients, bias_gradients: the gradients, in the same shapes.
     """
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
@@ -38,8 +38,8 @@ class Network:
         biases = [(1, out) for out, _ in shapes]
         self.biases, self.bias_gradients = (_blocks(self.runs, biases, like) for _ in range(2))
         modules = list(models[0].layers)
-        behind = [k + 1 for k, module in enumerate(modules) if isinstance(module, nn.Linear)]
-        self._relu_behind = [k < len(modules) and isinstance(modules[k], nn.ReLU) for k in behind]
+        following = [k + 1 for k, module in enumerate(modules) if isinstance(module, nn.Linear)]
+        self._has_relu = [k < len(modules) and isinstance(modules[k], nn.ReLU) for k in following]
         with torch.no_grad():
             for run, model in enumerate(models):
                 places, gradients = self.of_run(self.parameters, run), self.of_run(self.gradients, run)
@@ -54,17 +54,22 @@ class Network:
 
     @property
     def gradients(self) -> list[Tensor]:
-        """In the order of ``parameters``."""
+        """The gradients in the order of ``parameters``."""
         return [*self.weight_gradients, *self.bias_gradients]
 
-    def of_run(self, tensors: Sequence[Tensor], run: int) -> list[Tensor]:
-        """Views of one run's part of tensors like ``parameters``, in the order and shapes of its model's parameters."""
+    def in_order_of_a_model(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return tensors like ``parameters`` in the order of one model's parameters."""
         pairs = zip(tensors[: len(self.weights)], tensors[len(self.weights) :], strict=True)
-        return [t for weight, bias in pairs for t in (weight[run], bias[run, 0])]
+        return [t for pair in pairs for t in pair]
+
+    def of_run(self, tensors: Sequence[Tensor], run: int) -> list[Tensor]:
+        """Return views of one run's slices of tensors like ``parameters``, as its model has its parameters."""
+        parts = (t[run] for t in self.in_order_of_a_model(tensors))
+        return [part if k % 2 == 0 else part[0] for k, part in enumerate(parts)]
 
     @torch.no_grad()
     def backward(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Put the gradient of each run's mean cross-entropy (nats) into ``gradient``; returns these losses, (runs,).
+        """Put the gradient of each run's mean cross-entropy (nats) into ``gradients``; return these losses, (runs,).
 
         Args:
             inputs: (runs, batch, ...).
@@ -80,17 +85,17 @@ class Network:
             torch.sum(slopes, 1, keepdim=True, out=self.bias_gradients[k])
             if k:
                 slopes = torch.bmm(slopes, self.weights[k])
-                if self._relu_behind[k - 1]:
+                if self._has_relu[k - 1]:
                     slopes = torch.ops.aten.threshold_backward(slopes, read[k], 0)
         return losses
 
     def _forward(self, values: Tensor) -> list[Tensor]:
-        """What every layer reads, (runs, examples, in), and at the end the logits, (runs, classes, examples).
+        """Return the input of every layer, (runs, examples, in), and then the logits, (runs, classes, examples).
 
-        That is the layout in which torch has a fast softmax over few classes.
+        In the layout of the logits torch has a fast softmax over few classes.
         """
         read = [values]
-        *hidden, last = zip(self.weights, self.biases, self._relu_behind, strict=True)
+        *hidden, last = zip(self.weights, self.biases, self._has_relu, strict=True)
         for weight, bias, relu in hidden:
             values = torch.bmm(read[-1], weight.transpose(1, 2)).add_(bias)
             read.append(values.relu_() if relu else values)
@@ -99,7 +104,7 @@ class Network:
 
     @torch.no_grad()
     def evaluate(self, data: Data) -> list[Evaluated]:
-        """Of each run, loss and accuracy on the three splits, as ``wdlab.metrics.evaluate`` gives them."""
+        """Return loss and accuracy of each run on the three splits, as ``wdlab.metrics.objective.evaluate`` does."""
         found = {name: self._evaluate(getattr(data, name)) for name in SPLITS}
         return [{name: (loss[run], share[run]) for name, (loss, share) in found.items()} for run in range(self.runs)]
 
@@ -124,7 +129,7 @@ class Network:
 
 
 def _product(a: Tensor, b: Tensor, place: Tensor) -> None:
-    """Batched ``place = a @ b``."""
+    """Write the batched product ``a @ b`` to ``place``."""
     if place.is_contiguous():
         torch.bmm(a, b, out=place)
     else:
@@ -132,12 +137,12 @@ def _product(a: Tensor, b: Tensor, place: Tensor) -> None:
 
 
 def linear_layers(model: nn.Module) -> list[nn.Linear]:
-    """Those of an MLP, in forward order."""
+    """Return the linear layers of an MLP in forward order."""
     return [module for module in model.layers if isinstance(module, nn.Linear)]
 
 
 def _blocks(runs: int, shapes: Sequence[tuple[int, int]], like: Tensor) -> list[Tensor]:
-    """Zeros, (runs, *shape) for each shape."""
+    """Return zeros, (runs, *shape) for each shape."""
     blocks = []
     for shape in shapes:
         count = math.prod(shape)
@@ -147,5 +152,8 @@ def _blocks(runs: int, shapes: Sequence[tuple[int, int]], like: Tensor) -> list[
 
 
 def _aligned(count: int) -> int:
-    """So many elements that what follows begins where torch would put it: sums depend on it in their last bits."""
+    """Return ``count`` rounded up so that the next tensor begins where torch would put it.
+
+    Sums depend on the alignment in their last bits.
+    """
     return -(-count // ALIGNMENT) * ALIGNMENT

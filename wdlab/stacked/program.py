@@ -1,33 +1,30 @@
-"""Runs of one MLP that differ in numbers only, trained side by side as one batched program. Called by ``launchers``.
+"""A stack: runs of one MLP that differ in numbers only, as one batched program for the loop.
 
-A stack is a list of ordinary experiments whose tensors lie next to each other in memory: what a run is measured,
-recorded and saved by reads its own rows, and never knows. The networks go forward and backward by batched matrix
-products; the methods' own arithmetic acts on all runs at once, with a strength and a learning rate for each.
+The runs are ordinary experiments whose tensors are slices of shared batched tensors. Metrics, recorder and checkpoints
+see only their own run's slice and need no changes. The networks go forward and backward by batched matrix products, and
+the methods' arithmetic acts on all runs at once, with a strength and a learning rate for each.
 """
 
 import contextlib
 import copy
 import itertools
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from wdlab import regularizers
 from wdlab.data import StackedBatches
 from wdlab.engine.experiment import Experiment
-from wdlab.engine.progress import Progress
-from wdlab.engine.run_log import FULL_LOG_KEYS, RunLog, is_due
+from wdlab.engine.run_log import RunLog, is_due
 from wdlab.metrics import Evaluated
-from wdlab.optimizers import SGDS, PAdam
 from wdlab.records.directory import RunDirectory
 from wdlab.records.recorder import Recorder
 from wdlab.regularizers.checks import is_sgd
 from wdlab.regularizers.hooks import run_after_step, run_before_step
-from wdlab.stacked.methods import StackedMethod, as_column
+from wdlab.schedules import Clock
+from wdlab.stacked.methods import RowsView, StackedMethod, as_column
 from wdlab.stacked.network import Network
 from wdlab.stacked.steps import AdamStep, SGDStep
 
@@ -37,186 +34,180 @@ class StackedRun:
     """One run of a stack.
 
     Args:
-        experiment: as for a run by itself. Its optimizer takes no steps; it holds the state and the learning rate.
+        experiment: as for a run that is trained alone. Its optimizer takes no steps; it holds state and learning rate.
         run: its directory.
         recorder: of its records.
-        start: the checkpoint it goes on from, None at the beginning.
+        method_key: equal for runs whose methods differ in strength only.
+        start: the checkpoint it resumes from, None at the beginning.
+        outcome: the outcome once it is known, see ``loop.fit``.
     """
 
     experiment: Experiment
     run: RunDirectory
-    recorder: Recorder
+    recorder: Recorder | None
+    method_key: str = ""
     start: dict[str, Any] | None = None
-    outcome: str | None = None  # as ``loop.fit`` says it, once it is known
+    outcome: str | None = None
 
-
-# -- the loop
+    @property
+    def first(self) -> int:
+        """Number of updates made in earlier sessions."""
+        return 0 if self.start is None else self.start["step"]
 
 
 class Stack:
-    """Members in one program.
+    """Runs in one program, see ``wdlab.loop.Program``. A run that diverges is left behind, the others continue.
 
     Args:
-        members: runs of one network on one data set, at the same step, those of one method next to each other.
-        kinds: per member what tells its method from others; equal for those that differ in strength only.
-        step: at which they are.
+        runs: of one network on one data set, at the same step; runs with one ``method_key`` follow each other.
+        settings: ``TrainSettings``, the same for all.
     """
 
-    def __init__(self, members: Sequence[StackedRun], kinds: Sequence[str], step: int) -> None:
-        self.experiments = [member.experiment for member in members]
-        self._base_lrs = [experiment.optimizer.param_groups[0]["lr"] for experiment in self.experiments]
-        for member in members:
-            if member.start is not None:
+    def __init__(self, runs: Sequence[StackedRun], settings: Any) -> None:
+        self._runs, self._settings = runs, settings
+        self.name, self.first = f"{len(runs)} runs in one stack", runs[0].first
+        experiments = self._experiments = [run.experiment for run in runs]
+        self._data = experiments[0].data
+        self._batches = StackedBatches(self._data.train, settings.batch_size, [e.seed for e in experiments])
+        self._clock = Clock(settings.steps, self._batches.steps_per_epoch)
+        self._base_lrs = [experiment.optimizer.param_groups[0]["lr"] for experiment in experiments]
+        for run in runs:
+            run.experiment.regularizer.clock = self._clock
+            if run.start is not None:
                 for part in ("model", "optimizer", "regularizer"):
-                    getattr(member.experiment, part).load_state_dict(member.start[part])
-        self.network = Network([experiment.model for experiment in self.experiments])
-        group = self.experiments[0].optimizer.param_groups[0]
-        kind = SGDStep if is_sgd(group) else AdamStep
-        self._step = kind(self.network, group, step > 0)
-        self._take_over_moments()
+                    getattr(run.experiment, part).load_state_dict(run.start[part])
+        self._network = Network([experiment.model for experiment in experiments])
+        group = experiments[0].optimizer.param_groups[0]
+        self._step = (SGDStep if is_sgd(group) else AdamStep)(self._network, group, self.first > 0)
+        self._share_moments()
         self._lrs = as_column(self._numbers(self._base_lrs))
-        first, self._rows = 0, []
-        for _, same in itertools.groupby(kinds):
-            last = first + len(list(same))
-            self._rows += self._methods(first, last)
-            first = last
-        for rows in self._rows:
-            rows.method.updates = step
+        self._methods = self._methods_of_runs()
+        finite = torch.tensor([run.start is None or run.start["finite"] for run in runs])
+        self._finite = finite.to(self._network.weights[0].device)
+        per_epoch = self._batches.steps_per_epoch
+        self._logs = [RunLog(run.experiment, settings, run.run, run.recorder, per_epoch) for run in runs]
+        self.last: dict[str, Any] = {}
 
-    def update(self, step: int, factor: float) -> None:
-        """Everything of update ``step + 1`` that comes behind the gradients; ``factor`` is on the learning rates."""
-        lr = self._lrs * factor
-        for rows in self._rows:
-            rows.lr = lr[rows.place]
-            run_before_step([rows.method])
+    def __enter__(self) -> Self:
+        self._exits = contextlib.ExitStack()
+        for experiment in self._experiments:  # for the metrics of a step; these optimizers take no steps
+            self._exits.enter_context(experiment.regularizer.attach(experiment.optimizer))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exits.close()
+
+    def begin(self) -> bool:
+        """Record the state at the beginning; return False if no run is left to train."""
+        self._write_back(self.first, self._lr_factor(self.first))
+        evaluated = self._evaluated(0) if self.first == 0 else []
+        for k, run in enumerate(self._runs):
+            if run.start is None:
+                self._logs[k].record(0, self._finite[k], evaluated[k])
+            elif not self._finite[k] and self._logs[k].last_step == self.first:
+                run.outcome = "diverged"
+        return bool(self._active())
+
+    def backward(self, step: int) -> None:
+        """Compute the gradients of update ``step + 1`` of every run."""
+        self._losses = self._network.backward(*self._batches(step))
+
+    def observe(self, step: int) -> None:
+        """Measure gradients and weights between backward and the update."""
+        self._write_back(step, self._lr_factor(step))
+        for k in self._active():
+            self._logs[k].before_update()
+
+    def update(self, step: int) -> None:
+        """Make update ``step + 1`` of every run."""
+        if self._settings.clip_norm is not None:
+            self._network.clip(self._settings.clip_norm)
+        lr = self._lrs * self._lr_factor(step)
+        for stacked in self._methods:
+            stacked.set_lr(lr)
+            run_before_step([stacked.method])
         self._step(lr, step)
-        for rows in reversed(self._rows):  # an optimizer's own decay is inside of its step
-            run_after_step([rows.method])
+        for stacked in reversed(self._methods):  # the decay of an optimizer is a part of its step
+            run_after_step([stacked.method])
+        self._finite &= torch.isfinite(self._losses)
 
-    def tell(self, steps: int, factor: float) -> None:
-        """Tell the runs what they cannot see in their rows: how many updates there were, and the learning rate."""
-        for experiment, lr in zip(self.experiments, self._base_lrs, strict=True):
+    def record(self, step: int) -> bool:
+        """Write the log lines of the state after ``step`` updates; return False if every run has diverged."""
+        self._write_back(step, self._lr_factor(step - 1))
+        evaluated = self._evaluated(step)
+        for k in self._active():
+            self._logs[k].after_update()
+            if not self._logs[k].record(step, self._finite[k], evaluated[k]):
+                self._finite[k] = False
+                self._save(step, [k])
+                self._runs[k].outcome = "diverged"
+        active = self._active()
+        self.last = self._logs[active[0]].last if active else {}
+        return bool(active)
+
+    def save(self, step: int) -> None:
+        """Write checkpoints of the state after ``step`` updates."""
+        self._save(step, self._active())
+
+    def any_true(self, flag: bool) -> bool:
+        """Return ``flag``: no other process shares these runs."""
+        return flag
+
+    def _save(self, step: int, which: Sequence[int]) -> None:
+        self._write_back(step, self._lr_factor(max(0, step - 1)))
+        for k in which:
+            self._logs[k].save(step, self._finite[k])
+
+    def _active(self) -> list[int]:
+        """Return the runs that are still trained."""
+        return [k for k, run in enumerate(self._runs) if run.outcome is None]
+
+    def _lr_factor(self, step: int) -> float:
+        return self._experiments[0].lr_factor(step, *self._clock)
+
+    def _evaluated(self, step: int) -> Sequence[Evaluated | None]:
+        """Return losses and accuracies of each run on the whole splits where they are due."""
+        is_full = is_due(self._settings, "eval_every", step)
+        return self._network.evaluate(self._data) if is_full else [None] * len(self._runs)
+
+    def _write_back(self, steps: int, factor: float) -> None:
+        """Write what is not in the runs' slices to their experiments: the number of updates and the learning rate."""
+        for experiment, lr in zip(self._experiments, self._base_lrs, strict=True):
             experiment.optimizer.param_groups[0]["lr"] = lr * factor
             experiment.regularizer.updates = steps
             for p in experiment.model.parameters() if self._step.state else ():
                 experiment.optimizer.state[p].update(self._step.scalars(steps))
 
-    def _take_over_moments(self) -> None:
+    def _share_moments(self) -> None:
         """Make the optimizers' moments views of the stack's, with the values that they have."""
         for name, moments in self._step.state.items():
-            for run, experiment in enumerate(self.experiments):
-                places = self.network.of_run(moments, run)
+            for run, experiment in enumerate(self._experiments):
+                places = self._network.of_run(moments, run)
                 for p, place in zip(experiment.model.parameters(), places, strict=True):
                     state = experiment.optimizer.state[p]
                     if name in state:
                         place.copy_(state[name])
                     state[name] = place
 
-    def _methods(self, first: int, last: int) -> list[StackedMethod]:
-        """The regularizer of some rows, and the decay that their optimizer brings along."""
-        one, here = self.experiments[first], self.experiments[first:last]
-        decays = [(copy.copy(one.regularizer), [experiment.regularizer.strength for experiment in here])]
-        group = one.optimizer.param_groups[0]
-        own = [experiment.optimizer.param_groups[0]["weight_decay"] for experiment in here]
-        if isinstance(one.optimizer, PAdam):
-            matrices = [p for p in one.model.parameters() if p.dim() >= 2]
-            decays.append((regularizers.PNormDecay(matrices, 0.0, group["p"]), own))
-        if isinstance(one.optimizer, SGDS):
-            decays.append((regularizers.ScheduledDecay(one.model.parameters(), 0.0), own))
-        return [
-            StackedMethod(method, one.optimizer, one.model, self.network, slice(first, last), self._numbers(strengths))
-            for method, strengths in decays
-            if any(strengths)
-        ]
+    def _methods_of_runs(self) -> list[StackedMethod]:
+        """Return the methods with the runs that each acts on: the regularizers, and the decays of the optimizers."""
+        found, first = [], 0
+        for _, same in itertools.groupby(self._runs, key=lambda run: run.method_key):
+            experiments = [run.experiment for run in same]
+            rows = slice(first, first + len(experiments))
+            first = rows.stop
+            one, optimizer = experiments[0], experiments[0].optimizer
+            decays = [(copy.copy(one.regularizer), [experiment.regularizer.strength for experiment in experiments])]
+            if getattr(optimizer, "stacked_settings", ()):  # a drop-in optimizer with a decay of its own
+                own = [experiment.optimizer.param_groups[0]["weight_decay"] for experiment in experiments]
+                decays.append((optimizer.make_method([optimizer.decayed(optimizer.param_groups[0])]), own))
+            for method, strengths in decays:
+                if any(strengths):
+                    method.updates, method.clock = self.first, self._clock
+                    view = RowsView(optimizer, one.model, self._network, rows, self._numbers(strengths))
+                    found.append(StackedMethod(method, view))
+        return found
 
     def _numbers(self, values: Sequence[float]) -> Tensor:
-        like = self.network.weights[0]
+        like = self._network.weights[0]
         return torch.tensor(values, device=like.device, dtype=like.dtype)
-
-
-def fit(
-    members: Sequence[StackedRun],
-    kinds: Sequence[str],
-    config: Mapping[str, Any],
-    checkpoint_seconds: float,
-    stop_requested: Callable[[], bool] = lambda: False,
-) -> None:
-    """Train a stack to ``config["steps"]`` updates, as ``loop.fit`` would each of its runs; their ``outcome`` says how.
-
-    A run that diverges is left behind, the others go on.
-    """
-    stack = Stack(members, kinds, step_of(members[0]))
-    experiments = stack.experiments
-    batches = StackedBatches(experiments[0].data.train, config["batch_size"], [e.seed for e in experiments])
-    first, steps, per_epoch = step_of(members[0]), config["steps"], batches.steps_per_epoch
-    finite = torch.tensor([member.start is None or member.start["finite"] for member in members])
-    finite = finite.to(stack.network.weights[0].device)
-    with contextlib.ExitStack() as exits:
-        keepers = []
-        for member in members:
-            member.experiment.regularizer.set_steps_per_epoch(per_epoch)
-            keepers.append(RunLog(member.experiment, config, member.run, member.recorder, per_epoch))
-        progress = exits.enter_context(Progress(f"{len(members)} runs in one stack", steps, first))
-
-        def still_training() -> list[int]:
-            return [k for k, member in enumerate(members) if member.outcome is None]
-
-        def factor_of(step: int) -> float:
-            return experiments[0].lr_factor(step, steps, per_epoch)
-
-        def evaluate(step: int) -> Sequence[Evaluated | None]:
-            whole_splits = is_due(config, "eval_every", step)
-            return stack.network.evaluate(experiments[0].data) if whole_splits else [None] * len(members)
-
-        def save(step: int, which: Sequence[int]) -> None:
-            stack.tell(step, factor_of(max(0, step - 1)))
-            for k in which:
-                keepers[k].save(step, finite[k])
-
-        saved_at = time.monotonic()
-        stack.tell(first, factor_of(first))
-        evaluated = evaluate(first) if first == 0 else []
-        for k, member in enumerate(members):
-            if member.start is None:
-                keepers[k].record(0, finite[k], evaluated[k])
-            elif not finite[k] and keepers[k].last_step == first:
-                member.outcome = "diverged"
-        for experiment in experiments:  # for what is measured in a step; the optimizers themselves take none
-            exits.enter_context(experiment.regularizer.attach(experiment.optimizer))
-        for step in range(first, steps):
-            done, factor = step + 1, factor_of(step)
-            logged = any(is_due(config, every, done) for every in ("log_every", *FULL_LOG_KEYS))
-            losses = stack.network.backward(*batches(step))
-            if logged:
-                stack.tell(step, factor)
-                for k in still_training():
-                    keepers[k].before_step()
-            if config["clip_norm"] is not None:
-                stack.network.clip(config["clip_norm"])
-            stack.update(step, factor)
-            finite &= torch.isfinite(losses)
-            if logged:
-                stack.tell(done, factor)
-                evaluated = evaluate(done)
-                for k in still_training():
-                    keepers[k].after_step()
-                    if not keepers[k].record(done, finite[k], evaluated[k]):
-                        finite[k] = False
-                        save(done, [k])
-                        members[k].outcome = "diverged"
-                if not (left := still_training()):
-                    return
-                progress.update(done, keepers[left[0]].last)
-            stopping = stop_requested()
-            if done == steps or stopping or time.monotonic() - saved_at >= checkpoint_seconds:
-                save(done, still_training())
-                saved_at = time.monotonic()
-            if stopping and done < steps:
-                break
-        for k in still_training():
-            members[k].outcome = "done" if done == steps else "interrupted"
-
-
-def step_of(member: StackedRun) -> int:
-    """How many updates a run has behind it."""
-    return 0 if member.start is None else member.start["step"]

@@ -10,19 +10,17 @@ from torch import Tensor
 from wdlab.stacked.network import Network
 from wdlab.tensors import scale_
 
-# -- the optimizers' steps, with a learning rate for each run
-
 
 class SGDStep:
-    """``torch.optim.SGD``, on the parameters of a stack.
+    """The step of ``torch.optim.SGD`` on the parameters of a stack.
 
     Args:
         network: of the stack.
         group: the optimizer's settings.
-        begun: whether the runs have taken steps before.
+        begun: True if the runs have taken steps before.
 
     Attributes:
-        state: the optimizer's moments, each like ``network.parameters``.
+        state: moments of the optimizer by name, each like ``network.parameters``.
     """
 
     def __init__(self, network: Network, group: Mapping[str, Any], begun: bool) -> None:
@@ -31,7 +29,7 @@ class SGDStep:
         self.state = {"momentum_buffer": [torch.zeros_like(p) for p in self._params]} if self._momentum else {}
 
     def __call__(self, lr: Tensor, step: int) -> None:
-        """Update ``step + 1``; ``lr`` (runs, 1, 1)."""
+        """Make update ``step + 1``; ``lr`` is (runs, 1, 1)."""
         directions = self._gradients
         if self._momentum:
             means = self.state["momentum_buffer"]
@@ -46,12 +44,12 @@ class SGDStep:
         self._begun = True
 
     def scalars(self, step: int) -> dict[str, Tensor]:
-        """What torch keeps beside, per parameter, behind ``step`` updates."""
+        """Return what else torch keeps per parameter after ``step`` updates."""
         return {}
 
 
 class AdamStep:
-    """``torch.optim.Adam`` and ``AdamW``, on the parameters of a stack. As ``SGDStep``."""
+    """The step of ``torch.optim.Adam`` and ``AdamW`` on the parameters of a stack. Arguments as for ``SGDStep``."""
 
     def __init__(self, network: Network, group: Mapping[str, Any], begun: bool) -> None:
         self._params, self._gradients = network.parameters, network.gradients
@@ -60,7 +58,7 @@ class AdamStep:
         self.state = {name: [torch.zeros_like(p) for p in self._params] for name in ("exp_avg", "exp_avg_sq")}
 
     def __call__(self, lr: Tensor, step: int) -> None:
-        """Update ``step + 1``; ``lr`` (runs, 1, 1)."""
+        """Make update ``step + 1``; ``lr`` is (runs, 1, 1)."""
         if self._decay:
             scale_(self._params, 1 - lr * self._decay)
         means, squares = self.state["exp_avg"], self.state["exp_avg_sq"]
@@ -74,5 +72,5 @@ class AdamStep:
             p.addcmul_(torch.div(mean, root, out=root), lr, value=-1 / (1 - self._beta1 ** (step + 1)))
 
     def scalars(self, step: int) -> dict[str, Tensor]:
-        """What torch keeps beside, per parameter, behind ``step`` updates."""
+        """Return what else torch keeps per parameter after ``step`` updates."""
         return {"step": torch.tensor(float(step))}

@@ -4,34 +4,39 @@ import contextlib
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from wdlab.build import build_experiment
 from wdlab.engine import stopping
 from wdlab.errors import RunFailed, WdlabError, explain
+from wdlab.loop import fit
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import scientific_config
 from wdlab.session import Session, failure_recorded, outcome_of
 from wdlab.stacked.eligibility import why_not_stacked
-from wdlab.stacked.program import StackedRun, fit, step_of
+from wdlab.stacked.program import Stack, StackedRun
 
 log = logging.getLogger("wdlab")
 
-VARYING = {"seed", "regularizer"}  # within a stack; of the optimizer its learning rate, and the decay it brings along
+VARYING = ("seed", "regularizer")  # between runs of one stack; of the optimizer what its class declares
 STRENGTHS = ("strength", "weight_decay")
-DECAYING = ("wdlab.optimizers.PAdam", "wdlab.optimizers.SGDS")
 
 
 @dataclass
 class StackCandidate:
-    """A run of the sweep.
+    """A run of a sweep that may be trained in a stack.
 
-    ``outcome`` is what ``train`` would return for it, None as long as it has to be trained by itself, for a ``reason``.
+    Args:
+        overrides, config: of the run.
+        outcome: what ``session.run`` returns or raises for it; None as long as it has to be trained alone.
+        reason: why it has to be trained alone.
+        number: of the job in its sweep.
     """
 
     overrides: list[str]
@@ -42,43 +47,53 @@ class StackCandidate:
 
     @property
     def returned(self) -> JobReturn:
+        """The outcome in the form that a Hydra launcher returns."""
         status = JobStatus.FAILED if isinstance(self.outcome, Exception) else JobStatus.COMPLETED
         return JobReturn(overrides=self.overrides, cfg=self.config, status=status, _return_value=self.outcome)
 
     @property
     def begun_in_a_stack(self) -> bool:
-        """Whether the run goes on from what a stack has made of it."""
+        """True if the run resumes from a checkpoint that was made in a stack."""
         sessions = RunDirectory.of(self.config).read("provenance.json").get("sessions", [])
         return bool(sessions) and bool(sessions[-1].get("stacked"))
 
     @property
-    def kind(self) -> str:
-        """What tells its method from others; equal for those that differ in strength only."""
-        science = scientific_config(self.config)
-        settings = {"regularizer": science["regularizer"], "p": science["optimizer"].get("p")}
-        return _text(settings, without=STRENGTHS)
+    def method_key(self) -> str:
+        """Text that is equal for runs whose methods differ in strength only."""
+        optimizer = self.config["optimizer"]
+        own = {key: optimizer.get(key) for key in _free_settings(optimizer) if key != "lr"}
+        return _as_text({"regularizer": scientific_config(self.config)["regularizer"], **own}, without=STRENGTHS)
 
     @property
-    def stack(self) -> str:
-        """What runs of one stack have in common."""
+    def stack_key(self) -> str:
+        """Text that is equal for runs that can be in one stack."""
         science = {key: value for key, value in scientific_config(self.config).items() if key not in VARYING}
-        free = ("lr", "p", "weight_decay") if science["optimizer"]["_target_"] in DECAYING else ("lr",)
+        free = _free_settings(science["optimizer"])
         science["optimizer"] = {key: value for key, value in science["optimizer"].items() if key not in free}
-        return _text([science, dict(self.config["runtime"]), dict(self.config["paths"])])
+        return _as_text([science, dict(self.config["runtime"]), dict(self.config["paths"])])
+
+
+def _free_settings(optimizer: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the settings of an optimizer in which runs of one stack may differ, as its class declares them."""
+    try:
+        kind = get_class(optimizer["_target_"])
+    except Exception:  # reported where the run is built
+        return ("lr",)
+    return getattr(kind, "stacked_settings", ()) or ("lr",)
 
 
 def group_into_stacks(jobs: Sequence[StackCandidate], most: int) -> list[list[StackCandidate]]:
-    """Groups of jobs, at most ``most``, that may be trained side by side; those of one method together.
+    """Return groups of at most ``most`` jobs that may be trained side by side, with jobs of one method together.
 
-    A job without others is no group, unless it has begun in a stack: its numbers are then to the last bit as if the
-    others were still there.
+    A job without others is in no group, unless it was begun in a stack: in a stack of one it gets the same numbers, to
+    the last bit, as with the others.
     """
     found: dict[str, list[StackCandidate]] = {}
     for job in jobs:
-        found.setdefault(job.stack, []).append(job)
+        found.setdefault(job.stack_key, []).append(job)
     result = []
     for group in found.values():
-        group.sort(key=lambda job: job.kind)
+        group.sort(key=lambda job: job.method_key)
         size = math.ceil(len(group) / math.ceil(len(group) / most))
         result += [group[first : first + size] for first in range(0, len(group), size)]
     for group in result:
@@ -92,12 +107,15 @@ def train_stack(
     notice: stopping.StopFiles | None = None,
     on_start: Callable[[StackCandidate], None] = lambda job: None,
 ) -> None:
-    """Train what can be stacked of these jobs, and give each its ``outcome``, or the ``reason`` why it has none.
+    """Train the jobs that can be stacked; set the ``outcome`` of each, or the ``reason`` why it has none.
 
-    ``on_start`` is called for each that has been found fit, before it is trained.
+    Args:
+        jobs: with one ``stack_key``.
+        notice: the stop files of the sweep.
+        on_start: called for each job that is trained here, before it is trained.
 
     Raises:
-        KeyboardInterrupt: if SIGINT, SIGTERM or its sweep's notice ended it.
+        KeyboardInterrupt: if SIGINT, SIGTERM or the stop files ended it.
     """
     if notice is not None and notice.is_set:
         for job in jobs:
@@ -105,7 +123,7 @@ def train_stack(
             job.outcome = "skipped"
         return
     with contextlib.ExitStack() as exits, stopping.exit_requests(notice) as stop_requested:
-        by_step: dict[int, list[tuple[StackCandidate, Session, StackedRun]]] = {}
+        by_step: dict[int, list[_Member]] = {}
         beside = None
         for job in jobs:
             try:
@@ -114,26 +132,34 @@ def train_stack(
                     continue
                 trained = build_experiment(job.config, beside, len(jobs), session.threads_before)
                 job.reason = why_not_stacked(job.config, trained)
-            except Exception as error:  # by itself it will say so again, and be recorded
+            except Exception as error:  # raised again where the run is trained alone, and recorded with it
                 job.reason = explain(error) or repr(error)
             if job.reason is None:
                 beside = trained
-                member = StackedRun(trained, session.directory, None, session.start)
+                run = StackedRun(trained, session.directory, None, job.method_key, session.start)
                 on_start(job)
-                by_step.setdefault(step_of(member), []).append((job, session, member))
-        for parts in by_step.values():
-            _train_together(parts, stop_requested)
+                by_step.setdefault(run.first, []).append(_Member(job, session, run))
+        for members in by_step.values():
+            _train_together(members, stop_requested)
             if stop_requested():
                 raise KeyboardInterrupt
     if notice is not None and any(isinstance(job.outcome, Exception) and job.config["fail_fast"] for job in jobs):
         notice.set_failed()
 
 
-def _begin(job: StackCandidate, exits: contextlib.ExitStack) -> Any:
-    """The session of a job's run, which nobody else has until ``exits``; None if it is over.
+class _Member(NamedTuple):
+    """A job that is trained in a stack, with its session and its run."""
+
+    job: StackCandidate
+    session: Session
+    run: StackedRun
+
+
+def _begin(job: StackCandidate, exits: contextlib.ExitStack) -> Session | None:
+    """Return the session of a job's run, locked until ``exits`` close; None if the run is finished.
 
     Raises:
-        Exception: where a run by itself would fail too, or another process has it.
+        Exception: where the run would fail if it were trained alone too, or another process has it.
     """
     directory = RunDirectory.of(job.config)
     directory.create()
@@ -145,29 +171,24 @@ def _begin(job: StackCandidate, exits: contextlib.ExitStack) -> Any:
     return Session(job.config, directory)
 
 
-def _train_together(parts: Sequence[tuple[StackCandidate, Any, Any]], stop_requested: Any) -> None:
-    config = parts[0][0].config
+def _train_together(members: Sequence[_Member], stop_requested: Callable[[], bool]) -> None:
+    config = members[0].job.config
     try:
-        for _, session, member in parts:
-            session.open(member.experiment)
-            member.recorder = session.records
-        fit(
-            [member for _, _, member in parts],
-            [job.kind for job, _, _ in parts],
-            config["train"],
-            config["runtime"]["checkpoint_seconds"],
-            stop_requested,
-        )
-        for _, session, member in parts:
-            session.end(member.outcome)
+        for _, session, run in members:
+            session.open(run.experiment)
+            run.recorder = session.records
+        stack = Stack([member.run for member in members], config["train"])
+        outcome = fit(stack, config["train"], config["runtime"]["checkpoint_seconds"], stop_requested)
+        for _, session, run in members:
+            session.end(run.outcome or outcome)
             session.log_outcome()
     except (Exception, SystemExit) as error:
-        for job, session, _ in parts:
-            job.outcome = _failed(session.directory, error)
+        for member in members:
+            member.job.outcome = _failed(member.session.directory, error)
     finally:
-        for _, session, _ in parts:
-            session.close()
-    for job, session, _ in parts:
+        for member in members:
+            member.session.close()
+    for job, session, _ in members:
         if job.outcome is None:
             try:
                 job.outcome = outcome_of(session.directory)
@@ -178,7 +199,7 @@ def _train_together(parts: Sequence[tuple[StackCandidate, Any, Any]], stop_reque
 
 
 def _failed(directory: RunDirectory, error: BaseException) -> WdlabError | None:
-    """Put an error of the whole stack into a run's status; None if the run had ended before."""
+    """Record an error of the whole stack in a run's status, and return it; None if the run had ended before."""
 
     if directory.finished:
         return None
@@ -189,8 +210,8 @@ def _failed(directory: RunDirectory, error: BaseException) -> WdlabError | None:
         return told
 
 
-def _text(value: Any, without: Sequence[str] = ()) -> str:
-    """A config as text that is equal where the configs are; nulls do not count."""
+def _as_text(value: Any, without: Sequence[str] = ()) -> str:
+    """Return a config as text, equal for equal configs; nulls do not count."""
 
     def plain(node: Any) -> Any:
         if isinstance(node, dict):

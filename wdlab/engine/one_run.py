@@ -1,0 +1,171 @@
+"""One run as a program for the loop; alone, or as a process of several that share it."""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from wdlab.data import Batches
+from wdlab.engine.averaging import Average
+from wdlab.engine.device import Machine
+from wdlab.engine.experiment import Experiment, set_random_state
+from wdlab.engine.run_log import NullLog, RunLog
+from wdlab.metrics import cross_entropy
+from wdlab.records.directory import RunDirectory
+from wdlab.records.recorder import Recorder
+from wdlab.schedules import Clock
+from wdlab.strides import match_state
+
+
+class Step:
+    """The part of an update before the optimizer's: the loss of a batch and its gradient.
+
+    Nothing in it waits for the device.
+
+    Args:
+        forward: the network in its training form.
+        optimizer: of all the network's parameters.
+        machine: for the precision.
+        clip_norm: largest norm of the gradient of the loss, None for any.
+        label_smoothing: share of every label that is spread over all classes, None for none.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[Tensor], Tensor],
+        optimizer: torch.optim.Optimizer,
+        machine: Machine,
+        clip_norm: float | None = None,
+        label_smoothing: float | None = None,
+    ) -> None:
+        self._forward, self._optimizer = forward, optimizer
+        self._machine, self._clip_norm, self._label_smoothing = machine, clip_norm, label_smoothing or 0.0
+
+    def backward(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Put the gradient of the mean cross-entropy (nats, smoothed) into ``p.grad``; return the loss, detached."""
+        with self._machine.autocast():
+            loss = cross_entropy(self._forward(inputs), labels, label_smoothing=self._label_smoothing)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        return loss.detach()
+
+    def clip(self) -> None:
+        """Scale the gradient down to ``clip_norm`` if it is longer."""
+        if self._clip_norm is not None:
+            parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self._clip_norm)
+
+
+class OneRun:
+    """One run, see ``wdlab.loop.Program``.
+
+    Args:
+        experiment: what it trains with.
+        settings: ``TrainSettings``.
+        run: its directory.
+        recorder: of its records; None in a process that does not lead, which measures, records and saves nothing.
+        start: the checkpoint to resume from, None at the beginning.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        settings: Any,
+        run: RunDirectory,
+        recorder: Recorder | None,
+        start: dict[str, Any] | None = None,
+    ) -> None:
+        self.name, self.first, self._start = run.name, start["step"] if start else 0, start
+        self._experiment, self._settings = experiment, settings
+        self._optimizer, machine = experiment.optimizer, experiment.machine
+        self._group = machine.group
+        split = experiment.data.train
+        self._batches = Batches(split, settings.batch_size, experiment.seed, self._group.rank, self._group.size)
+        self._clock = Clock(settings.steps, self._batches.steps_per_epoch)
+        self._base_lrs = [group["lr"] for group in self._optimizer.param_groups]
+        experiment.regularizer.clock = self._clock
+        self._average = Average(experiment.model, settings.average_decay) if settings.average_decay else None
+        if start is not None:
+            self._restore(start)
+        set_random_state(start, machine, experiment.seed)
+        self._step = Step(
+            machine.training_form(experiment.model),
+            self._optimizer,
+            machine,
+            settings.clip_norm,
+            settings.label_smoothing,
+        )
+        self._finite = torch.tensor(start is None or start["finite"], device=machine.device)
+        self._log: RunLog | NullLog = NullLog()
+        if recorder:
+            self._log = RunLog(experiment, settings, run, recorder, self._batches.steps_per_epoch, self._average)
+
+    def _restore(self, start: dict[str, Any]) -> None:
+        experiment = self._experiment
+        experiment.model.load_state_dict(start["model"])
+        experiment.optimizer.load_state_dict(start["optimizer"])
+        match_state(experiment.optimizer)
+        experiment.regularizer.load_state_dict(start["regularizer"])
+        if self._average:
+            self._average.load_state_dict(start["average"])
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The newest log line."""
+        return self._log.last
+
+    def __enter__(self) -> Self:
+        self._handle = self._experiment.regularizer.attach(self._optimizer)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+    def begin(self) -> bool:
+        """Record the state at the beginning; return False for a run that had diverged before it was stopped."""
+        self._experiment.model.train()
+        self._set_lr(self.first)
+        if self._start is None:
+            self._log.record(0, self._finite)
+            return True
+        return not self.any_true(not self._start["finite"] and self._log.last_step == self.first)
+
+    def backward(self, step: int) -> None:
+        """Compute the gradients of update ``step + 1``."""
+        self._set_lr(step)
+        self._loss = self._step.backward(*self._batches(step))
+
+    def observe(self, step: int) -> None:
+        """Measure gradients and weights between backward and the update."""
+        self._log.before_update()
+
+    def update(self, step: int) -> None:
+        """Make update ``step + 1``."""
+        self._step.clip()
+        self._optimizer.step()
+        if self._average:
+            self._average.update()
+        self._finite &= torch.isfinite(self._loss)
+
+    def record(self, step: int) -> bool:
+        """Write the log line of the state after ``step`` updates; return False if the run has diverged."""
+        self._log.after_update()
+        is_finite = self._log.record(step, self._finite)
+        if self.any_true(not is_finite):
+            self._log.save(step, False)
+            return False
+        return True
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint of the state after ``step`` updates."""
+        self._log.save(step, self._finite)
+
+    def any_true(self, flag: bool) -> bool:
+        """Return True if ``flag`` is true in one of the processes that share the run."""
+        return self._group.any_true(flag)
+
+    def _set_lr(self, step: int) -> None:
+        factor = self._experiment.lr_factor(step, *self._clock)
+        for group, lr in zip(self._optimizer.param_groups, self._base_lrs, strict=True):
+            group["lr"] = lr * factor
