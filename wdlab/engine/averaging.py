@@ -103,7 +103,7 @@ class Average:
 
 
 def _mean_of_batches() -> Callable[[nn.Module, Any], None]:
-    """Return a forward pre-hook for a batch norm, which makes its statistics the mean over all batches since then.
+    """Return a forward pre-hook for a batch norm, which makes its statistics the mean over the batches that follow.
 
     A momentum of None would do the same, but torch then reads the number of batches from the device in every forward
     pass.

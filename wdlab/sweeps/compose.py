@@ -97,9 +97,7 @@ def left_to_the_jobs(override: str, groups: Collection[str]) -> str:
     if not key.lstrip("+").startswith(tuple(f"{group.replace('/', '.')}." for group in groups if "hydra" not in group)):
         return override
     swept = f"{key}=choice({value})"
-    with contextlib.suppress(
-        HydraException, AttributeError
-    ):  # AttributeError under python -O, since Hydra's parser relies on asserts
+    with contextlib.suppress(HydraException, AttributeError):  # the second under -O: Hydra's parser relies on asserts
         one, other = OverridesParser.create().parse_overrides([override, swept])
         if not one.is_sweep_override() and [*other.sweep_string_iterator()] == [one.get_value_element_as_str()]:
             return swept

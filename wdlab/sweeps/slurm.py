@@ -119,7 +119,7 @@ class SlurmLauncher(Launcher):
                 signal.signal(number, handler)
 
     def _executor(self) -> "submitit.SlurmExecutor":
-        """Return what submits job arrays with the given settings."""
+        """Return a submitit executor, which submits job arrays with the given settings."""
         import submitit
 
         executor = submitit.SlurmExecutor(os.path.normpath(self._folder), max_num_timeout=self._max_num_timeout)

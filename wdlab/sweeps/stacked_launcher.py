@@ -78,7 +78,7 @@ class StackedLauncher(Launcher):
         return [returned_alone.get(id(job)) or job.returned for job in jobs]
 
     def prepare(self, configs: list[DictConfig], stop_files: stopping.StopFiles) -> None:
-        """Take over from the sweeper, before ``launch``, what it has at hand already.
+        """Receive the sweeper's configs and stop files for the next ``launch``. Called by the sweeper.
 
         Args:
             configs: those of the jobs to launch, which are then not composed again.

@@ -78,9 +78,7 @@ class Sweep(Sweeper):
         todo = [job for job in by_run.values() if not job.directory.finished]
         here = not isinstance(self.launcher, SlurmLauncher)
         for job in todo:
-            code_error(
-                job.config, here
-            )  # raises for the config; an error of other code recurs in the run, which records it
+            code_error(job.config, here)  # raises config errors; others occur again in the run, which records them
             job.status_before = job.directory.read("status.json")
         finished, same = len(by_run) - len(todo), len(jobs) - len(by_run)
         twice = f", {same} the same as others" if same else ""
@@ -101,9 +99,8 @@ class Sweep(Sweeper):
         # any launcher and on any machine. There Hydra sets the variable (`env_set`). Changing `hydra.job.env_set` in
         # the sweep's own config has no effect on jobs.
         variable = f"hydra.job.env_set.{stopping.SWEEP_VARIABLE}"
-        self.config["hydra"]["overrides"]["hydra"].append(
-            f"++{variable}={interpolations.typed(str(stop_files.prefix))}"
-        )
+        prefix = interpolations.typed(str(stop_files.prefix))
+        self.config["hydra"]["overrides"]["hydra"].append(f"++{variable}={prefix}")
         try:
             progress = SweepProgress([(job.directory, job.config["train"]["steps"]) for job in todo])
             with stopping.forward_signals(stop_files), progress:
