@@ -32,9 +32,7 @@ def read_environment(config: DictConfig) -> None:
     for path, _ in list(_found(config, _OF_THE_ENVIRONMENT)):
         if path.split(".")[0] in ALWAYS_TEXT:
             continue
-        with contextlib.suppress(
-            OmegaConfBaseException
-        ):  # a variable that is not set is reported when its value is used
+        with contextlib.suppress(OmegaConfBaseException):  # a variable that is not set is reported at its use
             value = _plain(OmegaConf.select(config, path))
             read = _read(value)
             if read != value:
