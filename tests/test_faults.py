@@ -52,7 +52,7 @@ def sweep(shell, command, tmp_path):
 def statuses(folder) -> dict[str, dict]:
     """The status.json of every run, by the run's name without its hash."""
     found = {path.name: json.loads((path / "status.json").read_text()) for path in folder.glob("*-*")}
-    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]  # no notice stays
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]  # the stop files are deleted
     return {name.rpartition("-")[0]: status for name, status in found.items()}
 
 
@@ -110,7 +110,7 @@ def test_a_worker_that_dies_takes_no_other_run_with_it(sweep, tmp_path):
     ended = sweep("joblib", [*good(0, 1), faulty("Dies"), *good(*range(2, 6))], "runtime.checkpoint_seconds=0")
     assert ended.returncode == 1, ended.stderr
     assert "sweep: 6 done, 1 stale\n" in ended.stdout
-    told = "stale, its process died at step 0; the same command goes on from there"
+    told = "stale, its process died at step 0; the same command resumes it"
     assert re.search(rf"^  digits-Dies-sgd-none-\w+: {told}$", ended.stdout, re.MULTILINE)
     assert "error: 1 of 7 runs did not end well; see above\n" in ended.stderr
 

@@ -7,7 +7,13 @@ import pytest
 
 from tests.conftest import PROJECT
 
-TAKE = "import sys; from pathlib import Path; from wdlab import gpus; print(gpus.take(sys.argv[2:], Path(sys.argv[1])))"
+TAKE = """
+import sys
+from pathlib import Path
+from wdlab.engine.gpus import claim_gpu
+print(claim_gpu(sys.argv[2:], Path(sys.argv[1])), flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.fixture
@@ -16,7 +22,7 @@ def take(tmp_path):
     processes = []
 
     def _take(*names: str) -> tuple[subprocess.Popen, str]:
-        command = [sys.executable, "-c", f"{TAKE}; sys.stdout.flush(); sys.stdin.read()", tmp_path, *names]
+        command = [sys.executable, "-c", TAKE, tmp_path, *names]
         process = subprocess.Popen(
             command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )

@@ -5,14 +5,16 @@ import json
 import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 
 from tests.conftest import TINY
 from wdlab import session
 from wdlab.build import build
 from wdlab.engine import device
 from wdlab.engine.experiment import Experiment
+from wdlab.errors import explain
 from wdlab.records import checkpoint
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import CONFIGS
@@ -47,7 +49,7 @@ def test_a_sweep_gives_the_records_of_local_and_says_what_is_not_stacked(shell, 
     sweep = ("-m", *TINY, "seed=0,1", "hydra.sweeper.jobs=jobs.json", "runtime=cpu", "runtime.threads=1")
     done = shell(*sweep, "hydra/launcher=stacked", "paths.runs=stacked")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 of 8 runs by themselves: optimizer=adams takes its scale from the gradients of one run" in done.stdout
+    assert "2 of 8 runs not stacked: optimizer=adams takes its scale from the gradients of one run" in done.stdout
     assert "8 runs: 0 finished before, 8 to do" in done.stdout and "sweep: 8 done" in done.stdout
     assert command(*sweep, "paths.runs=local").returncode == 0
     ours, theirs = records(tmp_path / "stacked"), records(tmp_path / "local")
@@ -182,8 +184,31 @@ def test_the_quick_way_to_compose_gives_what_hydra_does():
             ["+optimizer.dampening=0.1", "optimizer.lr=2"],
             ["lr_schedule=multistep", "lr_schedule.milestones=[1,2]", "paths.runs=elsewhere"],
             ["~lr_schedule.name", "lr_schedule=cosine"],
+            ["lr_schedule=multistep", "lr_schedule.milestones=[]"],
+            ["seed=null", "train.eval_every=null", "model.width=-3", "optimizer.lr=1e-3", "optimizer.momentum=inf"],
+            ["dataset.augment={crop:4,flip:true}", "dataset.augment.crop=2"],
+            ["dataset.augment={cutout:8,flip:null}", "dataset.augment={}"],
+            ["paths.runs='a, b=c: {d}'", 'paths.data="it\'s \\"quoted\\""', "model.name='3'", "optimizer.name=''"],
+            ["optimizer.lr=${train.batch_size}", "paths.runs=${paths.data}/${seed}"],
+            ["seed=1", "seed=2", "regularizer.strength=[1e-3,null,'x',[2]]"],
         ):
             expected = loader.load_sweep_config(master, overrides)
             with open_dict(expected):
                 del expected["hydra"]
+            assert OmegaConf.to_container(composer(overrides)) == OmegaConf.to_container(expected)
             assert composer(overrides) == expected
+
+
+@pytest.mark.parametrize(
+    "override", ["model.wdth=8", "train.nothing.at.all=1", "seed.value=1", "model.width=${", "x=1"]
+)
+def test_the_quick_way_to_compose_refuses_what_hydra_does(override):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        register()
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("train", ["dataset=digits"], run_mode=RunMode.MULTIRUN)
+        with pytest.raises(HydraException) as of_hydra:
+            loader.load_sweep_config(master, [override])
+        with pytest.raises(HydraException) as ours:
+            Composer(loader, master)([override])
+        assert type(ours.value) is type(of_hydra.value) and explain(ours.value) == explain(of_hydra.value)

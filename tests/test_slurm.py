@@ -83,7 +83,7 @@ def until(condition: Callable[[], bool], seconds: float = 120) -> None:
 def array_of(process: subprocess.Popen) -> str:
     """The number of the job array that a sweep has submitted."""
     for line in process.stdout:
-        if line.startswith("SLURM has them: squeue --job="):
+        if line.startswith("submitted: squeue --job="):
             return line.split("=")[1].split(";")[0]
     raise AssertionError(process.communicate()[1])
 
@@ -208,6 +208,17 @@ def test_what_slurm_refuses_is_told_in_its_words(sweep):
     assert ended.returncode == 2
     told = ended.stderr.splitlines()[-1]
     assert told.startswith("error: hydra/launcher=slurm: ") and "Invalid partition name" in ended.stderr
+
+
+@pytest.mark.parametrize("missing", ["submitit", "hydra_plugins.hydra_submitit_launcher"])
+def test_without_the_extra_it_is_one_line(command, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)  # its import raises ModuleNotFoundError
+    for name in list(sys.modules):
+        if name == "wdlab.sweeps.slurm_job" or name.startswith(f"{missing}."):
+            monkeypatch.delitem(sys.modules, name)
+    ended = command("-m", *OVERRIDES, "seed=40,41", *SLURM)
+    line = 'error: hydra/launcher=slurm: needs submitit and hydra-submitit-launcher, pip install -e ".[slurm]"\n'
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", line)
 
 
 def test_a_device_that_only_the_cluster_has_is_not_asked_for_here(monkeypatch):

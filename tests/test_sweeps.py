@@ -5,16 +5,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf
 
 from tests.conftest import TINY
 from wdlab import train
 from wdlab.records.directory import RunDirectory
-from wdlab.records.identity import compose_config, run_name
-from wdlab.sweeps.sweeper import Sweep
+from wdlab.records.identity import CONFIGS, compose_config, run_name
+from wdlab.sweeps.sweeper import Sweep, _grid
 
 HERE = ("runtime=cpu", "runtime.threads=1", "train.steps=4", "train.log_every=4", "train.eval_every=4")
 LAUNCHERS = ("local", "stacked")
@@ -200,11 +202,30 @@ def test_such_a_sweep_trains_and_is_found_again(command, tmp_path):
         ("regularizer.strenght=1 seed=0,1", "regularizer.strenght: unknown key; did you mean strength?"),
         ("seed=0,1 optimizer.lr=[", "command line: optimizer.lr=[: cannot be read as key=value"),
         ("seed=0,1 model.width=", "model.width='': must be a whole number"),
+        ("seed=interval(0,1)", "command line: seed=interval(0,1): an interval has no list of values to sweep over"),
     ],
 )
 def test_a_key_that_a_swept_choice_lacks_is_named(command, line, told):
     code, _, complaint = command("-m", *line.split())
     assert code == 2 and complaint.startswith(f"error: {told}") and complaint.count("\n") == 1, complaint
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a=1,2 b=x,'y=z' c=3",
+        "a=1,2 b=3 a=4",
+        "a=choice([1,2],{k:v}) b=range(0,4,2) +c=1,2 ~d g/h@i=j,k",
+        "a=sort(3,1,2) b=shuffle(1) c=tag(t,choice(1,2)) model=glob(resnet*)",
+    ],
+)
+def test_the_grid_is_that_of_hydra_s_basic_sweeper(line):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        (expected,) = BasicSweeper.split_arguments(parser.parse_overrides(line.split(" ")), None)
+        assert _grid(parser.parse_overrides(line.split(" "))) == expected
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)

@@ -1,4 +1,4 @@
-"""wdlab: weight decay, tried, compared and believed.
+"""wdlab: the methods of five papers on weight decay, and a lab that compares them.
 
 Import what you need: ``wdlab.optimizers`` (drop-in optimizers), ``wdlab.regularizers`` (methods for any torch
 optimizer), ``wdlab.homogeneous`` (which parameters to decay) and ``wdlab.pruning`` (networks without dead units). They
@@ -13,11 +13,11 @@ __version__ = "0.1.0"
 
 from wdlab import waiting
 
-# `python -m wdlab.train` imports this file before its own, and argv[0] is "-m" until then. Without this check the
-# imports of the command end in a traceback.
+# Without this check, `python -m wdlab.train` ends in a traceback if the packages of the lab are not installed. Python
+# imports this file first, and argv[0] is "-m" until it has found the module to run.
 if sys.argv[:1] == ["-m"] and importlib.util.find_spec("hydra") is None:
     command = next((word for word in sys.orig_argv if word.removeprefix("-m").startswith("wdlab.")), "wdlab")
     print(f"error: {command} needs the lab; in a checkout: pip install -e '.[lab]'", file=sys.stderr)
     sys.exit(2)
 
-waiting.bound_spinning()
+waiting.limit_spinning()  # before torch is imported, as it has no effect after that

@@ -1,4 +1,4 @@
-"""The errors a user can cause, each told in one line; Hydra's own too. Used by everything that can fail."""
+"""Errors that a user can cause, and the one line that is printed for each of them and for Hydra's errors."""
 
 import difflib
 import re
@@ -6,7 +6,7 @@ import traceback
 
 
 class WdlabError(Exception):
-    """A mistake in what was asked for, told in one line: the key, what was given, what is allowed."""
+    """A mistake of the user. Its message is one line that names the key, the given value and what is allowed."""
 
 
 class ConfigError(WdlabError):
@@ -14,7 +14,7 @@ class ConfigError(WdlabError):
 
 
 class DataError(WdlabError):
-    """A data set that is missing, or is not what its config says."""
+    """A data set that is missing or differs from its config."""
 
 
 class CheckpointError(WdlabError):
@@ -22,19 +22,19 @@ class CheckpointError(WdlabError):
 
 
 class RunFailed(WdlabError):
-    """A run, or some runs of a sweep, that did not end well."""
+    """A run that failed or diverged, or a sweep with such runs."""
 
 
 NAME = "a name: letters, digits, dots, dashes, underscores"
 
 
 def is_name(value: object) -> bool:
-    """Whether a config value is ``NAME``, and so can be part of a file's."""
+    """Return True if a config value is a name as ``NAME`` describes it, which can be part of a file name."""
     return isinstance(value, str) and re.fullmatch(r"\w[\w.-]*", value) is not None
 
 
 def explain(error: BaseException) -> str | None:
-    """The one line to print for an error of the user's, None for an error of ours (which deserves its traceback)."""
+    """Return the line to print for an error that the user caused, or None for a bug, whose traceback is needed."""
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -48,8 +48,8 @@ def explain(error: BaseException) -> str | None:
     if unknown is not None:
         return unknown
     if isinstance(error, OverrideParseException):
-        told = error.message.partition("\nSee ")[0].removeprefix(f"Error parsing override '{error.override}'")
-        return _one_line(f"command line: {error.override}: cannot be read as key=value, {told}")
+        reason = error.message.partition("\nSee ")[0].removeprefix(f"Error parsing override '{error.override}'")
+        return _one_line(f"command line: {error.override}: cannot be read as key=value, {reason}")
     if isinstance(error, YAMLError):
         return _one_line(f"config file: {error}")
     if isinstance(error, HydraException | OmegaConfBaseException):
@@ -61,14 +61,20 @@ def explain(error: BaseException) -> str | None:
 
 
 def _raised_in_hydra(error: BaseException) -> bool:
-    """Whether a plain exception comes out of Hydra itself, as for some malformed overrides."""
+    """Return True if Hydra's own code raised the exception.
+
+    For some malformed overrides Hydra raises one that is not a HydraException.
+    """
     modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    own = [module for module in modules if module != "codecs"]  # which Hydra reads its files with
-    return bool(own) and own[-1].split(".")[0] in ("hydra", "omegaconf")
+    modules = [module for module in modules if module != "codecs"]  # called by Hydra to read its files
+    return bool(modules) and modules[-1].split(".")[0] in ("hydra", "omegaconf")
 
 
 def _unknown_key(error: BaseException) -> str | None:
-    """For ``Key 'strenght' is not in struct``: the full key, what is there, and the nearest name."""
+    """Return a line for an unknown key, with the allowed keys and the most similar one; None for other errors.
+
+    Hydra's own message is ``Key 'strenght' is not in struct``, for example.
+    """
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
     cause: BaseException | None = error
@@ -83,10 +89,12 @@ def _unknown_key(error: BaseException) -> str | None:
 
 
 def _one_line(text: str) -> str:
+    """Return the text with every run of white space replaced by one space."""
     return re.sub(r"\s+", " ", text).strip()
 
 
 def describe_error(error: BaseException) -> str:
+    """Return the type and message of an error for which ``explain`` returns None, without its traceback."""
     if isinstance(error, SystemExit):
         return f"sys.exit({error.code!r}) was called"
     if isinstance(error, OSError) and error.filename:

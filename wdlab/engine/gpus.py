@@ -1,4 +1,4 @@
-"""Which of several GPUs a process computes on: the one that the fewest others have. Called by ``device``; no torch."""
+"""Choice of a GPU for a process: the one that the fewest other processes use. Called by ``device``; needs no torch."""
 
 import getpass
 import itertools
@@ -8,18 +8,21 @@ from pathlib import Path
 
 import filelock
 
-_held: list[filelock.BaseFileLock] = []
+_held: list[filelock.BaseFileLock] = []  # keeps the locks from being released while the process lives
 
 
 def claim_gpu(names: Sequence[str], folder: Path | None = None) -> int:
-    """Take a GPU until this process ends, however it ends: the first of those that the fewest processes have.
+    """Claim a GPU for this process: the first of those that the fewest processes have claimed.
+
+    A claim is a file lock, so it ends with the process, however that ends. The first process of a GPU locks
+    ``{name}.0``, the second ``{name}.1``, and so on.
 
     Args:
-        names: of the GPUs, the same in every process of this machine, whichever of them it sees.
-        folder: for the locks; one of this user's among the temporary files if None.
+        names: one for each GPU that this process sees; a GPU has the same name in all processes of the machine.
+        folder: where the lock files are; None for a folder of this user among the temporary files.
 
     Returns:
-        Its place in ``names``.
+        The index of the claimed GPU in ``names``.
     """
     folder = folder or Path(tempfile.gettempdir()) / f"wdlab-{getpass.getuser()}-gpus"
     folder.mkdir(parents=True, exist_ok=True)

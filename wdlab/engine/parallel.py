@@ -1,9 +1,10 @@
-"""One run on several processes, started by torchrun: who leads, who has which share, whose gradients are averaged.
+"""One run on several processes, started by torchrun.
 
     torchrun --nproc_per_node 4 -m wdlab.train dataset=cifar10 model=resnet18
 
-Every process takes its share of each batch; DistributedDataParallel averages the gradients, so a step is the step on
-the whole batch (up to rounding; batch norm sees each process's share alone). The leader keeps the records.
+Every process takes an equal share of each batch, and DistributedDataParallel averages the gradients. A step therefore
+equals the step on the whole batch up to rounding, except that batch norm normalizes over each process's share. The
+process of rank 0, the leader, writes the records.
 """
 
 import os
@@ -15,7 +16,13 @@ from torch import distributed, nn
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of a run: this one's ``rank`` of ``size``, and its number on its machine."""
+    """The processes that share a run, as seen by one of them.
+
+    Attributes:
+        rank: the number of this process, from 0.
+        size: the number of processes.
+        local_rank: the number of this process among those on its machine.
+    """
 
     rank: int
     size: int
@@ -23,17 +30,17 @@ class Group:
 
     @property
     def is_leader(self) -> bool:
-        """Whether this process keeps the records."""
+        """True if this process writes the records."""
         return self.rank == 0
 
     def average_gradients(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """``model`` with gradients that are averaged over the processes in every backward pass."""
+        """Return ``model`` wrapped so that every backward pass averages the gradients over the processes."""
         if self.size == 1:
             return model
         return nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
     def any_true(self, flag: bool) -> bool:
-        """Whether ``flag`` is true in some process. The device is not waited for."""
+        """Return True if ``flag`` is true in any process. Uses the processors only, so no process waits for its GPU."""
         if self.size == 1:
             return flag
         votes = torch.tensor(int(flag))
@@ -44,11 +51,11 @@ class Group:
 ALONE = Group(rank=0, size=1, local_rank=0)
 
 
-_channel: distributed.ProcessGroup | None = None  # between the hosts, for what does not concern the devices
+_channel: distributed.ProcessGroup | None = None  # gloo, for flags in the main memory; set by `join`
 
 
 def group() -> Group:
-    """The processes that torchrun says there are."""
+    """Return the processes of this run, read from torchrun's environment variables."""
     rank, size, local_rank = (
         int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     )
@@ -56,7 +63,7 @@ def group() -> Group:
 
 
 def join(device: torch.device) -> Group:
-    """Meet the other processes, once."""
+    """Connect to the other processes of the run, unless that is done already, and return the group."""
     here = group()
     if here.size > 1 and not distributed.is_initialized():
         if device.type == "cuda":
@@ -68,14 +75,18 @@ def join(device: torch.device) -> Group:
 
 
 def broadcast_go(go: bool | None = None) -> bool:
-    """Whether to train: the leader says it (``go``), everybody else waits to hear it."""
-    said = [go]
+    """Return the leader's decision whether to train.
+
+    Args:
+        go: the decision, given by the leader. The other processes leave it out and wait for the leader's call.
+    """
+    decision = [go]
     if distributed.is_initialized():
-        distributed.broadcast_object_list(said, src=0)
-    return bool(said[0])
+        distributed.broadcast_object_list(decision, src=0)
+    return bool(decision[0])
 
 
 def leave() -> None:
-    """Part from the other processes."""
+    """Disconnect from the other processes."""
     if distributed.is_initialized():
         distributed.destroy_process_group()

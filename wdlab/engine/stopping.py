@@ -1,6 +1,6 @@
-"""How a run is asked to stop: by a signal, by its sweep, by the death of the process that started it.
+"""Requests to stop a run: by a signal, by its sweep, by the death of the process that started it.
 
-Called by ``train`` and ``sweep``.
+Used by ``train``, ``session`` and ``sweeps``.
 """
 
 import contextlib
@@ -15,61 +15,64 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
-SWEEP = "WDLAB_SWEEP"  # the environment variable that says where a job's sweep puts its notice
+SWEEP_VARIABLE = "WDLAB_SWEEP"  # environment variable of a sweep's jobs: `StopFiles.prefix` of their sweep
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-SECONDS_BETWEEN_LOOKS = 0.5
+POLL_SECONDS = 0.5  # between two checks of a sweep's stop files
 _PARENT = os.getppid()
 
 
 class StopFiles:
-    """Files in the runs folder that tell the jobs of one sweep to stop, in every process on every machine that has it.
+    """Two files in the runs folder whose existence stops the jobs of one sweep, on every machine that sees the folder.
 
-    Their names are the sweep's own, so that no other sweep ever heeds them. They are empty: a full disk has room.
+    ``.NAME.failed`` exists after a run has failed under ``fail_fast=true``: no further job starts.
+    ``.NAME.interrupted`` exists after the sweep was interrupted: jobs that run also end, at a step. The names contain
+    a random number, so no other sweep reads them. The files are empty, so they can be written on a full disk.
 
     Args:
-        place: the folder of the runs, and in it the name of the sweep.
+        prefix: the folder of the runs joined with the sweep's name.
     """
 
-    def __init__(self, place: str | Path) -> None:
-        self.place = Path(place)
-        self._failed = self.place.with_name(f".{self.place.name}.failed")
-        self._interrupted = self.place.with_name(f".{self.place.name}.interrupted")
+    def __init__(self, prefix: str | Path) -> None:
+        self.prefix = Path(prefix)
+        self._failed = self.prefix.with_name(f".{self.prefix.name}.failed")
+        self._interrupted = self.prefix.with_name(f".{self.prefix.name}.interrupted")
 
     @classmethod
     def new(cls, folder: str | Path) -> Self:
-        """That of a sweep which begins."""
+        """Return the stop files of a new sweep whose runs are in ``folder``. Nothing is written yet."""
         return cls(Path(folder).absolute() / f"sweep-{uuid.uuid4().hex}")
 
     @classmethod
     def of_this_job(cls) -> Self | None:
-        """That of the sweep which this process runs a job of, if any."""
-        return cls(os.environ[SWEEP]) if SWEEP in os.environ else None
+        """Return the stop files of the sweep that this process runs a job of, or None outside of sweeps."""
+        return cls(os.environ[SWEEP_VARIABLE]) if SWEEP_VARIABLE in os.environ else None
 
     @property
     def interrupted(self) -> bool:
-        """Whether the jobs that run should stop at a step, and no other should start."""
+        """True if running jobs should end at a step and no further job should start."""
         return self._interrupted.exists()
 
     @property
     def is_set(self) -> bool:
-        """Whether no further job should start."""
+        """True if no further job should start."""
         return self._failed.exists() or self.interrupted
 
     def set_failed(self) -> None:
-        """A run has failed: no further job starts. As far as the folder can be written."""
-        self._tell(self._failed)
+        """Let no further job start, since a run has failed. Does nothing if the folder cannot be written."""
+        self._create(self._failed)
 
     def set_interrupted(self) -> bool:
-        """Everything stops. Returns whether the folder could be written, so that the jobs will see it."""
-        return self._tell(self._interrupted)
+        """Stop all jobs. Return False if the folder cannot be written, so that the jobs will not notice."""
+        return self._create(self._interrupted)
 
     def clear(self) -> None:
-        """Take the files away: the sweep is over."""
+        """Delete the files at the end of the sweep."""
         for path in (self._failed, self._interrupted):
             with contextlib.suppress(OSError):
                 path.unlink()
 
-    def _tell(self, path: Path) -> bool:
+    def _create(self, path: Path) -> bool:
+        """Create an empty file and return True if that was possible."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
@@ -79,25 +82,29 @@ class StopFiles:
 
 
 def is_worker() -> bool:
-    """Whether this process only works for another one, which started it and sees to its end."""
+    """Return True in a worker: a process that another one started, such as joblib's, and that ends with it."""
     return multiprocessing.current_process().name != "MainProcess"
 
 
 def is_orphan() -> bool:
-    """Whether this is a worker whose parent is dead."""
+    """Return True if this process is a worker whose parent has died."""
     return is_worker() and os.getppid() != _PARENT
 
 
 @contextlib.contextmanager
-def exit_requests(notice: StopFiles | None = None) -> Iterator[Callable[[], bool]]:
-    """A function that says whether to stop at this step, asked in every one.
+def exit_requests(stop_files: StopFiles | None = None) -> Iterator[Callable[[], bool]]:
+    """Yield a function that returns True if the run should stop; the loop calls it after every step.
 
-    SIGINT and SIGTERM say so instead of ending the process in the middle of a step. A second SIGINT ends it, but not a
-    worker, which hears the same from its parent and from the terminal; of SIGTERM clusters send several. So do a
-    sweep's notice and the death of a worker's parent.
+    A stop is requested by SIGINT, SIGTERM, the sweep's stop files, or (in a worker) the death of the parent. The
+    signals no longer end the process in the middle of a step. A second SIGINT raises KeyboardInterrupt, except in
+    workers, which receive every Ctrl-C twice: from the terminal and from their parent. Repeated SIGTERMs are ignored
+    because clusters send several.
+
+    Args:
+        stop_files: those of the sweep that the run belongs to, if any.
     """
     requested = threading.Event()
-    looked = -SECONDS_BETWEEN_LOOKS
+    last_poll = -POLL_SECONDS
 
     def on_signal(number: int, _: FrameType | None) -> None:
         if requested.is_set() and number == signal.SIGINT and not is_worker():
@@ -105,45 +112,49 @@ def exit_requests(notice: StopFiles | None = None) -> Iterator[Callable[[], bool
         requested.set()
 
     def stop() -> bool:
-        nonlocal looked
-        if time.monotonic() - looked >= SECONDS_BETWEEN_LOOKS:
-            looked = time.monotonic()
-            if (notice is not None and notice.interrupted) or is_orphan():
+        nonlocal last_poll
+        if time.monotonic() - last_poll >= POLL_SECONDS:
+            last_poll = time.monotonic()
+            if (stop_files is not None and stop_files.interrupted) or is_orphan():
                 requested.set()
         return requested.is_set()
 
-    with handled(on_signal):
+    with _handling_signals(on_signal):
         yield stop
 
 
 @contextlib.contextmanager
-def passed_on(notice: StopFiles) -> Iterator[None]:
-    """SIGINT and SIGTERM reach the jobs of a sweep through its notice; twice, or if nobody can read it, they end it."""
+def forward_signals(stop_files: StopFiles) -> Iterator[None]:
+    """Context manager that forwards SIGINT and SIGTERM to a sweep's jobs by its stop files, so that they end at a step.
+
+    A second signal, or the first if the files cannot be written, raises KeyboardInterrupt.
+    """
 
     def on_signal(*_: object) -> None:
-        if notice.interrupted or not notice.set_interrupted():
+        if stop_files.interrupted or not stop_files.set_interrupted():
             raise KeyboardInterrupt
 
-    with handled(on_signal):
+    with _handling_signals(on_signal):
         yield
 
 
 @contextlib.contextmanager
 def as_interrupt() -> Iterator[None]:
-    """SIGTERM does what Ctrl-C does."""
+    """Context manager in which SIGTERM raises KeyboardInterrupt, as SIGINT (Ctrl-C) does."""
 
     def on_signal(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with handled(on_signal):
+    with _handling_signals(on_signal):
         yield
 
 
 @contextlib.contextmanager
-def handled(on_signal: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM go to ``on_signal``. Only the main thread can handle signals; elsewhere nothing changes.
+def _handling_signals(on_signal: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Context manager that handles SIGINT and SIGTERM by ``on_signal``; does nothing outside of the main thread.
 
-    A worker that is done with its job ignores them from then on: its parent decides.
+    Python can handle signals in the main thread only. After its job a worker ignores both signals, since its parent
+    decides when it ends.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,1 +1,1 @@
-"""Sweeps: the Hydra sweeper and the launchers."""
+"""Sweeps: the Hydra sweeper of ``-m``, its launchers, progress bar and summary."""

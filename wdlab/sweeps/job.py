@@ -11,10 +11,15 @@ from wdlab.records.directory import RunDirectory
 
 @dataclass
 class SweepJob:
-    """One run of a sweep: what to override, where it is recorded, what became of it.
+    """One run of a sweep.
 
-    ``outcome`` is what ``train`` returns for it: a word, or its error; None if it was not given to the launcher, or was
-    lost with its worker.
+    Attributes:
+        overrides: those of the run, from which the launcher composes its config again.
+        config: the composed config.
+        directory: where the run is recorded.
+        outcome: the word that ``train`` returns for the run, or the error that it raises; None if the run was not given
+            to the launcher, or its worker died.
+        status_before: the content of ``status.json`` at the start of the sweep.
     """
 
     overrides: list[str]
@@ -25,7 +30,7 @@ class SweepJob:
 
     @property
     def state(self) -> str:
-        """``skipped``, ``stale`` (says that it runs, but its process is dead), or its status."""
+        """``skipped``, ``stale`` (recorded as running, but its process is dead), or the recorded status."""
         status = self.directory.status
         if status == "running":
             return "running" if self.directory.held else "stale"
@@ -33,19 +38,19 @@ class SweepJob:
 
     @property
     def ended(self) -> bool:
-        """Whether it has come to an end, good or bad, since the sweep began."""
+        """True if the run has ended since the sweep began, whether it is done or failed."""
         status = self.directory.read("status.json")
         return status.get("status") not in (None, "running") and status != self.status_before
 
     @property
-    def trouble(self) -> str | None:
-        """Why the run cannot be left as it is; None if it is done, skipped, or another process has it."""
+    def problem(self) -> str | None:
+        """Why the run is not done, in a line; None if it is done or skipped, or another process trains it."""
         state, status = self.state, self.directory.read("status.json")
         if state in ("done", "skipped", "running") or self.outcome == "locked":
             return None
         if isinstance(self.outcome, Exception) and state not in ("failed", "diverged"):
             return f"{state}, {explain(self.outcome) or repr(self.outcome)}"
         if state == "stale":
-            return f"stale, its process died at step {self.directory.last_step}; the same command goes on from there"
+            return f"stale, its process died at step {self.directory.last_step}; the same command resumes it"
         reason = status.get("error") or f"step {status.get('step', 0)}"
         return f"{state}, {reason.splitlines()[-1]}"

@@ -1,4 +1,4 @@
-"""One progress bar for all runs of a sweep, on a terminal."""
+"""One progress bar for all runs of a sweep, on a terminal. Called by the sweeper."""
 
 import sys
 import threading
@@ -9,13 +9,17 @@ from tqdm import tqdm
 from wdlab.engine.progress import on_terminal
 from wdlab.records.directory import RunDirectory
 
-SECONDS_BETWEEN_LOOKS = 0.5
+REFRESH_SECONDS = 0.5
 
 
 class SweepProgress:
-    """One bar over the steps of all runs of a sweep, read off their directories, whatever launcher runs them.
+    """One bar over the steps of all runs of a sweep, and a line when a run ends.
 
-    A line is printed as each run ends. Does nothing where there is no terminal; there the runs print their own lines.
+    The steps are read from the run directories, so the bar works with any launcher. Without a terminal nothing is
+    shown, and the runs print their own lines.
+
+    Args:
+        runs: the directory and the number of steps of each run.
     """
 
     def __init__(self, runs: list[tuple[RunDirectory, int]]) -> None:
@@ -35,14 +39,16 @@ class SweepProgress:
         if not self._bar.disable:
             self._over.set()
             self._thread.join()
-            self._look()
+            self._refresh()
         self._bar.close()
 
     def _watch(self) -> None:
-        while not self._over.wait(SECONDS_BETWEEN_LOOKS):
-            self._look()
+        """Refresh the bar until the sweep is over; runs in a thread."""
+        while not self._over.wait(REFRESH_SECONDS):
+            self._refresh()
 
-    def _look(self) -> None:
+    def _refresh(self) -> None:
+        """Read the run directories, print the runs that have ended, and move the bar."""
         left = []
         for directory, steps, before in self._left:
             ended = directory.status in ("done", "diverged", "failed") and directory.read("status.json") != before

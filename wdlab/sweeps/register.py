@@ -11,7 +11,13 @@ from wdlab.sweeps.sweeper import Sweep
 
 
 def register() -> None:
-    """Make the sweeper and the launchers known to Hydra, which takes plugins from the namespace hydra_plugins only."""
+    """Register the sweeper and the launchers with Hydra, under the module name ``hydra_plugins.wdlab``.
+
+    There is no file of that name. Hydra accepts a plugin only if its ``_target_`` starts with ``hydra_plugins.``, and
+    the class is both importable by that name and registered under its ``__module__``. Without the entry in
+    ``sys.modules``, ``-m`` ends in "Error locating target"; without the assignment to ``__module__``, which Hydra does
+    not document, in "Unknown plugin class".
+    """
     try:
         import hydra_plugins
     except ImportError:  # no other plugin is installed

@@ -1,8 +1,8 @@
-"""``hydra/launcher=slurm``: every run of a sweep is a job of a cluster, and gives itself back to the queue in time.
+"""The launcher ``hydra/launcher=slurm``: every run of a sweep is a job of a SLURM cluster.
 
-Chosen in ``configs/hydra/launcher/slurm.yaml``, registered by ``register``. hydra-submitit-launcher carries the runs
-there. This adds what a sweep needs to survive: a run that is asked to end finishes its step and writes a checkpoint
-before it is requeued, and a job that is lost does not take the others' results with it.
+Chosen in ``configs/hydra/launcher/slurm.yaml``, registered by ``register``. hydra-submitit-launcher sends the runs to
+the cluster. Two things are added here: a run that has to end finishes its step and writes a checkpoint before it is
+requeued (``slurm_job``), and a lost job does not discard the results of the others.
 """
 
 import os
@@ -23,31 +23,32 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from wdlab.engine import stopping
 from wdlab.errors import ConfigError, RunFailed
 from wdlab.records.identity import PROJECT
 
-if TYPE_CHECKING:  # it takes its time to import
+if TYPE_CHECKING:  # it is optional, and slow to import
     import submitit
 
 
 SBATCH_NAMES = {"name": "job_name", "timeout_min": "time", "mem_gb": "mem"}
-WHOLE = {"timeout_min": 1, "signal_delay_s": 0, "array_parallelism": 1, "max_num_timeout": 0}  # the least they can be
-WHOLE_OR_NULL = {"cpus_per_task": 1, "gpus_per_node": 0, "mem_gb": 1}
-LARGEST_ARRAY = 1000  # what SLURM allows where nobody has changed it
-STOPPING = (signal.SIGINT, signal.SIGTERM)  # what ends the command that waits
-SECONDS_BETWEEN_LOOKS = 1
-SECONDS_BETWEEN_QUESTIONS = 10
-SECONDS_FOR_FILES = 15  # that another machine has written, until they are seen here
+LEAST = {"timeout_min": 1, "signal_delay_s": 0, "array_parallelism": 1, "max_num_timeout": 0}  # of integer settings
+LEAST_UNLESS_NULL = {"cpus_per_task": 1, "gpus_per_node": 0, "mem_gb": 1}  # of integer settings that may be null
+MAX_ARRAY_SIZE = 1000  # SLURM's default limit
+POLL_SECONDS = 1  # between two checks for a job's result
+SQUEUE_SECONDS = 10  # between two calls of squeue
+FILE_SECONDS = 15  # until a file that another machine has written appears on this one
+MISSING_PACKAGES = 'hydra/launcher=slurm: needs submitit and hydra-submitit-launcher, pip install -e ".[slurm]"'
 
 
 class SlurmLauncher(Launcher):
-    """Submits the runs as job arrays and waits for them.
+    """Launcher that submits the runs as job arrays and waits for them.
 
     Args:
-        folder: of scripts, pickles and the jobs' output; every machine must see it.
-        max_num_timeout: how often a run may run out of time and go on.
-        setup: shell lines before each job.
-        sbatch: what the job arrays are submitted with, as in hydra-submitit-launcher.
+        folder: for scripts, pickles and the jobs' output; every machine must see it.
+        max_num_timeout: how often a run may reach its time limit and be requeued.
+        setup: shell lines that are run before each job.
+        sbatch: settings of the job arrays, as in hydra-submitit-launcher.
     """
 
     def __init__(self, folder: str, max_num_timeout: int, setup: Sequence[str] | None = None, **sbatch: Any) -> None:
@@ -55,33 +56,42 @@ class SlurmLauncher(Launcher):
         self._sbatch = {key: value for key, value in sbatch.items() if value is not None}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra.
+        """Check the settings and prepare the call that each job runs. Called by Hydra.
 
         Raises:
-            ConfigError: for a number that is none, or where there is no SLURM.
+            ConfigError: if submitit or SLURM is not installed, or a setting that has to be an integer is not.
         """
-        from wdlab.sweeps.slurm_job import RequeueingCall  # which needs submitit
-
-        self._job = RequeueingCall()
-        self._job.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        try:
+            from wdlab.sweeps.slurm_job import RequeueingCall
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] not in ("submitit", "hydra_plugins"):
+                raise
+            raise ConfigError(MISSING_PACKAGES) from error
+        self._call = RequeueingCall()
+        self._call.setup(hydra_context=hydra_context, task_function=task_function, config=config)
         given = self._sbatch | {"max_num_timeout": self._max_num_timeout}
-        for key, least in (WHOLE | WHOLE_OR_NULL).items():
+        for key, least in (LEAST | LEAST_UNLESS_NULL).items():
             value = given.get(key)
-            if value is None and key in WHOLE_OR_NULL:
+            if value is None and key in LEAST_UNLESS_NULL:
                 continue
             if type(value) is not int or value < least:
-                null = "null or " if key in WHOLE_OR_NULL else ""
+                null = "null or " if key in LEAST_UNLESS_NULL else ""
                 raise ConfigError(f"hydra.launcher.{key}={value}: must be {null}a whole number >= {least}")
         for program in ("sbatch", "squeue", "srun"):
             if shutil.which(program) is None:
-                raise ConfigError(f"hydra/launcher=slurm: {program} is not here; start the sweep on a SLURM cluster")
+                raise ConfigError(
+                    f"hydra/launcher=slurm: {program} is not installed here; start the sweep on a SLURM cluster"
+                )
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        """Submit the runs, wait until all have ended. A job that was lost is a failed one, and its run not done.
+        """Submit the runs and wait until all have ended. Called by the sweeper.
+
+        Returns:
+            The results of the jobs. That of a lost job is a failure.
 
         Raises:
-            ConfigError: if SLURM does not take them.
-            KeyboardInterrupt: on SIGINT and SIGTERM; the jobs go on.
+            ConfigError: if SLURM refuses the jobs.
+            KeyboardInterrupt: on SIGINT and SIGTERM; the jobs continue.
         """
         from submitit.core.utils import FailedJobError
 
@@ -91,24 +101,25 @@ class SlurmLauncher(Launcher):
         ]
         left, jobs = iter(calls), []
         try:
-            while some := list(islice(left, LARGEST_ARRAY)):
-                jobs += self._executor().map_array(self._job, *zip(*some, strict=True))
+            while some := list(islice(left, MAX_ARRAY_SIZE)):
+                jobs += self._executor().map_array(self._call, *zip(*some, strict=True))
         except FailedJobError as error:
             raise ConfigError(f"hydra/launcher=slurm: {str(error).strip().splitlines()[-1]}") from error
         arrays = " ".join(dict.fromkeys(job.job_id.split("_")[0] for job in jobs))
-        print(f"SLURM has them: squeue --job={arrays.replace(' ', ',')}; output in {jobs[0].paths.folder}", flush=True)
+        print(f"submitted: squeue --job={arrays.replace(' ', ',')}; output in {jobs[0].paths.folder}", flush=True)
         queue = _Queue()
-        previous = {number: signal.signal(number, signal.default_int_handler) for number in STOPPING}
+        previous = {number: signal.signal(number, signal.default_int_handler) for number in stopping.SIGNALS}
         try:
             return [_result(job, queue) for job in jobs]
         except KeyboardInterrupt:
-            print(f"the jobs go on without this command; to end them: scancel {arrays}", file=sys.stderr)
+            print(f"the jobs continue without this command; to end them: scancel {arrays}", file=sys.stderr)
             raise
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
     def _executor(self) -> "submitit.SlurmExecutor":
+        """Return a submitit executor, which submits job arrays with the given settings."""
         import submitit
 
         executor = submitit.SlurmExecutor(os.path.normpath(self._folder), max_num_timeout=self._max_num_timeout)
@@ -121,46 +132,46 @@ class SlurmLauncher(Launcher):
 
 
 def _environment() -> list[str]:
-    """Shell lines with which a job finds this code and the data, and uses the cores it was given and no others."""
+    """Return shell lines by which a job finds this code and the data, and uses its allocated cores only."""
     paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
     given = {"PYTHONPATH": os.pathsep.join(paths)}
     if "WDLAB_DATA" in os.environ:
         given["WDLAB_DATA"] = str(Path(os.environ["WDLAB_DATA"]).absolute())
     return [
         *(f"export {name}={shlex.quote(value)}" for name, value in given.items()),
-        "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",  # srun no longer takes it from sbatch
+        "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",  # srun no longer inherits it from sbatch
         "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}",
     ]
 
 
 class _Queue:
-    """Which of our jobs SLURM still has. While it does not answer, it has them all."""
+    """The jobs of this user that SLURM has not ended, by squeue; all jobs while squeue fails."""
 
     def __init__(self) -> None:
-        self._asked = float("-inf")
+        self._last_call = float("-inf")
         self._jobs: set[str] | None = None
 
     def has(self, job: str) -> bool:
-        """Asked of SLURM now and then only."""
-        if time.monotonic() - self._asked >= SECONDS_BETWEEN_QUESTIONS:
-            question = ["squeue", "--me", "--array", "--noheader", "--format=%i"]
-            answer = subprocess.run(question, capture_output=True, text=True, check=False)
-            self._jobs = set(answer.stdout.split()) if answer.returncode == 0 else None
-            self._asked = time.monotonic()
+        """Return True if the job has not ended. Calls squeue every ``SQUEUE_SECONDS`` at most."""
+        if time.monotonic() - self._last_call >= SQUEUE_SECONDS:
+            command = ["squeue", "--me", "--array", "--noheader", "--format=%i"]
+            listed = subprocess.run(command, capture_output=True, text=True, check=False)
+            self._jobs = set(listed.stdout.split()) if listed.returncode == 0 else None
+            self._last_call = time.monotonic()
         return self._jobs is None or job in self._jobs
 
 
 def _result(job: "submitit.SlurmJob[JobReturn]", queue: _Queue) -> JobReturn:
-    """What a job returned, once it has; a failed one if it ended otherwise."""
+    """Wait for a job and return its result, or a failed one if it ended without."""
     from submitit.core.utils import UncompletedJobError
 
     result = job.paths.result_pickle
     while not result.exists() and queue.has(job.job_id):
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-    gone = time.monotonic()
-    while not result.exists() and time.monotonic() - gone < SECONDS_FOR_FILES:
-        any(result.parent.iterdir())  # makes a network file system look again
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(POLL_SECONDS)
+    ended = time.monotonic()
+    while not result.exists() and time.monotonic() - ended < FILE_SECONDS:
+        any(result.parent.iterdir())  # makes a network file system refresh its list of files
+        time.sleep(POLL_SECONDS)
     try:
         if result.exists():
             return job.result()

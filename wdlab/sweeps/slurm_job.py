@@ -1,6 +1,6 @@
-"""The call that a SLURM job runs. It requeues itself when it has to end before its run is done.
+"""The call that a SLURM job executes, which requeues the job if it has to end before its run is done.
 
-Imported only where ``hydra/launcher=slurm`` is chosen: it needs submitit.
+Imported only if ``hydra/launcher=slurm`` is chosen, since it needs submitit.
 """
 
 import signal
@@ -9,41 +9,40 @@ import sys
 import time
 from typing import Any
 
+import submitit
 from hydra.core.utils import JobReturn
 from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 
-QUESTIONS = 10  # attempts before an unanswered squeue counts as the end of the job
-SECONDS_BETWEEN_QUESTIONS = 1
+SQUEUE_ATTEMPTS = 10  # if all fail, the job counts as cancelled
+SECONDS_BETWEEN_ATTEMPTS = 1
 
 
 class RequeueingCall(submitit_launcher.SlurmLauncher):
-    """What runs in the cluster: one run, pickled. It gives itself back to the queue if it has to end too early."""
+    """The call that is pickled and executed on the cluster: trains one run, requeues the job if it has to end early."""
 
     def __call__(self, *arguments: Any) -> JobReturn:
-        """Do the run. If it was asked to end, this process ends too, once the run has written its checkpoint."""
-        import submitit
-
+        """Train the run. If a signal interrupts it, end this process after the run has written its checkpoint."""
         job = submitit.JobEnvironment()
         time_is_up = getattr(signal, f"SIG{job.USR_SIG}")
-        requeue = signal.getsignal(time_is_up)  # submitit's
+        requeue = signal.getsignal(time_is_up)  # submitit's handler
         signal.signal(time_is_up, lambda *_: signal.raise_signal(signal.SIGTERM))
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # before and after training; then it ends at a step
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside of training; within, the run ends at a step
         try:
             return super().__call__(*arguments)
         except KeyboardInterrupt:
-            for number in (signal.SIGTERM, time_is_up):  # done what they should; also for the programs started here,
-                signal.signal(number, signal.SIG_IGN)  # SLURM sends them to every process of the job
-            if _state(job.job_id) == "RUNNING":  # out of time, or out of the way of a job that matters more
+            for number in (signal.SIGTERM, time_is_up):  # ignored from now on, also by the programs started below:
+                signal.signal(number, signal.SIG_IGN)  # SLURM sends the signals to every process of the job
+            if _state(job.job_id) == "RUNNING":  # at its time limit, or preempted by a job of higher priority
                 requeue(time_is_up, None)
             sys.exit(130)  # cancelled, or already requeued
 
 
 def _state(job: str) -> str:
-    """What SLURM has in mind with a job: RUNNING until it wants it away for good, then COMPLETING; empty: no answer."""
-    question = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
-    for _ in range(QUESTIONS):  # when many jobs end at once it is busy
-        answer = subprocess.run(question, capture_output=True, text=True, check=False)
-        if answer.returncode == 0:
+    """Return the job's SLURM state: RUNNING if it may be requeued, COMPLETING once cancelled, "" if squeue fails."""
+    command = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
+    for _ in range(SQUEUE_ATTEMPTS):  # squeue may fail while many jobs end at once
+        listed = subprocess.run(command, capture_output=True, text=True, check=False)
+        if listed.returncode == 0:
             break
-        time.sleep(SECONDS_BETWEEN_QUESTIONS)
-    return answer.stdout.strip()
+        time.sleep(SECONDS_BETWEEN_ATTEMPTS)
+    return listed.stdout.strip()

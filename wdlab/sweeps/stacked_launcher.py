@@ -1,6 +1,7 @@
-"""``hydra/launcher=stacked``: what can be trained side by side is, the rest of a sweep as by ``local``.
+"""The launcher ``hydra/launcher=stacked``: trains runs in stacks where possible, the others one by one as ``local``.
 
-Chosen in ``configs/hydra/launcher/stacked.yaml``, registered by ``sweep``.
+A stack is a group of runs that are trained side by side as one batched program (``wdlab.stacked``).
+Chosen in ``configs/hydra/launcher/stacked.yaml``, registered by ``register``.
 """
 
 import logging
@@ -22,77 +23,91 @@ from wdlab.sweeps.stacks import StackCandidate, group_into_stacks, log, train_st
 
 
 class StackedLauncher(Launcher):
-    """Trains the runs of a sweep in stacks.
+    """Launcher that trains the runs of a sweep in stacks.
 
     Args:
-        most: runs of one stack.
+        most: the largest number of runs in a stack.
     """
 
     def __init__(self, most: int = 32) -> None:
         self._most = most
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra.
+        """Store what ``launch`` needs. Called by Hydra.
 
         Raises:
-            ConfigError: for a number of runs that is none.
+            ConfigError: if ``most`` is not a positive integer.
         """
-        from hydra._internal.core_plugins.basic_launcher import BasicLauncher  # not before Hydra scanned its plugins
+        # Hydra has no public name for its basic launcher; its own YAML (hydra/launcher/basic) uses this one. Imported
+        # here because Hydra executes the module again when it scans its plugins: an earlier import is another class.
+        from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 
         if type(self._most) is not int or self._most < 1:
             raise ConfigError(f"hydra.launcher.most={self._most}: must be a whole number >= 1")
         self._context, self._config = hydra_context, config
-        self._prepared: list[DictConfig] | None = None
-        self._notice: stopping.StopFiles | None = None
+        self._job_configs: list[DictConfig] | None = None
+        self._stop_files: stopping.StopFiles | None = None
         self._local = BasicLauncher()
         self._local.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        """Train the stacks, then what is left one by one.
+        """Train the stacks, then the runs that cannot be stacked, one by one. Called by the sweeper.
 
         Raises:
-            KeyboardInterrupt: if SIGINT or SIGTERM ended it.
+            KeyboardInterrupt: if SIGINT or SIGTERM ended the sweep.
         """
         configure_log(self._config.hydra.job_logging, self._config.hydra.verbose)
         if sys.stderr.isatty():
-            log.setLevel(logging.WARNING)  # the sweep's own bar tells
+            log.setLevel(logging.WARNING)  # the sweep shows its own progress bar
         given = [list(overrides) for overrides in job_overrides]
-        configs = self._prepared or [self._composed(*numbered) for numbered in enumerate(given, initial_job_idx)]
+        configs = self._job_configs or [self._compose(*numbered) for numbered in enumerate(given, initial_job_idx)]
         jobs = [
             StackCandidate(overrides, config, number=number)
             for number, (overrides, config) in enumerate(zip(given, configs, strict=True), initial_job_idx)
         ]
         for stack in group_into_stacks(jobs, self._most):
-            train_stack(stack, self._notice, self._tell_start)
+            train_stack(stack, self._stop_files, self._report_start)
             for job in stack:
                 if job.outcome is not None:
-                    self._tell("on_job_end", job, job_return=job.returned)
+                    self._call_callbacks("on_job_end", job, job_return=job.returned)
         alone = [job for job in jobs if job.outcome is None]
         for reason, count in Counter(job.reason for job in alone if job.reason).items():
-            log.info("%d of %d runs by themselves: %s", count, len(jobs), reason)
+            log.info("%d of %d runs not stacked: %s", count, len(jobs), reason)
         returned = self._local.launch([job.overrides for job in alone], initial_job_idx) if alone else []
-        by_itself = {id(job): result for job, result in zip(alone, returned, strict=True)}
-        return [by_itself.get(id(job)) or job.returned for job in jobs]
+        returned_alone = {id(job): result for job, result in zip(alone, returned, strict=True)}
+        return [returned_alone.get(id(job)) or job.returned for job in jobs]
 
-    def prepare(self, configs: list[DictConfig], notice: stopping.StopFiles) -> None:
-        """Before ``launch``: the configs of its jobs, so that they need not be composed again; how they are stopped."""
-        self._prepared, self._notice = configs, notice
+    def prepare(self, configs: list[DictConfig], stop_files: stopping.StopFiles) -> None:
+        """Receive the sweeper's configs and stop files for the next ``launch``. Called by the sweeper.
 
-    def _composed(self, number: int, overrides: list[str]) -> DictConfig:
-        """The config of a job, to whose overrides the values are added that are its own."""
+        Args:
+            configs: those of the jobs to launch, which are then not composed again.
+            stop_files: those of the sweep.
+        """
+        self._job_configs, self._stop_files = configs, stop_files
+
+    def _compose(self, number: int, overrides: list[str]) -> DictConfig:
+        """Return a job's config, and append to ``overrides`` the values that ``interpolations.pin`` has fixed."""
         loader = self._context.config_loader
         config = loader.load_sweep_config(self._config, overrides)
         with open_dict(config):
-            del config["hydra"]  # as Hydra does it before a job
+            del config["hydra"]  # as Hydra does before a job
         interpolations.read_environment(config)
         overrides += interpolations.pin(config, loader, self._config, overrides, number)
         return config
 
-    def _tell_start(self, job: "StackCandidate") -> None:
-        self._tell("on_job_start", job, task_function=self._local.task_function)
+    def _report_start(self, job: "StackCandidate") -> None:
+        """Call Hydra's callbacks at the start of a run in a stack."""
+        self._call_callbacks("on_job_start", job, task_function=self._local.task_function)
 
-    def _tell(self, moment: str, job: "StackCandidate", **more: Any) -> None:
-        """Tell Hydra's callbacks about a run in a stack, as Hydra does for one by itself."""
+    def _call_callbacks(self, moment: str, job: "StackCandidate", **more: Any) -> None:
+        """Call Hydra's callbacks for a run in a stack, as Hydra does for a run that is trained alone.
+
+        Args:
+            moment: the name of the callback method.
+            job: the run.
+            more: further arguments of the method.
+        """
         callbacks = self._context.callbacks
         if any(getattr(type(one), moment, None) is not getattr(Callback, moment) for one in callbacks.callbacks):
             config = self._context.config_loader.load_sweep_config(self._config, job.overrides)

@@ -1,4 +1,4 @@
-"""The summary that a sweep prints at its end."""
+"""The summary that a sweep prints at its end. Called by the sweeper."""
 
 from collections import Counter
 
@@ -7,9 +7,13 @@ from wdlab.sweeps.job import SweepJob
 
 
 def sum_up(jobs: list[SweepJob]) -> None:
-    """Print how many runs ended how, and every one that did not end well with its reason; raise if there is any."""
+    """Print how many runs are in which state, and a line for each run that did not end well.
+
+    Raises:
+        RunFailed: if there are such runs.
+    """
     print_counts(jobs)
-    bad = [f"{job.directory.name}: {reason}" for job in jobs if (reason := job.trouble) is not None]
+    bad = [f"{job.directory.name}: {reason}" for job in jobs if (reason := job.problem) is not None]
     for line in dict.fromkeys(bad):
         print(f"  {line}", flush=True)
     if bad:
@@ -17,5 +21,6 @@ def sum_up(jobs: list[SweepJob]) -> None:
 
 
 def print_counts(jobs: list[SweepJob]) -> None:
+    """Print the number of runs in each state, in one line."""
     counts = Counter(job.state for job in jobs)
     print("sweep: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())), flush=True)

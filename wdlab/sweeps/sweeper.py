@@ -1,10 +1,11 @@
-"""``-m``: a Hydra sweeper that checks every job before the first one trains, skips what is done, and sums up.
+"""The Hydra sweeper of ``-m``: checks every job before the first one trains, skips finished runs, prints a summary.
 
-Chosen in ``configs/train.yaml``; works with any Hydra launcher. Besides the ordinary ``key=a,b`` grid it takes
+Chosen in ``configs/train.yaml``; works with any Hydra launcher. In addition to the ordinary grid, ``key=a,b``, it takes
 ``hydra.sweeper.jobs=FILE``, a JSON list of override lists, for settings that are paired rather than crossed.
 """
 
 import copy
+import itertools
 import json
 from collections.abc import Mapping
 from concurrent.futures.process import BrokenProcessPool
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.plugins.sweeper import Sweeper
@@ -30,14 +32,19 @@ from wdlab.sweeps.summary import print_counts, sum_up
 
 
 class Sweep(Sweeper):
-    """See the module. ``params`` maps keys to sweep strings, as in Hydra's basic sweeper."""
+    """The sweeper that the module describes.
+
+    Args:
+        params: sweep strings by key, as in Hydra's basic sweeper: ``{"seed": "0,1"}``.
+        jobs: the path of the JSON list of override lists, if any.
+    """
 
     def __init__(self, params: dict[str, str] | None = None, jobs: str | None = None) -> None:
         self.params = params or {}
         self.jobs = jobs
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra."""
+        """Create the launcher. Called by Hydra."""
         self.hydra_context, self.config = hydra_context, config
         with interpolations.as_hydra_config(copy.deepcopy(config)):
             interpolations.read_environment(config["hydra"]["launcher"])
@@ -46,19 +53,22 @@ class Sweep(Sweeper):
             )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run the jobs that are not finished yet.
+        """Check all jobs, run those that are not finished, and print the summary. Called by Hydra.
+
+        Args:
+            arguments: the overrides of the command line.
 
         Raises:
             WdlabError: before any training, if a job's config cannot be used.
-            RunFailed: at the end, naming the runs that did not end well.
-            KeyboardInterrupt: if SIGINT or SIGTERM ended it.
+            RunFailed: at the end, if runs did not end well.
+            KeyboardInterrupt: if SIGINT or SIGTERM ended the sweep.
         """
         from wdlab.validation import code_error
 
         if parallel.group().size > 1:
             raise ConfigError("-m: torchrun shares one run between processes; start a sweep without it")
         composer = Composer(self.hydra_context.config_loader, self.config)
-        by_run: dict[Path, SweepJob] = {}  # two combinations may be the same run
+        by_run: dict[Path, SweepJob] = {}  # two combinations of values may make the same run
         jobs = []
         for number, overrides in enumerate(self._job_overrides(arguments)):
             job = composer.job(overrides, number)
@@ -68,7 +78,7 @@ class Sweep(Sweeper):
         todo = [job for job in by_run.values() if not job.directory.finished]
         here = not isinstance(self.launcher, SlurmLauncher)
         for job in todo:
-            code_error(job.config, here)  # its run will say it again, and be recorded
+            code_error(job.config, here)  # raises config errors; others occur again in the run, which records them
             job.status_before = job.directory.read("status.json")
         finished, same = len(by_run) - len(todo), len(jobs) - len(by_run)
         twice = f", {same} the same as others" if same else ""
@@ -78,43 +88,60 @@ class Sweep(Sweeper):
         sum_up(jobs)
 
     def _run(self, todo: list[SweepJob]) -> None:
-        """Launch the jobs; KeyboardInterrupt, with a summary, if that was interrupted."""
-        notice = stopping.StopFiles.new(todo[0].directory.path.parent)
-        place = interpolations.typed(str(notice.place))
-        self.config["hydra"]["overrides"]["hydra"].append(f"++hydra.job.env_set.{stopping.SWEEP}={place}")
+        """Launch the jobs with a progress bar and stop files.
+
+        Raises:
+            KeyboardInterrupt: if the sweep was interrupted, after the counts are printed.
+        """
+        stop_files = stopping.StopFiles.new(todo[0].directory.path.parent)
+        # The jobs find the stop files by an environment variable. Each launcher composes a job's config from the job's
+        # overrides and those recorded in the sweep's config, so an entry in that record reaches the job's process with
+        # any launcher and on any machine. There Hydra sets the variable (`env_set`). Changing `hydra.job.env_set` in
+        # the sweep's own config has no effect on jobs.
+        variable = f"hydra.job.env_set.{stopping.SWEEP_VARIABLE}"
+        prefix = interpolations.typed(str(stop_files.prefix))
+        self.config["hydra"]["overrides"]["hydra"].append(f"++{variable}={prefix}")
         try:
             progress = SweepProgress([(job.directory, job.config["train"]["steps"]) for job in todo])
-            with stopping.passed_on(notice), progress:
-                self._launch_all(todo, notice)
-            if notice.interrupted:
+            with stopping.forward_signals(stop_files), progress:
+                self._launch_all(todo, stop_files)
+            if stop_files.interrupted:
                 raise KeyboardInterrupt
         except KeyboardInterrupt:
             print_counts(todo)
             raise
         finally:
-            notice.clear()
+            stop_files.clear()
 
-    def _launch_all(self, todo: list[SweepJob], notice: stopping.StopFiles) -> None:
-        """Launch the jobs. A worker that dies takes its launch with it: those that ran come last then, each alone."""
+    def _launch_all(self, todo: list[SweepJob], stop_files: stopping.StopFiles) -> None:
+        """Launch the jobs, again after each death of a worker process, which ends all jobs of its launch.
+
+        The jobs that were running then may have caused it. They are launched last, each alone.
+        """
         alone: list[SweepJob] = []
-        while todo and not self._launch(todo, notice):
+        while todo and not self._launch(todo, stop_files):
             left = [job for job in todo if not job.ended]
             died = [job for job in left if job.directory.status == "running"] or left
             alone += died
             todo = [job for job in left if job not in died]
         for job in alone:
-            self._launch([job], notice)
+            self._launch([job], stop_files)
 
-    def _launch(self, jobs: list[SweepJob], notice: stopping.StopFiles) -> bool:
-        """Whether all jobs came back; not if a worker died. Any other error of the launcher is told, and that is it."""
+    def _launch(self, jobs: list[SweepJob], stop_files: stopping.StopFiles) -> bool:
+        """Give the jobs to the launcher and set their outcomes.
+
+        Returns:
+            False if a worker process died and the sweep should continue with what is left, else True. Other errors of
+            the launcher are printed and not raised, except for a ConfigError.
+        """
         if isinstance(self.launcher, StackedLauncher):
-            self.launcher.prepare([job.config for job in jobs], notice)
+            self.launcher.prepare([job.config for job in jobs], stop_files)
         try:
             returned = self.launcher.launch([job.overrides for job in jobs], initial_job_idx=0)
         except BrokenProcessPool:
             if any(job.config["fail_fast"] for job in jobs):
-                notice.set_failed()
-            return notice.interrupted
+                stop_files.set_failed()
+            return stop_files.interrupted
         except ConfigError:
             raise
         except Exception as error:
@@ -125,13 +152,12 @@ class Sweep(Sweeper):
         return True
 
     def _job_overrides(self, arguments: list[str]) -> list[list[str]]:
-        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # not before Hydra has scanned its plugins
-
+        """Return the overrides of every job: each point of the grid, combined with each entry of ``jobs``."""
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         if not isinstance(self.params, Mapping):
             raise ConfigError(f"hydra.sweeper.params={self.params}: must be a group of keys")
         swept = [f"{key}={values}" for key, values in self.params.items()]
-        (grid,) = BasicSweeper.split_arguments(parser.parse_overrides([*swept, *arguments]), None)
+        grid = _grid(parser.parse_overrides([*swept, *arguments]))
         if self.jobs is None:
             return grid
         try:
@@ -142,3 +168,20 @@ class Sweep(Sweeper):
             raise ConfigError(f"hydra.sweeper.jobs={self.jobs}: not a JSON list of override lists")
         listed = [[str(override) for override in job] for job in listed]
         return [[*point, *job] for point in grid for job in listed]
+
+
+def _grid(overrides: list[Override]) -> list[list[str]]:
+    """Return all combinations of the values of the overrides, as Hydra's basic sweeper does.
+
+    The last of several overrides of one key counts.
+    """
+    choices: dict[str, list[str]] = {}
+    for override in overrides:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            choices[key] = [f"{key}={override.get_value_element_as_str()}"]
+        elif override.is_discrete_sweep():
+            choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            raise ConfigError(f"command line: {override.input_line}: an interval has no list of values to sweep over")
+    return [list(point) for point in itertools.product(*choices.values())]
