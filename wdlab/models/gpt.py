@@ -101,6 +101,6 @@ class GPT(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        positions = torch.ones_like(tokens[:1]).cumsum(1) - 1  # 0, 1, 2, ...; torch.fx cannot trace torch.arange here
+        positions = torch.ones_like(tokens[:1]).cumsum(1) - 1  # (1, length): 0, 1, 2, ..., in a form torch.fx can trace
         hidden = self.drop(self.token(tokens) + self.position(positions))
         return self.head(self.norm(self.blocks(hidden)))
