@@ -130,7 +130,7 @@ def _pair_links(traced: TracedModel, across_pooling: bool) -> list[Link]:
 
 
 def _reaches(traced: TracedModel, node: fx.Node, goal: fx.Node) -> bool:
-    """Return True if ``goal`` is the only reader of ``node``, through operations that commute with scaling."""
+    """Return True if a node's values reach ``goal`` and nothing else, by operations that commute with scaling."""
     current = traced.only_reader(node)
     while current is not None and current is not goal:
         if not any(traced.is_a(kind, current) for kind in (RELU, IDENTITY, DROPOUT, POOLING, RESHAPE)):

@@ -42,7 +42,8 @@ def prune_dead_units(model: nn.Module) -> nn.Module:
     """Return a smaller copy of the model without its dead units, with the same function in evaluation mode.
 
     A unit is a neuron or channel between two layers (Linear or Conv2d, groups 1). Between the layers may lie batch
-    norm, activations, dropout, pooling and flattening, which act on each channel alone. A unit is dead, and removed,
+    norm, activations, dropout, pooling and flattening, which act on each channel separately. A unit is dead, and is
+    removed,
 
     * if its output weights ``v`` (its columns in the second layer) are all exactly zero; or
     * if its input weights ``w`` (its row in the first layer) are all exactly zero. Its output is then a constant c, and
@@ -80,7 +81,7 @@ def _prunable_links(traced: TracedModel) -> list[Link]:
 
 
 def _acts_per_channel(traced: TracedModel, node: fx.Node) -> bool:
-    """Return True if a node acts on each channel alone, and its other arguments are numbers, not nodes."""
+    """Return True if a node acts on each channel separately, and its other arguments are numbers, not nodes."""
     if traced.flattens(node):
         return True
     kinds = (RELU, _ACTIVATION, _BATCH_NORM, IDENTITY, DROPOUT, POOLING)

@@ -43,7 +43,7 @@ class Batches:
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """Return this process's inputs and labels for update ``step + 1``.
 
-        Steps may be asked for in any order; a change of epoch costs a new permutation.
+        Steps may come in any order. A change of epoch costs a new permutation.
 
         Args:
             step: number of updates so far, >= 0.

@@ -56,7 +56,7 @@ def check_batch_size(batch_size: int, examples: int, ranks: int = 1) -> None:
         raise ConfigError(f"train.batch_size={batch_size}: must be a multiple of {ranks}, the processes of torchrun")
 
 
-# The following return, for each key, whether its value is good, and the end of the message "must be ...".
+# The next three functions return a pair for each key: True if its value is good, and the end of "must be ...".
 
 
 def _common_checks(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:

@@ -101,7 +101,7 @@ class Images(Split):
 
 
 class Shifts(NamedTuple):
-    """The random variations of n examples of a text: a distance by which each example begins later than usual."""
+    """The random variations of n examples of a text: how many characters later than usual each example begins."""
 
     characters: Tensor  # int64 (n,)
 

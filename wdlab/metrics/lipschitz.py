@@ -29,9 +29,16 @@ OPTIONS = {  # names of the functions' arguments after the input, by position
 
 
 def lower_bound(model: nn.Module, inputs: Tensor) -> float:
-    """Return a lower bound: the largest spectral norm of the Jacobian of logits by input, over ``inputs`` (b, ...).
+    """Return a lower bound: the largest spectral norm of the Jacobian of logits by input, over a batch.
 
-    The full Jacobians are computed, with one backward pass per class. nan if one of them is not finite.
+    The full Jacobians are computed, with one backward pass per class.
+
+    Args:
+        model: on the device of ``inputs``.
+        inputs: the batch, (b, ...).
+
+    Returns:
+        The bound, or nan if a Jacobian is not finite.
     """
     with evaluation(model), torch.enable_grad():
         inputs = inputs.detach().clone().requires_grad_()
@@ -42,7 +49,11 @@ def lower_bound(model: nn.Module, inputs: Tensor) -> float:
 
 
 def spectral_norm(matrices: Tensor) -> float:
-    """Return the largest singular value, in float64, of one or several matrices (b, rows, columns); nan if not finite."""
+    """Return the largest singular value of one matrix or of several, in float64; nan if a matrix is not finite.
+
+    Args:
+        matrices: (rows, columns) or (b, rows, columns).
+    """
     matrices = matrices.detach().double()
     if matrices.shape[-2] > matrices.shape[-1]:
         matrices = matrices.mT

@@ -32,7 +32,7 @@ class MLP(nn.Module):
 
 
 class FactorizedMLP(nn.Module):
-    """A perceptron of Linear-ReLU-Linear pairs, with no ReLU between one pair and the next (P1).
+    """A multi-layer perceptron of Linear-ReLU-Linear pairs, with no ReLU between one pair and the next (P1).
 
     Each pair is a block with one hidden layer. Between two ReLUs lie the second layer of a pair and the first of the
     next, so that every inner weight matrix is factorized into two. Shapes and initialization are those of
