@@ -165,7 +165,7 @@ def test_cifar10_is_cifar10(shared_cifar10):
 
 def test_images_are_the_same_normalized_once_or_batch_by_batch(monkeypatch):
     once = data.load(config("dataset=digits"), "", CPU)
-    monkeypatch.setattr(splits, "NORMALIZED_ONCE", 0)
+    monkeypatch.setattr(splits, "MAX_NORMALIZED_BYTES", 0)
     by_batch = data.load(config("dataset=digits"), "", CPU)
     rows = torch.tensor([5, 3, 900])
     for part in ("train", "val", "test"):

@@ -15,11 +15,12 @@ from wdlab.build import build
 from wdlab.engine import device
 from wdlab.engine.experiment import Experiment
 from wdlab.errors import explain
+from wdlab.loop import fit
 from wdlab.records import checkpoint
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import CONFIGS
 from wdlab.stacked.eligibility import why_not_stacked
-from wdlab.stacked.program import fit
+from wdlab.stacked.program import Stack
 from wdlab.sweeps import stacks
 from wdlab.sweeps.compose import Composer
 from wdlab.sweeps.register import register
@@ -115,9 +116,9 @@ def stop_after(steps, configs, how):
         from tests.test_stacked import members
 
         of = members(configs, configs[0]["paths"]["runs"])
-        fit(of, ["same"] * len(of), configs[0]["train"], float("inf"), stop)
+        assert fit(Stack(of, configs[0]["train"]), configs[0]["train"], float("inf"), stop) == "interrupted"
         for member in of:
-            assert member.outcome == "interrupted"
+            assert member.outcome is None
             member.recorder.close()
         return
     for config in configs:

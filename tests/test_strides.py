@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from wdlab.optimizers import SGDS, AdamS, PAdam
-from wdlab.strides import laid_out_like, lie_alike, match_state
+from wdlab.strides import match_state, same_strides, with_strides_of
 
 DROP_INS = {
     "adams": (AdamS, {}),
@@ -114,12 +114,12 @@ def test_the_state_of_torchs_own_fused_step_is_brought_into_order(make):
 def test_numbers_stay_and_strides_change():
     weight = torch.randn(4, 3, 2, 2).contiguous(memory_format=torch.channels_last).requires_grad_()
     moment = torch.randn(4, 3, 2, 2, dtype=torch.float64)
-    laid_out = laid_out_like(moment, weight)
+    laid_out = with_strides_of(moment, weight)
     assert torch.equal(laid_out, moment) and laid_out.dtype == torch.float64 and not laid_out.requires_grad
     assert laid_out.stride() == weight.stride() != moment.stride()
-    assert lie_alike(laid_out, weight) and not lie_alike(moment, weight)
+    assert same_strides(laid_out, weight) and not same_strides(moment, weight)
 
 
 def test_dimensions_of_size_one_do_not_count():
     contiguous = torch.zeros(8, 4, 1, 1)
-    assert lie_alike(contiguous, contiguous.as_strided((8, 4, 1, 1), (4, 1, 4, 4)))
+    assert same_strides(contiguous, contiguous.as_strided((8, 4, 1, 1), (4, 1, 4, 4)))

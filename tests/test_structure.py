@@ -28,9 +28,9 @@ FLOORS = (
     ("loop", "stacked"),
     ("engine",),
     ("optimizers", "metrics"),
-    ("regularizers", "models", "data", "records", "pruning"),
-    ("homogeneous", "settings"),
-    ("errors", "tensors", "schedules", "tracing", "interpolations", "strides", "footprint", "waiting"),
+    ("regularizers", "data", "records", "pruning"),
+    ("homogeneous", "settings", "footprint"),
+    ("errors", "tensors", "schedules", "tracing", "interpolations", "strides", "models", "waiting"),
 )
 OF_ANALYSIS = {"records", "errors"}  # analysis stands apart: it reads what runs have left, without torch
 LONGEST, LONGEST_LOOP = 300, 150  # lines of a file

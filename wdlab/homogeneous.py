@@ -1,10 +1,10 @@
-"""Which parts of a network a weight decay acts on: the decayed weights, and the pairs of homogeneous layers.
+"""The parts of a network that weight decay acts on: the decayed weights, and the pairs of homogeneous layers.
 
 A *homogeneous unit* is a ReLU neuron (or channel) with input weights ``w`` (a row of the first layer) and output
-weights ``v`` (a column of the second). Scaling ``w`` by c > 0 and ``v`` by 1/c does not change the network, so what
-matters is the product ``|w| |v|``; its sum over units is the path-norm (P1, arXiv 2210.03069).
+weights ``v`` (a column of the second). Scaling ``w`` by c > 0 and ``v`` by 1/c does not change the network's function,
+so only the product ``|w| |v|`` matters. Its sum over units is the path-norm (P1, arXiv 2210.03069).
 
-Used by the regularizers, the metrics, pruning, and anyone who needs parameter lists for their own optimizer.
+Used by the regularizers, the metrics, and anyone who needs parameter lists for an optimizer.
 """
 
 import itertools
@@ -29,14 +29,15 @@ _NOT_DECAYED = (
 
 
 def weights(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that weight decay is meant for, found by the module that owns them.
+    """Return the parameters that weight decay is meant for, chosen by the type of the module that owns them.
 
-    Decayed: ``weight`` of every linear, convolution and embedding layer and the input projections of attention, each
-    once even if shared. Not decayed: biases and everything in a normalization layer.
+    Decayed are the ``weight`` of every linear, convolution and embedding layer, and the input projections of
+    ``nn.MultiheadAttention``. A shared weight is returned once. Not decayed are biases and all parameters of
+    normalization layers and of PReLU.
 
     Raises:
-        ValueError: if a parameter belongs to a module of a kind this rule does not know (pass an explicit list to the
-            regularizer instead), or if the model has no weight at all.
+        ValueError: if a parameter belongs to a module of any other type (then pass an explicit list to the
+            regularizer), or if the model has no weight at all.
     """
     found: dict[int, nn.Parameter] = {}
     for path, module in model.named_modules():
@@ -55,7 +56,7 @@ def weights(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _is_decayed(module: nn.Module, name: str) -> bool | None:
-    """Whether the module's parameter of this name is a weight; None if this rule does not know it."""
+    """Return True if the module's parameter of this name is decayed, False if not, None if no rule covers it."""
     if isinstance(module, _WEIGHT_OWNERS) and name in ("weight", "bias"):
         return name == "weight"
     if isinstance(module, nn.MultiheadAttention) and name in (*_ATTENTION_WEIGHTS, *_ATTENTION_BIASES):
@@ -64,18 +65,18 @@ def _is_decayed(module: nn.Module, name: str) -> bool | None:
 
 
 def homogeneous_pairs(model: nn.Module, across_pooling: bool = False) -> list[Pair]:
-    """The disjoint (input layer, output layer) pairs of homogeneous units, in forward order.
+    """Find the disjoint (input layer, output layer) pairs of homogeneous units, in forward order.
 
     A pair is Linear -> ReLU -> Linear or Conv2d -> ReLU -> Conv2d (LeakyReLU and PReLU count as ReLU; groups must be
-    1), with nothing else in between and no other reader of what lies in between. Pairs are taken greedily from the
-    input on, as the authors of P1 do: layers 1-2, 3-4, 5-6 of an MLP. Layers whose weights are shared, or made by a
-    parametrization such as weight norm, are in no pair.
+    1). Nothing else may lie between the two layers, and no other operation may read a value between them. Pairs are
+    taken greedily from the input on, as the authors of P1 do: layers 1-2, 3-4, 5-6 of an MLP. Layers whose weights are
+    shared, or made by a parametrization such as weight norm, are in no pair.
 
     Args:
-        model: of batches, which come first in every tensor.
-        across_pooling: let max and average pooling, dropout and flattening lie in between too, as long as a unit of
-            the first layer meets one input of the second: Conv2d -> ReLU -> pooling -> Conv2d, and Conv2d -> ReLU ->
-            global pooling -> flatten -> Linear.
+        model: a network in whose tensors the first dimension is the batch.
+        across_pooling: allow max and average pooling, dropout and flattening between the layers too, as long as each
+            unit of the first layer meets exactly one input of the second: Conv2d -> ReLU -> pooling -> Conv2d, and
+            Conv2d -> ReLU -> global pooling -> flatten -> Linear.
 
     Returns:
         A list of ``(first, second)`` modules. Row ``i`` of ``first.weight`` and column ``i`` of ``second.weight``
@@ -89,27 +90,28 @@ def homogeneous_pairs(model: nn.Module, across_pooling: bool = False) -> list[Pa
 
 
 def pairs_form_a_chain(model: nn.Module, across_pooling: bool = False) -> bool:
-    """Whether each pair's output reaches the next pair through ReLU, pooling, flattening and dropout alone.
+    """Return True if each pair's output reaches the next pair through ReLU, pooling, flattening and dropout only.
 
-    Only then does scaling one pair up and the next one down leave the network's function alone.
+    Otherwise scaling one pair up and the next one down changes the network's function.
 
     Args:
-        model, across_pooling: as in ``homogeneous_pairs``.
+        model: as in ``homogeneous_pairs``.
+        across_pooling: as in ``homogeneous_pairs``.
 
     Raises:
-        ValueError: as ``homogeneous_pairs``.
+        ValueError: if ``torch.fx`` cannot trace the model's forward.
     """
     traced = _trace_for_pairs(model)
     links = _pair_links(traced, across_pooling)
     return all(_reaches(traced, one.second, following.first) for one, following in itertools.pairwise(links))
 
 
-def _trace_for_pairs(model: nn.Module) -> "TracedModel":
+def _trace_for_pairs(model: nn.Module) -> TracedModel:
     return TracedModel(model, instead="pass the pairs of layers yourself")
 
 
 def _pair_links(traced: TracedModel, across_pooling: bool) -> list[Link]:
-    """The disjoint pairs, taken greedily from the input on."""
+    """Return the links of the disjoint pairs, taken greedily from the input on."""
     kinds = (RELU, IDENTITY, DROPOUT, POOLING) if across_pooling else (RELU, IDENTITY)
 
     def passes(node: fx.Node) -> bool:
@@ -118,7 +120,7 @@ def _pair_links(traced: TracedModel, across_pooling: bool) -> list[Link]:
     links: list[Link] = []
     taken: set[fx.Node] = set()
     for node in traced.graph.nodes:
-        link = None if node in taken else traced.link(node, passes)
+        link = None if node in taken else traced.link_from(node, passes)
         if link is None or traced.columns_per_unit(link) != 1:
             continue
         if sum(traced.is_a(RELU, between) for between in link.between) == 1:
@@ -128,43 +130,43 @@ def _pair_links(traced: TracedModel, across_pooling: bool) -> list[Link]:
 
 
 def _reaches(traced: TracedModel, node: fx.Node, goal: fx.Node) -> bool:
-    """Whether ``node`` is read by ``goal`` alone, through operations that scaling commutes with."""
-    current = traced.reader(node)
+    """Return True if a node's values reach ``goal`` and nothing else, by operations that commute with scaling."""
+    current = traced.only_reader(node)
     while current is not None and current is not goal:
         if not any(traced.is_a(kind, current) for kind in (RELU, IDENTITY, DROPOUT, POOLING, RESHAPE)):
             return False
-        current = traced.reader(current)
+        current = traced.only_reader(current)
     return current is goal
 
 
 def input_norms(layer: nn.Module) -> Tensor:
-    """L2 norm of every unit's input weights: rows of ``layer.weight`` (out, in, ...) -> shape (out,)."""
+    """Return the L2 norm of every unit's input weights, the rows of ``layer.weight`` (out, in, ...): shape (out,)."""
     return row_norms(layer.weight.detach())
 
 
 def output_norms(layer: nn.Module) -> Tensor:
-    """L2 norm of every unit's output weights: columns of ``layer.weight`` (out, in, ...) -> shape (in,).
+    """Return the L2 norm of every unit's output weights, the columns of ``layer.weight`` (out, in, ...): shape (in,).
 
-    Of ``column_norms`` it differs in rounding, and is five times as fast. A step of PathProx has the other, as the
-    committed runs were made with it.
+    Five times as fast as ``column_norms``, with different rounding. PathProx's step keeps using ``column_norms``, so
+    that committed runs stay reproducible bit by bit.
     """
     weight = layer.weight.detach()
     return weight.to(_norm_dtype(weight)).square().sum([d for d in range(weight.dim()) if d != 1]).sqrt()
 
 
 def row_norms(weight: Tensor) -> Tensor:
-    """L2 norms over everything but the first dimension, at least float32."""
+    """Return the L2 norms over all dimensions but the first, in at least float32: shape (rows,)."""
     return torch.linalg.vector_norm(weight.flatten(1), dim=1, dtype=_norm_dtype(weight))
 
 
 def column_norms(weight: Tensor) -> Tensor:
-    """L2 norms over everything but the second dimension, at least float32."""
+    """Return the L2 norms over all dimensions but the second, in at least float32: shape (columns,)."""
     other = [d for d in range(weight.dim()) if d != 1]
     return torch.linalg.vector_norm(weight, dim=other, dtype=_norm_dtype(weight))
 
 
 def unit_paths(pairs: Iterable[Pair]) -> list[Tensor]:
-    """``|w| |v|`` of every unit, one tensor of shape (units,) per pair; its sum is the pair's path-norm."""
+    """Return ``|w| |v|`` of every unit, one tensor (units,) per pair, whose sum is the pair's path-norm."""
     return [input_norms(first) * output_norms(second) for first, second in pairs]
 
 

@@ -1,6 +1,6 @@
-"""Takes the units that a method has made zero out of a network, and measures what that saves.
+"""Removal of dead units from a network, and its cost before and after.
 
-For anyone who wants to use the sparsity that structured weight decay (PathProx, P1) leaves behind.
+For anyone who wants to use the sparsity that structured weight decay (PathProx, P1) produces.
 """
 
 import copy
@@ -8,12 +8,13 @@ import copy
 import torch
 from torch import Tensor, fx, nn
 
-from wdlab.footprint import Footprint, _in_evaluation, footprint, footprints
+from wdlab.footprint import Footprint, footprint, footprints
+from wdlab.models.modes import evaluation
 from wdlab.tracing import DROPOUT, IDENTITY, POOLING, RELU, Kind, Link, TracedModel
 
 __all__ = ["Footprint", "footprint", "footprints", "prune_dead_units"]
 
-_ACTIVATION = Kind(  # acts on every number by itself, besides ReLU and its like
+_ACTIVATION = Kind(  # elementwise operations, in addition to tracing.RELU
     (
         *(nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
         *(nn.Tanh, nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign),
@@ -27,8 +28,8 @@ _ACTIVATION = Kind(  # acts on every number by itself, besides ReLU and its like
     ("tanh", "tanh_", "sigmoid", "sigmoid_"),
 )
 _BATCH_NORM = Kind((nn.BatchNorm1d, nn.BatchNorm2d))
-_PER_CHANNEL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.PReLU)  # what has a number per channel
-_SIZES = {  # what a module says of its rows and of its columns
+_PER_CHANNEL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.PReLU)  # modules that may have a parameter or buffer per channel
+_SIZE_ATTRIBUTES = {  # the attributes in which a module keeps its number of rows and of columns
     nn.Linear: ("out_features", "in_features"),
     nn.Conv2d: ("out_channels", "in_channels"),
     nn.BatchNorm1d: ("num_features",),
@@ -38,47 +39,49 @@ _SIZES = {  # what a module says of its rows and of its columns
 
 
 def prune_dead_units(model: nn.Module) -> nn.Module:
-    """A smaller copy of the model with the same function in evaluation mode, without the units that do nothing.
+    """Return a smaller copy of the model without its dead units, with the same function in evaluation mode.
 
-    A unit is a neuron or channel between two layers (Linear or Conv2d, groups 1) that are joined by operations on each
-    channel by itself: batch norm, activations, dropout, pooling, flattening. It is taken out
+    A unit is a neuron or channel between two layers (Linear or Conv2d, groups 1). Between the layers may lie batch
+    norm, activations, dropout, pooling and flattening, which act on each channel separately. A unit is dead, and is
+    removed,
 
     * if its output weights ``v`` (its columns in the second layer) are all exactly zero; or
-    * if its input weights ``w`` (its row in the first layer) are all exactly zero, so that it puts out a constant c:
-      ``v c`` goes into the second layer's bias, which is made where there is none. Not where zero padding makes c
-      differ along the borders of the second layer's input.
+    * if its input weights ``w`` (its row in the first layer) are all exactly zero. Its output is then a constant c, and
+      ``v c`` is added to the second layer's bias, which is created if there is none. Such a unit stays if zero padding
+      would make c differ along the borders of the second layer's input.
 
-    This is repeated, since it can leave more units without input or output; of every layer at least one unit stays.
-    Left alone is whatever has a second reader (residual joins), shared and parametrized layers, grouped convolutions,
-    what a forward hook acts on, and flattening by sizes written as numbers.
+    Removal is repeated, since it can leave further units without input or output. Every layer keeps at least one unit.
+    Not pruned are values with more than one reader (residual connections), shared and parametrized layers, grouped
+    convolutions, modules with forward hooks, and values that are flattened by sizes written as numbers.
 
     Args:
-        model: of batches, which come first in every tensor, (batch, units) or (batch, channels, height, width) where
-            batch norm or a PReLU of several parameters is involved. All that its forward computes must be finite.
+        model: a network in whose tensors the first dimension is the batch. Inputs of batch norm and of a PReLU with
+            several parameters must be (batch, units) or (batch, channels, height, width). All values that the forward
+            computes must be finite.
 
     Returns:
-        A deep copy, in the modes (training or evaluation), types and memory formats of the model.
+        A deep copy with the modes (training or evaluation), types and memory formats of the model.
 
     Raises:
         ValueError: if ``torch.fx`` cannot trace the model's forward.
     """
     pruned = copy.deepcopy(model)
-    with _in_evaluation(pruned), torch.no_grad():
+    with evaluation(pruned), torch.no_grad():
         traced = TracedModel(pruned, instead="prune the submodules that can be traced one by one")
         links = [_PrunableLink(traced, link) for link in _prunable_links(traced)]
-        while any([link.remove_dead_units() for link in links]):  # a list: every link has its turn in every round
+        while any([link.remove_dead_units() for link in links]):  # a list, so that every round prunes every link
             pass
     return pruned
 
 
 def _prunable_links(traced: TracedModel) -> list[Link]:
-    """The links whose units can be taken out without touching anything else."""
-    links = [traced.link(node, lambda between: _acts_on_channels(traced, between)) for node in traced.graph.nodes]
+    """Return the links whose units can be removed without changing any other layer."""
+    links = [traced.link_from(node, lambda between: _acts_per_channel(traced, between)) for node in traced.graph.nodes]
     return [link for link in links if link is not None and _is_prunable(traced, link)]
 
 
-def _acts_on_channels(traced: TracedModel, node: fx.Node) -> bool:
-    """Whether a node acts on every channel by itself, all its other arguments being known numbers."""
+def _acts_per_channel(traced: TracedModel, node: fx.Node) -> bool:
+    """Return True if a node acts on each channel separately, and its other arguments are numbers, not nodes."""
     if traced.flattens(node):
         return True
     kinds = (RELU, _ACTIVATION, _BATCH_NORM, IDENTITY, DROPOUT, POOLING)
@@ -86,7 +89,7 @@ def _acts_on_channels(traced: TracedModel, node: fx.Node) -> bool:
 
 
 def _is_prunable(traced: TracedModel, link: Link) -> bool:
-    """Whether the layers meet, nothing hooks in, and all that has a number per channel has it to itself."""
+    """Return True if columns match units, no module has hooks, and every module between the layers can shrink."""
     modules = [traced.module(node) for node in (link.first, *link.between, link.second)]
     if any(module._forward_hooks or module._forward_pre_hooks for module in modules if module is not None):
         return False
@@ -103,16 +106,24 @@ def _is_prunable(traced: TracedModel, link: Link) -> bool:
 
 
 def _can_shrink(traced: TracedModel, module: nn.Module | None, width: int, flat: bool) -> bool:
-    """Whether a module between two layers can lose some of its ``width`` channels, or has nothing to lose."""
+    """Return True if a module between two layers can lose channels, or has no parameters and buffers per channel.
+
+    Args:
+        traced: the model.
+        module: the module, or None for a function.
+        width: number of channels of the module's input.
+        flat: the input is (batch, channels), not (batch, channels, height, width).
+    """
     if not isinstance(module, _PER_CHANNEL) or (isinstance(module, nn.PReLU) and module.num_parameters == 1):
         return True
     fits = isinstance(module, nn.PReLU | (nn.BatchNorm1d if flat else nn.BatchNorm2d)) and _channels(module) == width
-    plain = type(module) in _SIZES and traced.owns_its_weights(module)  # a parametrization makes another type
+    # Parametrization makes a module's type a subclass of its own, which has no entry in the table.
+    plain = type(module) in _SIZE_ATTRIBUTES and traced.owns_its_weights(module)
     return fits and plain
 
 
 class _PrunableLink:
-    """Two layers and what lies between them, ready to lose units."""
+    """Two layers and the operations between them, whose dead units can be removed in place."""
 
     def __init__(self, traced: TracedModel, link: Link) -> None:
         self.traced, self.between = traced, link.between
@@ -120,7 +131,7 @@ class _PrunableLink:
         self.columns_per_unit = traced.columns_per_unit(link)
 
     def remove_dead_units(self) -> bool:
-        """Take the dead units out, all but one if all are dead; whether any was taken out."""
+        """Remove the dead units, but keep one if all are dead. Return True if any was removed."""
         constants = self._constants()
         unread = _all_zero(self.second.weight.transpose(0, 1))
         dead = (unread | self._can_be_folded(constants)).unflatten(0, (-1, self.columns_per_unit)).all(dim=1)
@@ -133,15 +144,15 @@ class _PrunableLink:
         return True
 
     def _columns_of(self, units: Tensor) -> Tensor:
-        """A value per unit, shape (units,), repeated for each column of the second layer that reads the unit."""
+        """Return a value per unit, (units,), repeated for each column of the second layer that reads the unit."""
         return units.repeat_interleave(self.columns_per_unit)
 
     def _constants(self) -> Tensor:
-        """The constant that reaches each column of the second layer, shape (columns,); nan where none does."""
+        """Return the constant that each column of the second layer reads, (columns,); nan if it reads no constant."""
         weight, bias = self.first.weight, self.first.bias
-        puts_out = weight.new_zeros(weight.shape[0]) if bias is None else bias
-        # One position stands for all of a map.
-        constants = torch.where(_all_zero(weight), puts_out, torch.nan).reshape(1, -1, *[1] * (weight.dim() - 2))
+        outputs = weight.new_zeros(weight.shape[0]) if bias is None else bias
+        # A constant map is represented by a single pixel.
+        constants = torch.where(_all_zero(weight), outputs, torch.nan).reshape(1, -1, *[1] * (weight.dim() - 2))
         for node in self.between:
             if self.traced.flattens(node) and constants.dim() > 2:
                 constants = self._columns_of(constants.flatten()).unsqueeze(0)
@@ -150,14 +161,14 @@ class _PrunableLink:
         return constants.flatten()
 
     def _through(self, node: fx.Node, constants: Tensor) -> Tensor:
-        """What a node makes of constants, shape kept; nan where it does not put out a constant."""
+        """Return a node's output for constant inputs, of the same shape; nan if that output is not constant."""
         traced, module = self.traced, self.traced.module(node)
         if traced.is_a(POOLING, node):
             return _pooled(_as_module(node) if module is None else module, constants)
-        if traced.is_a(DROPOUT, node):  # as a function it may be active in evaluation mode too
+        if traced.is_a(DROPOUT, node):  # the function, unlike the module, may be active in evaluation mode
             active = module is None and node.kwargs.get("training", True)
             return torch.where(constants == 0, constants, torch.nan) if active else constants
-        if traced.is_a(_BATCH_NORM, node) and module.running_mean is None:  # uses the batch's statistics
+        if traced.is_a(_BATCH_NORM, node) and module.running_mean is None:  # then it uses the batch's statistics
             return torch.full_like(constants, torch.nan)
         if traced.flattens(node):
             return constants
@@ -167,14 +178,14 @@ class _PrunableLink:
         return function(constants, *node.args[1:], **node.kwargs)
 
     def _can_be_folded(self, constants: Tensor) -> Tensor:
-        """Whether each column's constant can become part of the second layer's bias."""
+        """Return a mask (columns,) of the constants that can become part of the second layer's bias."""
         second = self.second
         if isinstance(second, nn.Linear) or second.padding_mode != "zeros" or second.padding in ("valid", (0, 0)):
             return constants.isfinite()
         return constants == 0
 
     def _fold(self, constants: Tensor) -> None:
-        """Add what the second layer makes of constants, one per column, to its bias."""
+        """Add the second layer's output for ``constants`` (columns,) to its bias, computed on the CPU in float64."""
         second, columns = self.second, constants != 0
         weight = second.weight[:, columns].to("cpu", torch.float64)
         shift = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
@@ -187,7 +198,7 @@ class _PrunableLink:
         second.bias.copy_(second.bias.to("cpu", torch.float64) + shift)
 
     def _keep(self, units: Tensor) -> None:
-        """Take out all units but those that a mask of shape (units,) keeps."""
+        """Remove all units outside a mask (units,)."""
         columns = self._columns_of(units)
         _select(self.first, 0, units)
         for module in map(self.traced.module, self.between):
@@ -197,21 +208,26 @@ class _PrunableLink:
 
 
 def _all_zero(weight: Tensor) -> Tensor:
-    """Whether each row is exactly zero; looked at number by number, as the norm of tiny ones may be zero too."""
+    """Return a mask (rows,) of the rows that are exactly zero. A norm would not do: that of tiny numbers may be 0."""
     return (weight == 0).flatten(1).all(dim=1)
 
 
 def _as_module(node: fx.Node) -> nn.Module | None:
-    """A pooling function as the module of the same arguments; None for adaptive pooling, of which nothing is asked."""
+    """Return a pooling function's node as the module with the same arguments, or None for adaptive pooling."""
     if node.target is nn.functional.max_pool2d:
         return nn.MaxPool2d(*node.args[1:], **node.kwargs)
     return nn.AvgPool2d(*node.args[1:], **node.kwargs) if node.target is nn.functional.avg_pool2d else None
 
 
 def _pooled(pooling: nn.Module | None, constants: Tensor) -> Tensor:
-    """Constants after pooling: nan where padding makes the borders differ, or may do so."""
+    """Return constants after pooling, nan for those whose borders differ because of padding.
+
+    Args:
+        pooling: the pooling, or None for an adaptive one, which has no padding.
+        constants: one per channel.
+    """
     padded = getattr(pooling, "padding", 0) not in (0, (0, 0), [0, 0])
-    if isinstance(pooling, nn.MaxPool2d):  # a window with holes can see nothing but padding
+    if isinstance(pooling, nn.MaxPool2d):  # with dilation, a window at the border may contain nothing but padding
         return torch.full_like(constants, torch.nan) if padded and pooling.dilation not in (1, (1, 1)) else constants
     if isinstance(pooling, nn.AvgPool2d) and (padded or pooling.divisor_override is not None):
         return torch.where(constants == 0, constants, torch.nan)
@@ -223,7 +239,7 @@ def _channels(module: nn.BatchNorm1d | nn.BatchNorm2d | nn.PReLU) -> int:
 
 
 def _select(module: nn.Module, dim: int, kept: Tensor) -> None:
-    """Keep a part of the rows (dim 0) or columns (dim 1) of all that the module has of them."""
+    """Reduce a module's parameters and buffers to the rows (dim 0) or columns (dim 1) in the mask ``kept``."""
     index = kept.nonzero().flatten()
     for name in ("weight", "bias", "running_mean", "running_var"):
         old = getattr(module, name, None)
@@ -231,7 +247,7 @@ def _select(module: nn.Module, dim: int, kept: Tensor) -> None:
             continue
         new = old.detach().index_select(dim, index).contiguous(memory_format=_memory_format(old))
         setattr(module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
-    setattr(module, _SIZES[type(module)][dim], len(index))
+    setattr(module, _SIZE_ATTRIBUTES[type(module)][dim], len(index))
 
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:

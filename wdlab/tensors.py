@@ -1,4 +1,4 @@
-"""Arithmetic over lists of tensors, sharded ones (DTensor) too. Used by the regularizers and optimizers."""
+"""Arithmetic over lists of tensors, including sharded ones (DTensor). Used by the regularizers and optimizers."""
 
 import functools
 import types
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def local_shards(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors without autograd; of a sharded one this process's shard. What is elementwise may act on these."""
+    """Return the tensors detached, a sharded one as this process's shard. Elementwise operations can act on these."""
     return [t.detach() if type(t) in (Tensor, nn.Parameter) else _shard(t) for t in tensors]
 
 
@@ -18,19 +18,24 @@ def _shard(tensor: Tensor) -> Tensor:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether the tensor is a DTensor, of which each process may hold a part."""
+    """Return True if the tensor is a DTensor, of which each process may hold a part."""
     return type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "placements")
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type to add things up in: at least float32."""
+    """Return the type in which to sum values of type ``dtype``: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def square_sums(tensors: Sequence[Tensor], like: Sequence[Tensor] | None = None) -> Tensor:
-    """``sum(t^2)`` of each tensor, all shards together; shape (len(tensors),), at least float32.
+    """Return ``sum(t^2)`` of each tensor over all its shards.
 
-    ``like`` has the sharding, if ``tensors`` are the local shards already.
+    Args:
+        tensors: whole tensors, DTensors or local shards.
+        like: the DTensors that ``tensors`` are the local shards of. None if ``tensors`` are not shards.
+
+    Returns:
+        Shape (len(tensors),), in at least float32.
     """
     shards = local_shards(tensors)
     if any(t.dtype.itemsize < 4 for t in shards):
@@ -41,15 +46,25 @@ def square_sums(tensors: Sequence[Tensor], like: Sequence[Tensor] | None = None)
 
 
 def dots(left: Sequence[Tensor], right: Sequence[Tensor], like: Sequence[Tensor] | None = None) -> Tensor:
-    """``sum(a * b)`` of each pair, all shards together; shape (len(left),), float64. ``like`` as above."""
+    """Return ``sum(a * b)`` of each pair of tensors over all their shards.
+
+    Args:
+        left: whole tensors, DTensors or local shards.
+        right: tensors of the same shapes and sharding.
+        like: the DTensors that ``left`` are the local shards of. None if ``left`` are not shards.
+
+    Returns:
+        Shape (len(left),), float64.
+    """
     products = [(a.double() * b).sum() for a, b in zip(local_shards(left), local_shards(right), strict=True)]
     return over_shards(left if like is None else like, torch.stack(products))
 
 
 def scalar_for(tensor: Tensor, number: float | Tensor) -> float | Tensor:
-    """A learning rate as it can be computed with beside ``tensor``: a number, or a 0-dim tensor on its device.
+    """Return a learning rate in a form that can be multiplied with ``tensor``: a number, or a 0-dim tensor.
 
-    torch takes learning rates that are tensors on the CPU for parameters on any device. Reading one waits for nothing.
+    torch allows a learning rate in a CPU tensor for parameters on another device. That one is returned as a number,
+    which needs no synchronization with the device.
     """
     if not isinstance(number, Tensor):
         return number
@@ -57,49 +72,57 @@ def scalar_for(tensor: Tensor, number: float | Tensor) -> float | Tensor:
 
 
 def over_shards(tensors: Sequence[Tensor], sums: Tensor) -> Tensor:
-    """Sums over this process's shards, shape (len(tensors),), added up over all processes where a tensor is sharded."""
+    """Return sums over local shards, added up over all processes for those tensors that are sharded.
+
+    Args:
+        tensors: whole tensors or DTensors.
+        sums: a sum over each tensor's local shard, shape (len(tensors),).
+
+    Returns:
+        Shape (len(tensors),).
+    """
     if not any(is_sharded(t) for t in tensors):
         return sums
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
-    alike: dict[tuple, list[int]] = {}
+    by_sharding: dict[tuple, list[int]] = {}
     for i, tensor in enumerate(tensors):
         if is_sharded(tensor):
-            alike.setdefault((tensor.device_mesh, tensor.placements), []).append(i)
+            by_sharding.setdefault((tensor.device_mesh, tensor.placements), []).append(i)
     sums = sums.clone()
-    for (mesh, placements), where in alike.items():
+    for (mesh, placements), indices in by_sharding.items():
         partial = [p if isinstance(p, Replicate) else Partial() for p in placements]
-        sums[where] = DTensor.from_local(sums[where], mesh, partial).full_tensor()
+        sums[indices] = DTensor.from_local(sums[indices], mesh, partial).full_tensor()
     return sums
 
 
-# In these five a number may be a scalar tensor, or, for tensors that hold a stack of runs in their first dimension, a
-# number for each run: a tensor (runs, 1, ...) of as many dimensions as they have.
+# In the next five functions a number may be a Python number, a 0-dim tensor, or one number per run. The latter is for
+# tensors that hold a stack of runs in their first dimension: a tensor (runs, 1, ...) with as many dimensions as theirs.
 
 
 def add_number(tensors: Sequence[Tensor], number: float | Tensor) -> list[Tensor]:
-    """``t + number`` of each tensor."""
+    """Return ``t + number`` for each tensor."""
     if is_per_run(number):
         return [t + number for t in tensors]
-    return torch._foreach_add(tensors, number, **_as_tensor(number))
+    return torch._foreach_add(tensors, number, **_alpha_for(number))
 
 
 def add_number_(tensors: Sequence[Tensor], number: float | Tensor) -> None:
-    """In place ``t += number`` of each tensor."""
+    """Add a number to each tensor in place."""
     if is_per_run(number):
         for t in tensors:
             t.add_(number)
     else:
-        torch._foreach_add_(tensors, number, **_as_tensor(number))
+        torch._foreach_add_(tensors, number, **_alpha_for(number))
 
 
 def scaled(tensors: Sequence[Tensor], number: float | Tensor) -> list[Tensor]:
-    """``t * number`` of each tensor."""
+    """Return ``t * number`` for each tensor."""
     return [t * number for t in tensors] if is_per_run(number) else torch._foreach_mul(tensors, number)
 
 
 def scale_(tensors: Sequence[Tensor], number: float | Tensor) -> None:
-    """In place ``t *= number`` of each tensor."""
+    """Multiply each tensor by a number in place."""
     if is_per_run(number):
         for t in tensors:
             t.mul_(number)
@@ -108,7 +131,7 @@ def scale_(tensors: Sequence[Tensor], number: float | Tensor) -> None:
 
 
 def add_(tensors: Sequence[Tensor], addends: Sequence[Tensor], factor: float | Tensor) -> None:
-    """In place: ``t += factor * addend`` for each pair."""
+    """Add ``factor * addend`` to each tensor in place."""
     if is_per_run(factor):
         for t, addend in zip(tensors, addends, strict=True):
             t.addcmul_(addend, factor)
@@ -119,33 +142,36 @@ def add_(tensors: Sequence[Tensor], addends: Sequence[Tensor], factor: float | T
 
 
 def is_per_run(number: float | Tensor) -> bool:
-    """Whether it is a number for each run of a stack, which broadcasts over rows."""
+    """Return True if ``number`` is a tensor with one number for each run of a stack, which broadcasts over its rows."""
     return isinstance(number, Tensor) and number.dim() > 0
 
 
-def _as_tensor(number: float | Tensor) -> dict[str, float]:
-    """Given an alpha, torch takes a scalar tensor as it is; else it would read its value, and wait for the device."""
+def _alpha_for(number: float | Tensor) -> dict[str, float]:
+    """Return the keyword arguments with which ``torch._foreach_add`` adds ``number`` without a synchronization.
+
+    Without ``alpha`` torch would read the value of a 0-dim tensor, and wait for its device.
+    """
     return {"alpha": 1.0} if isinstance(number, Tensor) else {}
 
 
 @functools.cache
 def compiled(function: Callable, unguarded: tuple[str, ...] = ()) -> Callable:
-    """``torch.compile`` of a function, once for all its users.
+    """Return ``torch.compile`` of a function, the same object for all callers.
 
-    It compiles again for every new set of shapes; after 8 of them in one process torch says so and goes on uncompiled.
+    It compiles again for every new set of shapes. After 8 sets in one process torch warns and runs uncompiled.
 
     Args:
-        function: of lists of tensors, numbers and flags.
-        unguarded: arguments, lists of tensors, that the caller has found to have shapes, types and strides of another
-            one. That they still have those of the compilation is not looked up in every call; it would take a tenth
-            of a small network's step.
+        function: a function of lists of tensors, numbers and flags.
+        unguarded: names of list arguments for which dynamo's guards are dropped. The caller guarantees that their
+            shapes, dtypes and strides equal those of a guarded argument. Saves about 10 % of a small network's step.
     """
-    options: dict = {  # on the CPU: fused multiply-adds, and no loop over several tensors at once
+    options: dict = {  # on the CPU: allow fused multiply-adds, and make one loop per tensor
         "cpp.enable_floating_point_contract_flag": "fast",
         "cpp.max_horizontal_fusion_size": 1,
     }
     if unguarded:
         names = tuple(f"L['{name}']" for name in unguarded)
         options["guard_filter_fn"] = lambda guards: [not guard.name.startswith(names) for guard in guards]
-        function = types.FunctionType(function.__code__.replace(), function.__globals__)  # compilations of its own
+        # torch keeps compilations by code object. A copy keeps them apart from those with all guards.
+        function = types.FunctionType(function.__code__.replace(), function.__globals__)
     return torch.compile(function, dynamic=False, options=options)

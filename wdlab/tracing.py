@@ -1,4 +1,7 @@
-"""Networks that are looked at without being changed. Used by ``homogeneous`` and ``evaluate``."""
+"""Graphs of networks' forwards, traced without changing the networks.
+
+Used by ``homogeneous``, ``pruning``, ``metrics.lipschitz`` and ``evaluate``.
+"""
 
 import contextlib
 import operator
@@ -15,10 +18,10 @@ from torch.utils._pytree import tree_leaves
 
 
 def trace(model: nn.Module) -> fx.Graph:
-    """The graph of a model's forward.
+    """Return the graph of a model's forward.
 
     Raises:
-        Exception: what ``torch.fx`` raises where it cannot follow.
+        Exception: any, from ``torch.fx`` or the model's own code, if the forward cannot be traced.
     """
     with left_as_it_was(model):
         return fx.symbolic_trace(model).graph
@@ -26,9 +29,10 @@ def trace(model: nn.Module) -> fx.Graph:
 
 @contextlib.contextmanager
 def left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Put back what the model's forward keeps on it within, such as its activations.
+    """Restore the attributes of the model and of its modules on leaving.
 
-    They would be graphs' symbols and tensors with a history, with which a model can be neither copied nor saved.
+    A forward may store values on a module, such as activations. Inside this context they may be symbols of a graph, or
+    tensors with autograd history. With these on it a model can be neither copied nor saved.
     """
     before = [(module, dict(vars(module))) for module in model.modules()]
     try:
@@ -40,14 +44,14 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
 
 
 class Kind(NamedTuple):
-    """Ways in which one kind of operation appears in a traced graph."""
+    """A kind of operation, by all its spellings in a traced graph: modules, functions and methods of tensors."""
 
     modules: tuple[type[nn.Module], ...]
     functions: tuple[Callable, ...] = ()
     methods: tuple[str, ...] = ()
 
 
-RELU = Kind(  # what scaling by c > 0 commutes with, and bends
+RELU = Kind(  # nonlinear operations with f(c x) = c f(x) for every c > 0
     (nn.ReLU, nn.LeakyReLU, nn.PReLU),
     (
         *(torch.relu, torch.relu_, nn.functional.relu),
@@ -70,17 +74,17 @@ _LAYERS = (nn.Linear, nn.Conv2d)
 
 
 class Link(NamedTuple):
-    """A layer, what its output runs through, and the one layer that reads it: nodes of a traced graph."""
+    """Two layers and the operations between them, as nodes of a graph. Each is the only reader of the one before."""
 
     first: fx.Node
     between: tuple[fx.Node, ...]
     second: fx.Node
 
 
-class _ReadWhileTracing(TorchDispatchMode):
-    """Finds the tensors that a forward computes with while it is traced, such as the norm of a weight.
+class _TensorsReadWhileTracing(TorchDispatchMode):
+    """A record of the tensors that a forward computes with during tracing, such as a weight whose norm it takes.
 
-    What comes of it is a constant in the graph, which does not say what it was made of.
+    The result of such a computation is a constant in the graph, so the graph does not show that the tensor was read.
     """
 
     def __init__(self) -> None:
@@ -97,29 +101,29 @@ class _ReadWhileTracing(TorchDispatchMode):
 
 
 class TracedModel:
-    """A model's forward as a graph, and what pairing and pruning ask of it.
+    """A model's forward as a graph, with the queries about its nodes that pairing, pruning and bounds need.
 
     Args:
-        model: traced by ``torch.fx`` in the mode, training or evaluation, that it is in.
-        instead: what to do where that fails; the end of the error message.
+        model: traced by ``torch.fx`` in its present mode, training or evaluation.
+        instead: advice for a model that cannot be traced; the end of the error message.
 
     Raises:
-        ValueError: if the model cannot be traced, with the line of its code where that ended.
+        ValueError: if the model cannot be traced. The message names the line of the model's code where tracing failed.
     """
 
     def __init__(self, model: nn.Module, instead: str) -> None:
-        read = _ReadWhileTracing()
+        read = _TensorsReadWhileTracing()
         try:
             with read:
                 self.graph = trace(model)
         except Exception as error:
-            reason = f"{_own_line(error)}{error}"
+            reason = f"{_line_in_model_code(error)}{error}"
             raise ValueError(f"cannot see through {type(model).__name__}.forward: {reason}; {instead}") from error
         self.modules = dict(model.named_modules())
         self._reads = self._count_reads(model, read)
 
-    def _count_reads(self, model: nn.Module, read: "_ReadWhileTracing") -> Counter[int]:
-        """How often each module is called and each parameter and buffer is read in a forward, by its id."""
+    def _count_reads(self, model: nn.Module, read: _TensorsReadWhileTracing) -> Counter[int]:
+        """Count the calls of each module and the reads of each parameter and buffer in a forward, by their id."""
         named = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
         reads: Counter[int] = Counter()
         for node in self.graph.nodes:
@@ -132,61 +136,71 @@ class TracedModel:
         return reads
 
     def module(self, node: fx.Node) -> nn.Module | None:
-        """The module that a node calls, or None."""
+        """Return the module that a node calls, or None if it calls none."""
         return self.modules[node.target] if node.op == "call_module" else None
 
     def owns_its_weights(self, module: nn.Module) -> bool:
-        """Whether the module is called once, and all it has is its own: not made by a parametrization, read only there.
+        """Return True if the module is called once, and nothing else reads its parameters and running statistics.
 
-        Running statistics count too.
+        False also if it has parameters other than weight and bias: old-style weight norm and torch's pruning make the
+        weight from parameters of other names.
         """
         own = (*module._parameters.values(), *module._buffers.values())
-        # Old-style weight norm and pruning keep what they make a weight of under another name.
         plain = module._parameters.keys() <= {"weight", "bias"}
         return plain and all(self._reads[id(one)] == 1 for one in (module, *own) if one is not None)
 
     def layer(self, node: fx.Node) -> nn.Module | None:
-        """The linear or convolution layer that a node calls, if it can be part of a pair, else None."""
+        """Return the Linear or Conv2d layer that a node calls, or None if there is none that can be part of a pair.
+
+        Excluded are grouped convolutions, and layers whose weights are shared or parametrized.
+        """
         module = self.module(node)
-        if type(module) not in _LAYERS or getattr(module, "groups", 1) != 1:  # parametrized layers are of other types
+        # Compared by type, and not by isinstance, as parametrization makes a layer's type a subclass of its own.
+        if type(module) not in _LAYERS or getattr(module, "groups", 1) != 1:
             return None
         return module if self.owns_its_weights(module) else None
 
     def is_a(self, kind: Kind, node: fx.Node) -> bool:
-        """Whether a node is an operation of this kind, whatever its spelling."""
+        """Return True if a node is an operation of this kind, in any spelling."""
         if node.op == "call_module":
             return isinstance(self.modules[node.target], kind.modules)
         if node.op == "call_function":
             return node.target in kind.functions
         return node.op == "call_method" and node.target in kind.methods
 
-    def reader(self, node: fx.Node) -> fx.Node | None:
-        """The only node that reads a node's values, as its first argument; None if there is no such one.
+    def only_reader(self, node: fx.Node) -> fx.Node | None:
+        """Return the only node that reads a node's values, with these as its first argument; None if there is none.
 
-        Who asks for the batch size alone reads no values.
+        A node that only takes the batch size is not a reader.
         """
-        readers = [user for user in node.users if not _asks_for_batch_size(user)]
+        readers = [user for user in node.users if not _only_takes_batch_size(user)]
         return readers[0] if len(readers) == 1 and readers[0].args[:1] == (node,) else None
 
-    def link(self, node: fx.Node, passes: Callable[[fx.Node], bool]) -> Link | None:
-        """The link that starts at a layer's node and runs through nodes that pass, or None if there is none."""
+    def link_from(self, node: fx.Node, passes: Callable[[fx.Node], bool]) -> Link | None:
+        """Return the link that starts at a node, or None if there is none.
+
+        Args:
+            node: candidate for the first layer.
+            passes: predicate on the operations that may lie between the layers.
+        """
         if self.layer(node) is None:
             return None
-        first, between, current = node, [], self.reader(node)
+        first, between, current = node, [], self.only_reader(node)
         while current is not None:
             if self.layer(current) is not None:
                 return Link(first, tuple(between), current)
             if not passes(current):
                 return None
             between.append(current)
-            current = self.reader(current)
+            current = self.only_reader(current)
         return None
 
     def columns_per_unit(self, link: Link) -> int:
-        """How many neighbouring inputs of the second layer come from one unit of the first; 0 if they do not line up.
+        """Return the number of adjacent columns of the second layer's weight that read one unit of the first.
 
-        More than one where convolution maps are flattened for a linear layer. Units lie along the channels of a map,
-        and along the last dimension of what a linear layer puts out, which pooling would mix.
+        More than one if the maps of a convolution are flattened for a linear layer. 0 if columns and units do not
+        match. Units are the channels of a convolution's output, and the last dimension of a linear layer's output.
+        Pooling would mix the latter, so the number is 0 for pooling after a linear layer or a flattening.
         """
         first, second = self.layer(link.first), self.layer(link.second)
         flat = isinstance(first, nn.Linear)
@@ -200,7 +214,10 @@ class TracedModel:
         return count if count == 1 or isinstance(first, nn.Conv2d) else 0
 
     def flattens(self, node: fx.Node) -> bool:
-        """Whether a node lays everything but the batch side by side, and that without a size written as a number."""
+        """Return True if a node flattens all dimensions but the batch.
+
+        False if one of the new sizes is a number in the model's code, since pruning would change that size.
+        """
         if not self.is_a(RESHAPE, node):
             return False
         if node.op == "call_module":
@@ -213,20 +230,24 @@ class TracedModel:
         return len(sizes) == 2 and sizes[1] == -1 and self._is_batch_size(sizes[0], node.args[0])
 
     def _is_batch_size(self, size: object, node: fx.Node) -> bool:
-        """Whether a size is the batch size of a node: asked of it, or of one before with nothing regrouped since."""
-        asked = _whose_batch_size(size)
-        while node is not asked:
+        """Return True if a size is the batch size of a node.
+
+        It is, if it was taken from the node itself, or from an earlier one and no operation between the two can have
+        changed the first dimension.
+        """
+        source = _source_of_batch_size(size)
+        while node is not source:
             module = self.module(node)
             regroups = isinstance(module, nn.Flatten | nn.Unflatten)
             known = module is not None or any(self.is_a(kind, node) for kind in (RELU, DROPOUT, POOLING))
-            if asked is None or regroups or not known or not isinstance(node.args[0], fx.Node):
+            if source is None or regroups or not known or not isinstance(node.args[0], fx.Node):
                 return False
             node = node.args[0]
         return True
 
 
 def _is_shape(node: object) -> bool:
-    """Whether a node is ``x.shape`` or ``x.size()``."""
+    """Return True if a node is ``x.shape`` or ``x.size()``."""
     if not isinstance(node, fx.Node):
         return False
     if node.op == "call_method":
@@ -234,8 +255,8 @@ def _is_shape(node: object) -> bool:
     return node.target is getattr and node.args[1] == "shape"
 
 
-def _whose_batch_size(node: object) -> fx.Node | None:
-    """The ``x`` of ``x.size(0)``, ``x.size()[0]`` and ``x.shape[0]``, or None for anything else."""
+def _source_of_batch_size(node: object) -> fx.Node | None:
+    """Return the ``x`` of ``x.size(0)``, ``x.size()[0]`` or ``x.shape[0]``, or None for anything else."""
     if not isinstance(node, fx.Node):
         return None
     if node.op == "call_method" and node.target == "size":
@@ -245,15 +266,18 @@ def _whose_batch_size(node: object) -> fx.Node | None:
     return None
 
 
-def _asks_for_batch_size(node: fx.Node) -> bool:
+def _only_takes_batch_size(node: fx.Node) -> bool:
     if _is_shape(node):
-        return all(_whose_batch_size(user) is not None for user in node.users)
-    return _whose_batch_size(node) is not None
+        return all(_source_of_batch_size(user) is not None for user in node.users)
+    return _source_of_batch_size(node) is not None
 
 
-def _own_line(error: Exception) -> str:
-    """Where in the model's own code an error arose, as the start of a sentence; empty if only torch's code is seen."""
+def _line_in_model_code(error: Exception) -> str:
+    """Return file, line number and line of the model's code that raised an error, as the start of a message.
+
+    Empty if the traceback has frames of torch only.
+    """
     of_torch = Path(torch.__file__).parent
-    frames = traceback.extract_tb(error.__traceback__)[2:]  # the first two are calls in this file and in tracing.py
+    frames = traceback.extract_tb(error.__traceback__)[2:]  # without the frames of TracedModel and trace
     own = [frame for frame in frames if frame.line and not Path(frame.filename).is_relative_to(of_torch)]
     return f"{own[-1].filename}, line {own[-1].lineno}, {own[-1].line!r}: " if own else ""

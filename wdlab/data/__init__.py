@@ -1,8 +1,13 @@
 """Data sets as whole splits on the device, and batches that are a pure function of (seed, step).
 
-``description.py`` says what a ``configs/dataset`` file may hold, ``sources.py`` reads files, ``splits.py`` makes the
-three splits of them, ``augment.py`` varies images, ``batches.py`` orders examples. Called by ``train``; the loop reads
-``Data`` and ``Batches``.
+* ``description.py`` checks the values of a ``configs/dataset`` file.
+* ``sources.py`` reads the files of a data set.
+* ``load.py`` makes the three splits from them.
+* ``splits.py`` has the classes of a split of images and of text.
+* ``augment.py`` varies images.
+* ``batches.py`` orders the examples.
+
+``wdlab.build`` calls ``load``; the training loop reads ``Data`` and ``Batches``.
 """
 
 from wdlab.data.batches import Batches, StackedBatches

@@ -1,8 +1,8 @@
 """Random variations of images, a whole batch at a time and on the device.
 
-What is random is drawn on the CPU, once for an epoch, from a generator that the caller seeds: the same on every device.
-Which pixel goes where is then one index per pixel, so crop, rotation and flip cost one gather together, and pixels stay
-what they are (nearest neighbour, no interpolation).
+All random numbers of an epoch are drawn on the CPU, from a generator that the caller seeds, so they are equal on every
+device. Crop, rotation and flip together are one gather: they choose a source pixel for each pixel of the result.
+Values of pixels are therefore unchanged (nearest neighbour, no interpolation).
 """
 
 from collections.abc import Mapping
@@ -13,39 +13,42 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-PADDINGS = {"zero": "constant", "reflect": "reflect"}  # and torch's names for them
+PADDINGS = {"zero": "constant", "reflect": "reflect"}  # name in a config -> name in torch
 
 
 class Drawn(NamedTuple):
-    """What was drawn for some examples; every tensor has a row for each. None where there is nothing to draw."""
+    """The random numbers that vary n images. A field is None if its variation is switched off."""
 
     top: Tensor  # int64 (n,): first row of the crop in the padded image
-    left: Tensor  # int64 (n,): first column
+    left: Tensor  # int64 (n,): first column of the crop
     mirrored: Tensor | None  # bool (n,)
-    angle: Tensor | None  # float32 (n,), radians, counter-clockwise as seen
+    angle: Tensor | None  # float32 (n,): radians, counter-clockwise on the screen
     hidden: Tensor | None = None  # int64 (n, 2): row and column of the first pixel of the square that is cut out
 
-    def part(self, rows: slice) -> Self:
-        """What was drawn for a slice of the examples."""
+    def of_rows(self, rows: slice) -> Self:
+        """Return the numbers for a slice of the images."""
         return type(self)(*(None if values is None else values[rows] for values in self))
 
     def to(self, device: torch.device) -> Self:
-        """On ``device``, without making the host wait."""
+        """Return a copy on ``device``. The host does not wait for the transfer."""
         return type(self)(*(None if values is None else to_device(values, device) for values in self))
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Pad, rotate, crop, mirror, cut out, in this order, with the padding as it is before normalization.
+    """Random padding, rotation, crop, mirroring and cutout of images, in this order.
+
+    All but the cutout act on pixels before normalization, so padding with zeros is black.
 
     Args:
-        crop: pixels of padding on every side; a window of the image's size is then cut out anywhere. 0: no crop.
+        crop: pixels of padding on every side. A window of the image's size is then cut out at a random position. 0
+            switches the crop off.
         padding: ``zero`` (black) or ``reflect`` (the image mirrored at its border).
         flip: mirror left and right with probability 1/2.
-        rotation: turn about the centre by an angle uniform in +- so many degrees, nearest neighbour; black where
-            nothing is. 0: no rotation.
-        cutout: side of a square that is hidden, in pixels; its middle is anywhere in the image, so that a part of it
-            may be outside (Cutout, arXiv 1708.04552). 0: none.
+        rotation: largest angle in degrees. The image is turned about its centre by an angle uniform in [-rotation,
+            rotation], nearest neighbour; pixels without a source are black. 0 switches the rotation off.
+        cutout: side of a hidden square, in pixels (Cutout, arXiv 1708.04552). The middle of the square is anywhere in
+            the image, so that a part of the square may be outside. 0 switches the cutout off.
     """
 
     crop: int = 0
@@ -56,20 +59,30 @@ class Augment:
 
     @classmethod
     def of(cls, config: Mapping[str, Any] | None) -> Self | None:
-        """From ``dataset.augment``; None if it varies nothing."""
+        """Return the augmentation that ``dataset.augment`` describes, or None if it varies nothing."""
         augment = cls(**{key: value for key, value in (config or {}).items() if value is not None})
         return None if augment == cls(padding=augment.padding) else augment
 
     def pad(self, images: Tensor) -> Tensor:
-        """Images (n, c, h, w) with ``crop`` more pixels on every side."""
+        """Return images (n, c, h, w) with ``crop`` more pixels on every side, of the same type."""
         if not self.crop:
             return images
         mode = PADDINGS[self.padding]
-        parts = (nn.functional.pad(part.float(), (self.crop,) * 4, mode=mode) for part in images.split(4096))
-        return torch.cat([part.to(images.dtype) for part in parts])  # reflection is not there for uint8
+        # In float32, as torch cannot reflect uint8, and in chunks, as the float32 of a whole split takes much memory.
+        chunks = (nn.functional.pad(chunk.float(), (self.crop,) * 4, mode=mode) for chunk in images.split(4096))
+        return torch.cat([chunk.to(images.dtype) for chunk in chunks])
 
     def draw(self, generator: np.random.Generator, examples: int, size: tuple[int, int]) -> Drawn:
-        """What varies ``examples`` images of (height, width) ``size``, on the CPU."""
+        """Draw the random numbers for an epoch.
+
+        Args:
+            generator: seeded by the caller.
+            examples: number of images.
+            size: height and width of an image without padding.
+
+        Returns:
+            Tensors on the CPU.
+        """
         corner = generator.integers(0, 2 * self.crop + 1, (2, examples))
         mirrored = generator.random(examples) < 0.5 if self.flip else None
         limit = np.deg2rad(self.rotation)
@@ -79,7 +92,15 @@ class Augment:
         return Drawn(top, left, *(None if v is None else torch.from_numpy(v) for v in (mirrored, angle, hidden)))
 
     def __call__(self, padded: Tensor, drawn: Drawn) -> Tensor:
-        """The variations ``drawn`` of padded images (n, c, h + 2 crop, w + 2 crop): (n, c, h, w), of the same type."""
+        """Return padded images, rotated, cropped and mirrored.
+
+        Args:
+            padded: (n, c, h + 2 crop, w + 2 crop), from ``pad``.
+            drawn: the random numbers for these n images, on their device.
+
+        Returns:
+            Images (n, c, h, w) of the same type.
+        """
         count, _, height, width = padded.shape
         rows = drawn.top[:, None] + torch.arange(height - 2 * self.crop, device=padded.device)
         columns = torch.arange(width - 2 * self.crop, device=padded.device).expand(count, -1)
@@ -89,28 +110,48 @@ class Augment:
         if drawn.angle is None:
             index = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
             return _take(padded, index).unflatten(2, (rows.shape[1], -1))
-        index, inside = _turned(rows[:, :, None], columns[:, None, :], drawn.angle[:, None, None], height, width)
+        index, inside = _rotated(rows[:, :, None], columns[:, None, :], drawn.angle[:, None, None], height, width)
         return (_take(padded, index.flatten(1)) * inside.flatten(1)[:, None]).unflatten(2, (rows.shape[1], -1))
 
     def hide(self, images: Tensor, drawn: Drawn) -> Tensor:
-        """Normalized images (n, c, h, w), zero (the mean of the data set) in place where ``drawn`` says so."""
+        """Set the cutout's squares to zero, which is the mean of the data set.
+
+        Args:
+            images: normalized images (n, c, h, w), changed in place.
+            drawn: the random numbers for these n images, on their device.
+
+        Returns:
+            ``images``.
+        """
         if drawn.hidden is None:
             return images
-        inside = []
+        in_square = []  # bool (n, h) and (n, w)
         for dim in (2, 3):
-            behind = torch.arange(images.shape[dim], device=images.device) - drawn.hidden[:, dim - 2, None]
-            inside.append((behind >= 0) & (behind < self.cutout))
-        rows, columns = inside
+            offset = torch.arange(images.shape[dim], device=images.device) - drawn.hidden[:, dim - 2, None]
+            in_square.append((offset >= 0) & (offset < self.cutout))
+        rows, columns = in_square
         return images.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0)
 
 
 def _take(images: Tensor, index: Tensor) -> Tensor:
-    """Pixels (n, c, k) of images (n, c, h, w) at the places ``index`` (n, k) in h * w."""
+    """Return the pixels (n, c, k) of images (n, c, h, w) at ``index`` (n, k) into h * w."""
     return images.flatten(2).gather(2, index[:, None].expand(-1, images.shape[1], -1))
 
 
-def _turned(rows: Tensor, columns: Tensor, angle: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Where pixel (row, column) of the turned image comes from, as an index in h * w; and whether it is inside."""
+def _rotated(rows: Tensor, columns: Tensor, angle: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return the source of each pixel (row, column) of the rotated image.
+
+    Args:
+        rows: row of the pixel in the rotated image, broadcast against ``columns`` and ``angle``.
+        columns: column of the pixel.
+        angle: radians, counter-clockwise on the screen.
+        height: of the image.
+        width: of the image.
+
+    Returns:
+        The index of the source into height * width, and a mask of the sources inside the image. Outside, the index is
+        0.
+    """
     y, x = rows - (height - 1) / 2, columns - (width - 1) / 2
     cos, sin = angle.cos(), angle.sin()
     from_row = (cos * y + sin * x + (height - 1) / 2).round()
@@ -120,5 +161,5 @@ def _turned(rows: Tensor, columns: Tensor, angle: Tensor, height: int, width: in
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on ``device``; to a GPU through pinned memory, so that the host does not wait for it."""
+    """Return a CPU tensor on ``device``; it goes to a GPU through pinned memory, so that the host does not wait."""
     return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""The order of the examples: which ones make up the batch of a step."""
+"""The examples in the batch of each step, as a pure function of the seed and the step."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,16 +13,18 @@ from wdlab.data.splits import Split
 
 
 class Batches:
-    """Training batches: epoch e visits a permutation drawn from (seed, e), in blocks of ``batch_size``.
+    """Training batches of one run.
 
-    The last, incomplete block of an epoch is dropped, so every step sees ``batch_size`` examples. How the examples of
-    epoch e are varied is drawn from (seed, e) too.
+    Epoch e visits the examples in a permutation drawn from (seed, e), in blocks of ``batch_size``. The last,
+    incomplete block of an epoch is dropped, so every step sees ``batch_size`` examples. The random variations of the
+    examples in epoch e are drawn from (seed, e) too.
 
     Args:
-        split: the examples.
-        batch_size: of all processes together.
-        seed: of order and variations.
-        rank, ranks: this process and how many there are; each gets its share of every batch.
+        split: the training examples.
+        batch_size: examples per step, of all processes together.
+        seed: seed of the order and of the variations.
+        rank: number of this process, which gets an equal share of every batch.
+        ranks: number of processes.
 
     Raises:
         ConfigError: if a batch does not fit into the split, or cannot be shared equally.
@@ -39,17 +41,23 @@ class Batches:
         self._drawn: Any
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and labels of update ``step + 1``, for any ``step`` >= 0 in any order."""
+        """Return this process's inputs and labels for update ``step + 1``.
+
+        Steps may come in any order. A change of epoch costs a new permutation.
+
+        Args:
+            step: number of updates so far, >= 0.
+        """
         epoch, block = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            self._start(epoch)
+            self._start_epoch(epoch)
         start = block * self.batch_size + self._first
         here = slice(start, start + self._share)
         if self._drawn is None:
             return self.split.examples(self._order[here])
-        return self.split.varied(self._order[here], self._drawn.part(here))
+        return self.split.varied(self._order[here], self._drawn.of_rows(here))
 
-    def _start(self, epoch: int) -> None:
+    def _start_epoch(self, epoch: int) -> None:
         device = self.split.labels.device
         drawn = self.split.draw(np.random.default_rng((self.seed, epoch, 1)))
         self._order = to_device(_order(self.split, self.seed, epoch), device)
@@ -58,12 +66,14 @@ class Batches:
 
 
 class StackedBatches:
-    """The batches of several runs that differ in their seeds, those of ``Batches`` side by side; nothing is varied.
+    """The batches of several runs that differ in their seeds, stacked.
+
+    Each run gets the examples that ``Batches`` gives for its seed, without random variations.
 
     Args:
-        split: the examples.
-        batch_size: of each run.
-        seeds: of the runs.
+        split: the training examples, common to all runs.
+        batch_size: examples per step of each run.
+        seeds: the runs' seeds.
 
     Raises:
         ConfigError: if a batch does not fit into the split.
@@ -77,7 +87,7 @@ class StackedBatches:
         self._orders: Tensor
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs (runs, batch, ...) and labels (runs, batch) of update ``step + 1``."""
+        """Return inputs (runs, batch, ...) and labels (runs, batch) for update ``step + 1``."""
         epoch, block = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             orders = {seed: _order(self.split, seed, epoch) for seed in set(self.seeds)}
@@ -89,5 +99,5 @@ class StackedBatches:
 
 
 def _order(split: Split, seed: int, epoch: int) -> Tensor:
-    """In which order an epoch visits the examples."""
+    """Return the permutation, int64 (examples,), in which an epoch visits the examples."""
     return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(len(split)))

@@ -1,4 +1,4 @@
-"""What a ``configs/dataset`` file may hold, checked before anything is read."""
+"""Checks of the values of a ``configs/dataset`` file, before any data is read."""
 
 import math
 from collections.abc import Mapping
@@ -16,24 +16,28 @@ AUGMENTS = tuple(field.name for field in fields(Augment))
 
 
 def is_text(config: Mapping[str, Any]) -> bool:
-    """Whether the data set is text: its examples have one length, the context, instead of an image's three."""
+    """Return True if the data set is text: its shape is (context,), where an image has three sizes."""
     return len(config["shape"]) == 1
 
 
 def check_description(config: Mapping[str, Any]) -> None:
-    """Raise a ConfigError for a ``configs/dataset`` value of the wrong kind, or a key that nothing reads."""
+    """Check the keys and values of a ``configs/dataset`` file.
+
+    Raises:
+        ConfigError: if a key is missing or unknown, or if a value is of the wrong type or out of its range.
+    """
     values = {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in config.items()}
     shape = values.get("shape")
-    if not (isinstance(shape, list) and len(shape) in (1, 3) and all(_whole(size, 1) for size in shape)):
+    if not (isinstance(shape, list) and len(shape) in (1, 3) and all(_is_int(size, 1) for size in shape)):
         raise ConfigError(f"dataset.shape={shape}: must be channels, height and width, or the context of a text")
     missing = [key for key in (*REQUIRED, *(() if is_text(values) else REQUIRED_OF_IMAGES)) if key not in values]
     if missing:
         raise ConfigError(f"dataset.{missing[0]}: is missing")
-    allowed = {key: (values.get(key) is None or is_name(values[key]), NAME) for key in ("name", "source")}
-    allowed |= {"shape": (True, "")}
-    allowed |= _of_every_data_set(values)
-    allowed |= _of_text(values) if is_text(values) else _of_images(values)
-    _check_values("dataset", values, allowed)
+    checks = {key: (values.get(key) is None or is_name(values[key]), NAME) for key in ("name", "source")}
+    checks |= {"shape": (True, "")}
+    checks |= _common_checks(values)
+    checks |= _text_checks(values) if is_text(values) else _image_checks(values)
+    _raise_first_failure("dataset", values, checks)
     if not is_text(values) and values.get("augment") is not None:
         _check_augment(values["augment"], min(shape[1:]))
     if values.get("per_class") is not None and values.get("train_size") is not None:
@@ -41,73 +45,80 @@ def check_description(config: Mapping[str, Any]) -> None:
 
 
 def check_batch_size(batch_size: int, examples: int, ranks: int = 1) -> None:
-    """Raise a ConfigError unless one batch fits into the training set and can be shared by the processes."""
+    """Check that a batch fits into the training set and can be shared equally by ``ranks`` processes.
+
+    Raises:
+        ConfigError: if it does not, or cannot.
+    """
     if not 1 <= batch_size <= examples:
         raise ConfigError(f"train.batch_size={batch_size}: must be between 1 and {examples}, the training examples")
     if batch_size % ranks:
         raise ConfigError(f"train.batch_size={batch_size}: must be a multiple of {ranks}, the processes of torchrun")
 
 
-def _of_every_data_set(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
+# The next three functions return a pair for each key: True if its value is good, and the end of "must be ...".
+
+
+def _common_checks(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
     size = values.get("train_size")
     return {
-        "classes": (_whole(values["classes"], 2), "a whole number >= 2"),
-        "val_size": (_whole(values["val_size"], 1), "a whole number >= 1"),
-        "train_size": (size is None or _whole(size, 1), "null or a whole number >= 1"),
-        "split_seed": (_whole(values["split_seed"], 0), "a whole number >= 0"),
+        "classes": (_is_int(values["classes"], 2), "a whole number >= 2"),
+        "val_size": (_is_int(values["val_size"], 1), "a whole number >= 1"),
+        "train_size": (size is None or _is_int(size, 1), "null or a whole number >= 1"),
+        "split_seed": (_is_int(values["split_seed"], 0), "a whole number >= 0"),
     }
 
 
-def _of_images(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
+def _image_checks(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
     channels, per_class, noise = values["shape"][0], values["per_class"], values.get("label_noise")
-    good_std = _numbers(values["std"], channels) and all(v > 0 for v in values["std"])
+    good_std = _are_numbers(values["std"], channels) and all(v > 0 for v in values["std"])
     augment = values.get("augment")
     return {
-        "mean": (_numbers(values["mean"], channels), "a list with a number per channel"),
+        "mean": (_are_numbers(values["mean"], channels), "a list with a number per channel"),
         "std": (good_std, "a list with a number > 0 per channel"),
-        "per_class": (per_class is None or _whole(per_class, 1), "null or a whole number >= 1"),
-        "label_noise": (noise is None or (_number(noise) and 0 <= noise <= 1), "null or a share between 0 and 1"),
+        "per_class": (per_class is None or _is_int(per_class, 1), "null or a whole number >= 1"),
+        "label_noise": (noise is None or (_is_number(noise) and 0 <= noise <= 1), "null or a share between 0 and 1"),
         "augment": (augment is None or isinstance(augment, dict), f"null or a mapping: {', '.join(AUGMENTS)}"),
     }
 
 
-def _of_text(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
+def _text_checks(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
     shift = values.get("shift")
     return {"shift": (shift is None or isinstance(shift, bool), "null, true or false")}
 
 
 def _check_augment(augment: Mapping[str, Any], pixels: int) -> None:
     crop, padding, flip, rotation, cutout = (augment.get(key) for key in AUGMENTS)
-    allowed = {
-        "crop": (crop is None or (_whole(crop, 0) and crop < pixels), f"null or a whole number below {pixels}"),
+    checks = {
+        "crop": (crop is None or (_is_int(crop, 0) and crop < pixels), f"null or a whole number below {pixels}"),
         "padding": (padding is None or (isinstance(padding, str) and padding in PADDINGS), " or ".join(PADDINGS)),
         "flip": (flip is None or isinstance(flip, bool), "true or false"),
-        "rotation": (rotation is None or (_number(rotation) and 0 <= rotation <= 180), "null or degrees up to 180"),
+        "rotation": (rotation is None or (_is_number(rotation) and 0 <= rotation <= 180), "null or degrees up to 180"),
         "cutout": (
-            cutout is None or (_whole(cutout, 0) and cutout <= pixels),
+            cutout is None or (_is_int(cutout, 0) and cutout <= pixels),
             f"null or a whole number up to {pixels}",
         ),
     }
-    _check_values("dataset.augment", augment, allowed)
+    _raise_first_failure("dataset.augment", augment, checks)
 
 
-def _check_values(group: str, values: Mapping[str, Any], allowed: Mapping[str, tuple[bool, str]]) -> None:
-    """``allowed`` says of every key whether its value is good, and what it must be."""
+def _raise_first_failure(group: str, values: Mapping[str, Any], checks: Mapping[str, tuple[bool, str]]) -> None:
+    """Raise a ConfigError for the first key that has no check or a failed one."""
     for key, value in values.items():
-        if key not in allowed:
-            raise ConfigError(f"{group}.{key}: unknown key; allowed: {', '.join(allowed)}")
-        good, wanted = allowed[key]
+        if key not in checks:
+            raise ConfigError(f"{group}.{key}: unknown key; allowed: {', '.join(checks)}")
+        good, wanted = checks[key]
         if not good:
             raise ConfigError(f"{group}.{key}={value}: must be {wanted}")
 
 
-def _whole(value: Any, least: int) -> bool:
+def _is_int(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _numbers(values: Any, count: int) -> bool:
-    return isinstance(values, list) and len(values) == count and all(_number(v) for v in values)
+def _are_numbers(values: Any, count: int) -> bool:
+    return isinstance(values, list) and len(values) == count and all(_is_number(v) for v in values)

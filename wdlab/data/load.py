@@ -1,4 +1,4 @@
-"""From a ``configs/dataset`` file to the three splits on a device."""
+"""The three splits on a device, made from the values of a ``configs/dataset`` file."""
 
 import functools
 import hashlib
@@ -18,33 +18,51 @@ from wdlab.errors import ConfigError, DataError
 
 
 def load(config: Mapping[str, Any], root: str | Path, device: torch.device) -> Data:
-    """The data set a ``configs/dataset`` file describes.
+    """Load the data set that a ``configs/dataset`` file describes.
+
+    Keys of every data set:
+
+    * ``name``, and ``source``, the name of its files where that is another one;
+    * ``shape``: (channels, height, width) of an image, or (context,) of a text;
+    * ``classes``: number of classes, or of different characters;
+    * ``val_size``: examples (or characters) taken from the training set for validation;
+    * ``train_size``: training examples (or characters) kept, null for all;
+    * ``split_seed``: seed of the split.
+
+    Keys of images:
+
+    * ``mean`` and ``std``: of pixels in [0, 1], per channel;
+    * ``per_class``: training examples kept per class, null for all;
+    * ``label_noise``: share of the training labels that are replaced by another class, drawn from ``split_seed``;
+    * ``augment``: see ``Augment``.
+
+    Key of a text: ``shift``, see ``Text``.
 
     Args:
-        config: ``name``, ``shape`` (channels, height, width; of a text the context), ``classes``, ``val_size`` (taken
-            from the training set), ``train_size`` (training examples, of a text characters, that are kept; null for
-            all), ``split_seed``; of images ``mean`` and ``std`` (of pixels in [0, 1], per channel), ``per_class``
-            (training examples kept per class, null for all), ``label_noise`` (share of the training labels that are
-            replaced by another class, drawn from ``split_seed``) and ``augment`` (see ``Augment``); of a text
-            ``shift``.
-        root: where the files are; not needed for ``digits``.
-        device: where the tensors go.
+        config: the values of the file.
+        root: folder of the data sets' files. ``digits`` needs none.
+        device: device of all tensors of the splits.
 
     Raises:
-        DataError: if the files are missing and cannot be downloaded, or do not hold what the config says.
-        ConfigError: if a split asks for more than there is.
+        DataError: if the files are missing and cannot be downloaded, or if their contents contradict the config.
+        ConfigError: if a split is to be larger than the data allow.
     """
     return _load_text(config, root, device) if is_text(config) else _load_images(config, root, device)
 
 
 def check(config: Mapping[str, Any], root: str | Path, batch_size: int, ranks: int = 1) -> None:
-    """Make sure a data set can be had, downloading it if need be, and that training batches can be drawn from it.
+    """Check a data set and the batch size. The data set is downloaded if its files are missing.
 
-    They must be no larger than the training set, and be shared equally by ``ranks`` processes.
+    Args:
+        config: the values of a ``configs/dataset`` file.
+        root: folder of the data sets' files.
+        batch_size: at most the number of training examples, and a multiple of ``ranks``.
+        ranks: number of processes that share a batch.
 
     Raises:
-        DataError: if the files are missing and cannot be downloaded, in one line that says what to put where.
-        ConfigError: if the split or the batch size does not fit the data.
+        DataError: if the files are missing and cannot be downloaded. The message is one line that names the missing
+            files and the folder to put them in.
+        ConfigError: if the config, the sizes of its splits or the batch size do not fit the data.
     """
     check_description(config)
     if is_text(config):
@@ -55,10 +73,10 @@ def check(config: Mapping[str, Any], root: str | Path, batch_size: int, ranks: i
 
 
 def checksum(config: Mapping[str, Any], root: str | Path) -> str:
-    """The sha256 of what a data set is before it is split: all images and labels, or the numbered characters.
+    """Return the sha256 of a data set before it is split: of all images and labels, or of a text's tokens.
 
     Raises:
-        DataError: if it cannot be had or read.
+        DataError: if the files are missing and cannot be downloaded, or cannot be read.
     """
     read = sources.text if is_text(config) else sources.images
     return _checksum(read, str(config.get("source") or config["name"]), str(root))
@@ -67,9 +85,9 @@ def checksum(config: Mapping[str, Any], root: str | Path) -> str:
 @functools.lru_cache(maxsize=4)
 def _checksum(read: Callable[[str, str], tuple[Any, ...]], source: str, root: str) -> str:
     digest = hashlib.sha256()
-    for part in read(source, root):
-        if isinstance(part, Tensor):
-            digest.update(part.numpy().tobytes())
+    for value in read(source, root):
+        if isinstance(value, Tensor):
+            digest.update(value.numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -77,13 +95,12 @@ def _checksum(read: Callable[[str, str], tuple[Any, ...]], source: str, root: st
 
 
 def _load_images(config: Mapping[str, Any], root: str | Path, device: torch.device) -> Data:
-    parts = _images_as_described(config, root)
-    pixels, labels, test_pixels, test_labels = parts
+    pixels, labels, test_pixels, test_labels = _images_as_described(config, root)
     train, val = _split_rows(labels, config)
     mean, std = list(config["mean"]), list(config["std"])
     augment = Augment.of(config.get("augment"))
     return Data(
-        train=Images(pixels[train], noisy(labels[train], config), mean, std, device, augment),
+        train=Images(pixels[train], with_label_noise(labels[train], config), mean, std, device, augment),
         val=Images(pixels[val], labels[val], mean, std, device),
         test=Images(test_pixels, test_labels, mean, std, device),
         checksum=checksum(config, root),
@@ -91,15 +108,19 @@ def _load_images(config: Mapping[str, Any], root: str | Path, device: torch.devi
 
 
 def _images_as_described(config: Mapping[str, Any], root: str | Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the training pixels and labels and the test pixels and labels, as ``sources.images`` does.
+
+    Raises:
+        DataError: if shapes or labels contradict the config.
+    """
     source = str(config.get("source") or config["name"])
-    parts = sources.images(source, str(root))
-    expected, found = (tuple(config["shape"]), config["classes"]), (tuple(parts[0].shape[1:]), int(parts[1].max()) + 1)
+    pixels, labels, test_pixels, test_labels = sources.images(source, str(root))
+    expected, found = (tuple(config["shape"]), config["classes"]), (tuple(pixels.shape[1:]), int(labels.max()) + 1)
     if found != expected:
         raise DataError(
             f"dataset={config['name']}: {source} under {root} holds images {found[0]} in {found[1]} classes, expected "
             f"{expected[0]} in {expected[1]}"
         )
-    pixels, labels, test_pixels, test_labels = parts
     if test_pixels.shape[1:] != pixels.shape[1:]:
         raise DataError(
             f"dataset={config['name']}: {source} under {root} has test images of {tuple(test_pixels.shape[1:])}, "
@@ -112,11 +133,17 @@ def _images_as_described(config: Mapping[str, Any], root: str | Path) -> tuple[T
                 f"dataset={config['name']}: {source} under {root} has {split} labels from {lowest} to {highest}, "
                 f"expected 0 to {config['classes'] - 1}"
             )
-    return parts
+    return pixels, labels, test_pixels, test_labels
 
 
 def _split_rows(labels: Tensor, config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Row numbers of the training and validation split, drawn once from ``split_seed``; smaller ones lie in larger."""
+    """Return the row numbers of the training and of the validation split, drawn once from ``split_seed``.
+
+    A smaller training split is a subset of a larger one. The validation split is the same for all sizes of the former.
+
+    Raises:
+        ConfigError: if a split is to be larger than the data allow.
+    """
     val_size, per_class, train_size = config["val_size"], config["per_class"], config.get("train_size")
     if not 0 < val_size < len(labels):
         raise ConfigError(f"dataset.val_size={val_size}: must be between 1 and {len(labels) - 1}")
@@ -126,30 +153,38 @@ def _split_rows(labels: Tensor, config: Mapping[str, Any]) -> tuple[Tensor, Tens
         raise ConfigError(f"dataset.train_size={train_size}: must be null or between 1 and {len(train)}")
     if per_class is None:
         return train[:train_size], val
-    places = [(labels[train] == c).nonzero().flatten() for c in range(config["classes"])]
-    fewest = min(map(len, places))
+    positions = [(labels[train] == c).nonzero().flatten() for c in range(config["classes"])]
+    fewest = min(map(len, positions))
     if not 1 <= per_class <= fewest:
         raise ConfigError(f"dataset.per_class={per_class}: must be null or between 1 and {fewest}")
-    kept = torch.cat([of_class[:per_class] for of_class in places])
-    return train[kept.sort().values], val  # not class by class: the first n of them are a fair sample
+    kept = torch.cat([of_class[:per_class] for of_class in positions])
+    return train[kept.sort().values], val  # sorted, since class by class the first n examples would be of few classes
 
 
-def noisy(labels: Tensor, config: Mapping[str, Any]) -> Tensor:
-    """Labels of which the share ``label_noise`` (rounded to whole examples) is replaced by another class at random."""
+def with_label_noise(labels: Tensor, config: Mapping[str, Any]) -> Tensor:
+    """Return a copy of the labels in which the share ``label_noise`` is replaced by another class at random.
+
+    The share is rounded to whole examples. Without noise ``labels`` are returned, not a copy.
+    """
     share = config.get("label_noise")
     if not share:
         return labels
     generator = np.random.default_rng((config["split_seed"], 1))
     rows = torch.from_numpy(generator.permutation(len(labels))[: round(share * len(labels))])
-    by = torch.from_numpy(generator.integers(1, config["classes"], len(rows)))
-    return labels.index_copy(0, rows, (labels[rows] + by) % config["classes"])
+    shift = torch.from_numpy(generator.integers(1, config["classes"], len(rows)))
+    return labels.index_copy(0, rows, (labels[rows] + shift) % config["classes"])
 
 
 # -- text
 
 
 def _load_text(config: Mapping[str, Any], root: str | Path, device: torch.device) -> Data:
-    """The last tenth of the text is the test set, the ``val_size`` characters before it are for validation."""
+    """Cut a text into splits: the last tenth is the test set, the ``val_size`` characters before it the validation set.
+
+    Raises:
+        DataError: if the number of different characters is not ``classes``.
+        ConfigError: if a split would be too short for one example of ``shape`` characters, or longer than the text.
+    """
     tokens, vocabulary = sources.text(str(config.get("source") or config["name"]), str(root))
     if vocabulary != config["classes"]:
         raise DataError(
@@ -157,18 +192,21 @@ def _load_text(config: Mapping[str, Any], root: str | Path, device: torch.device
             f"{config['classes']}"
         )
     context, val_size = config["shape"][0], config["val_size"]
-    rest = len(tokens) - len(tokens) // 10
-    least = 2 * context + 1  # characters of the smallest split that has an example however it is cut
-    train_end = rest - val_size
-    if least > len(tokens) - rest or 2 * least > rest:
+    test_start = len(tokens) - len(tokens) // 10
+    least = 2 * context + 1  # characters of the shortest split that has an example wherever its cuts are shifted to
+    train_end = test_start - val_size
+    if least > len(tokens) - test_start or 2 * least > test_start:
         raise ConfigError(f"dataset.shape=[{context}]: must be shorter, the text has {len(tokens)} characters")
-    if not least <= val_size <= rest - least:
-        raise ConfigError(f"dataset.val_size={val_size}: must be between {least} and {rest - least} characters")
+    if not least <= val_size <= test_start - least:
+        raise ConfigError(f"dataset.val_size={val_size}: must be between {least} and {test_start - least} characters")
     train_size = config.get("train_size")
     if train_size is not None and not least <= train_size <= train_end:
         raise ConfigError(
             f"dataset.train_size={train_size}: must be null or between {least} and {train_end} characters"
         )
-    parts = tokens[:train_end][:train_size], tokens[train_end:rest], tokens[rest:]
-    train, val, test = (Text(part, context, device, bool(config.get("shift")) and part is parts[0]) for part in parts)
-    return Data(train, val, test, checksum(config, root))
+    return Data(
+        train=Text(tokens[:train_end][:train_size], context, device, bool(config.get("shift"))),
+        val=Text(tokens[train_end:test_start], context, device),
+        test=Text(tokens[test_start:], context, device),
+        checksum=checksum(config, root),
+    )

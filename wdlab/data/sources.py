@@ -1,8 +1,13 @@
-"""Reads data sets from files, whole, onto the CPU.
+"""Readers of whole data sets from files onto the CPU.
 
-Images, in this order: ``<root>/<name>/{train,test}.parquet`` in the Hugging Face hub's layout, torchvision's own files
-under ``<root>``, torchvision's download. ``digits`` (8x8 images) comes inside scikit-learn and needs none of them.
-Text: ``<root>/<name>.txt``; ``descriptions``, of the data sets in scikit-learn, comes inside it too.
+Images are read from the first of these that exists:
+
+1. ``<root>/<name>/train.parquet`` and ``test.parquet``, in the Hugging Face hub's layout;
+2. torchvision's own files under ``<root>``;
+3. torchvision's download.
+
+Text is read from ``<root>/<name>.txt``. Two data sets are parts of scikit-learn and need no files: ``digits`` (8x8
+images) and ``descriptions`` (the texts that describe its data sets).
 """
 
 import contextlib
@@ -33,10 +38,13 @@ DOWNLOAD_TIMEOUT_S = 20
 
 @functools.lru_cache(maxsize=2)
 def images(name: str, root: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """uint8 pixels (n, c, h, w) and int64 labels (n,) of the training and the test set. Cached for sweeps.
+    """Return the images and labels of the training set and of the test set. The last two results are cached for sweeps.
+
+    Returns:
+        Training pixels, training labels, test pixels, test labels: pixels are uint8 (n, c, h, w), labels int64 (n,).
 
     Raises:
-        DataError: if they cannot be had or read.
+        DataError: if the files are missing and cannot be downloaded, or cannot be read.
     """
     if name == "digits":
         return _read_digits()
@@ -50,19 +58,19 @@ def images(name: str, root: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _read_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """scikit-learn's 1,797 digits, pixels 0..16 stretched to 0..255; every fifth one is the test set.
+    """Return scikit-learn's 1,797 digits with pixels 0..16 stretched to 0..255. Every fifth digit is a test image.
 
-    Read from its file: importing scikit-learn takes longer than many a run.
+    The file is read directly, since importing scikit-learn takes longer than many a run.
     """
-    table = np.loadtxt(_scikit_learn() / "data" / "digits.csv.gz", delimiter=",")  # 64 pixels and the label
+    table = np.loadtxt(_scikit_learn_folder() / "data" / "digits.csv.gz", delimiter=",")  # 64 pixels and the label
     pixels = torch.from_numpy((table[:, :64] * (255 / 16)).round().astype(np.uint8)).reshape(-1, 1, 8, 8)
     labels = torch.from_numpy(table[:, 64].astype(np.int64))
     test = torch.arange(len(labels)) % 5 == 4
     return pixels[~test], labels[~test], pixels[test], labels[test]
 
 
-def _scikit_learn() -> Path:
-    """The folder of its data sets."""
+def _scikit_learn_folder() -> Path:
+    """Return the folder of scikit-learn's data sets, without importing scikit-learn."""
     (package,) = importlib.util.find_spec("sklearn").submodule_search_locations
     return Path(package) / "datasets"
 
@@ -88,16 +96,22 @@ def _read_parquet(path: Path) -> tuple[Tensor, Tensor]:
 def _from_torchvision(dataset: Any) -> tuple[Tensor, Tensor]:
     labels = torch.as_tensor(dataset.targets if hasattr(dataset, "targets") else dataset.labels, dtype=torch.int64)
     pixels = np.asarray(dataset.data)
-    return torch.from_numpy(pixels) if pixels.shape[1] == 3 else _channels_first(pixels), labels  # SVHN is that way
+    # SVHN alone has its channels first already.
+    return torch.from_numpy(pixels) if pixels.shape[1] == 3 else _channels_first(pixels), labels
 
 
 def _channels_first(images: np.ndarray) -> Tensor:
+    """Return images (n, h, w) or (n, h, w, c) as a contiguous tensor (n, c, h, w)."""
     pixels = torch.from_numpy(images.copy())
     return pixels.unsqueeze(1) if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2).contiguous()
 
 
 def _torchvision(name: str, root: str) -> tuple[Any, Any]:
-    """torchvision's training and test set under ``root``, downloaded if they are not there."""
+    """Return torchvision's training and test set under ``root``, downloaded if they are missing.
+
+    Raises:
+        DataError: if the download fails. Folders that it left empty are removed.
+    """
     import torchvision
 
     make = getattr(torchvision.datasets, TORCHVISION[name])
@@ -129,23 +143,26 @@ def _torchvision(name: str, root: str) -> tuple[Any, Any]:
 
 
 def _remove_if_empty(folders: list[Path]) -> None:
-    """Undo what a failed download made."""
+    """Remove those of the folders that are empty."""
     for folder in folders:
-        with contextlib.suppress(OSError):  # not there, or not empty
+        with contextlib.suppress(OSError):  # raised if the folder is missing or not empty
             folder.rmdir()
 
 
 @functools.lru_cache(maxsize=2)
 def text(name: str, root: str) -> tuple[Tensor, int]:
-    """A text as int64 tokens (characters,), numbered in the order of their code points, and how many kinds there are.
+    """Return a text as tokens, one per character. The last two results are cached for sweeps.
+
+    Returns:
+        int64 tokens (characters,), numbered in the order of their code points, and the number of different characters.
 
     Raises:
-        DataError: if ``<root>/<name>.txt`` is not there or is no text.
+        DataError: if ``<root>/<name>.txt`` is missing or is not UTF-8 text.
     """
     path = Path(root) / f"{name}.txt"
-    paths = sorted((_scikit_learn() / "descr").glob("*.rst")) if name == "descriptions" else [path]
+    paths = sorted((_scikit_learn_folder() / "descr").glob("*.rst")) if name == "descriptions" else [path]
     try:
-        characters = np.array(list("\n".join(part.read_text(encoding="utf-8") for part in paths)))
+        characters = np.array(list("\n".join(file.read_text(encoding="utf-8") for file in paths)))
     except FileNotFoundError as error:
         raise DataError(
             f"dataset={name}: not found; put the text at {path}, or set WDLAB_DATA to the folder that has it"

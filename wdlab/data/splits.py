@@ -1,4 +1,4 @@
-"""The three splits of a data set: what is in them, and how a batch is taken out of them."""
+"""The splits of a data set: their examples, and the random variations of these."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from wdlab.data.augment import Augment, Drawn, to_device
 
-NORMALIZED_ONCE = 2**28  # bytes of float32 up to which images are kept normalized; larger splits are kept as uint8
+MAX_NORMALIZED_BYTES = 2**28  # of a split kept as normalized float32; a larger one is kept as uint8
 
 
 class Split(ABC):
-    """Examples on one device. ``labels`` has a row for each, or is the text itself."""
+    """Examples on one device. ``labels`` has a row for each example, or is the whole text of a text split."""
 
     labels: Tensor
 
@@ -23,28 +23,35 @@ class Split(ABC):
 
     @abstractmethod
     def examples(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs as a network reads them, and int64 labels, of some rows; nothing varied."""
+        """Return the inputs of a network and the int64 labels of some rows, without variations."""
 
     @abstractmethod
     def draw(self, generator: np.random.Generator) -> Any:
-        """How the examples are varied in an epoch, in the order in which they are visited; None if they are not."""
+        """Draw the random variations of an epoch.
+
+        Returns:
+            A named tuple on the CPU with the methods ``of_rows(slice)`` and ``to(device)``, whose rows are in the
+            order in which the epoch visits the examples. None if examples are not varied.
+        """
 
     @abstractmethod
     def varied(self, rows: Tensor, drawn: Any) -> tuple[Tensor, Tensor]:
-        """As ``examples``, varied by what was drawn for them."""
+        """Return the inputs and labels of some rows, varied by the part of ``draw``'s result for these rows."""
 
 
 class Images(Split):
-    """Normalized float32 images (n, channels, height, width) and labels (n,).
+    """A split of images: normalized float32 (n, channels, height, width) with labels (n,).
+
+    Without an augmentation, a split of at most ``MAX_NORMALIZED_BYTES`` is normalized once. Any other is normalized
+    batch by batch, with the same result.
 
     Args:
-        pixels: uint8, (n, channels, height, width).
-        labels: int64, (n,).
-        mean, std: of pixels in [0, 1], per channel.
-        device: where everything goes.
-        augment: how training batches are varied.
-
-    They are normalized once if they are few and nothing varies them, else batch by batch, with the same result.
+        pixels: uint8 (n, channels, height, width).
+        labels: int64 (n,).
+        mean: mean of pixels in [0, 1], per channel.
+        std: standard deviation of pixels in [0, 1], per channel.
+        device: device of all tensors.
+        augment: variations of training batches, or None.
     """
 
     def __init__(
@@ -61,7 +68,7 @@ class Images(Split):
         self._border = augment.crop if augment else 0
         self._mean, self._std = (torch.tensor(values, device=device).reshape(1, -1, 1, 1) for values in (mean, std))
         pixels = augment.pad(pixels) if augment else pixels
-        if augment is None and 4 * pixels.numel() <= NORMALIZED_ONCE:
+        if augment is None and 4 * pixels.numel() <= MAX_NORMALIZED_BYTES:
             self._stored = self._normalize(pixels.to(device))
         else:
             self._stored = pixels.to(device)
@@ -70,10 +77,10 @@ class Images(Split):
         return len(self.labels)
 
     def examples(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
-        inside = self._stored
+        unpadded = self._stored
         if self._border:
-            inside = inside[:, :, self._border : -self._border, self._border : -self._border]
-        return self._normalize(_take(inside, rows)), _take(self.labels, rows)
+            unpadded = unpadded[:, :, self._border : -self._border, self._border : -self._border]
+        return self._normalize(_take(unpadded, rows)), _take(self.labels, rows)
 
     def draw(self, generator: np.random.Generator) -> Drawn | None:
         if self._augment is None:
@@ -94,33 +101,33 @@ class Images(Split):
 
 
 class Shifts(NamedTuple):
-    """How far the examples of a text begin behind where they usually do: int64 (n,)."""
+    """The random variations of n examples of a text: how many characters later than usual each example begins."""
 
-    characters: Tensor
+    characters: Tensor  # int64 (n,)
 
-    def part(self, rows: slice) -> Self:
-        """What was drawn for a slice of the examples."""
+    def of_rows(self, rows: slice) -> Self:
+        """Return the distances for a slice of the examples."""
         return type(self)(self.characters[rows])
 
     def to(self, device: torch.device) -> Self:
-        """On ``device``, without making the host wait."""
+        """Return a copy on ``device``. The host does not wait for the transfer."""
         return type(self)(to_device(self.characters, device))
 
 
 class Text(Split):
-    """A text cut into examples of ``context`` characters; the labels are the characters that follow, (n, context).
+    """A text cut into n examples of ``context`` characters. Labels (n, context) are the following characters.
 
     Args:
-        tokens: int64, (characters,).
+        tokens: int64 (characters,).
         context: characters of an example.
-        device: where everything goes.
-        shift: whether the cuts of training batches are moved by a random number of characters.
+        device: device of all tensors.
+        shift: let each example of a training batch begin later, by a random number of characters below ``context``.
     """
 
     def __init__(self, tokens: Tensor, context: int, device: torch.device, shift: bool = False) -> None:
         self.labels = tokens.to(device)
         self._context, self._shift = context, shift
-        self._within = torch.arange(context, device=device)
+        self._offsets = torch.arange(context, device=device)
 
     def __len__(self) -> int:
         return (len(self.labels) - 1) // self._context - (1 if self._shift else 0)
@@ -128,7 +135,7 @@ class Text(Split):
     def examples(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
         if isinstance(rows, slice):
             rows = torch.arange(len(self), device=self.labels.device)[rows]
-        return self._from(rows * self._context)
+        return self._examples_from(rows * self._context)
 
     def draw(self, generator: np.random.Generator) -> Shifts | None:
         if not self._shift:
@@ -136,11 +143,11 @@ class Text(Split):
         return Shifts(torch.from_numpy(generator.integers(0, self._context, len(self))))
 
     def varied(self, rows: Tensor, drawn: Shifts) -> tuple[Tensor, Tensor]:
-        return self._from(rows * self._context + drawn.characters)
+        return self._examples_from(rows * self._context + drawn.characters)
 
-    def _from(self, starts: Tensor) -> tuple[Tensor, Tensor]:
-        places = starts[:, None] + self._within
-        return self.labels[places], self.labels[places + 1]
+    def _examples_from(self, starts: Tensor) -> tuple[Tensor, Tensor]:
+        positions = starts[:, None] + self._offsets
+        return self.labels[positions], self.labels[positions + 1]
 
 
 def _take(values: Tensor, rows: slice | Tensor) -> Tensor:
@@ -149,7 +156,7 @@ def _take(values: Tensor, rows: slice | Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Data:
-    """The three splits of a data set and the sha256 of the bytes they were made from."""
+    """The three splits of a data set, and the sha256 of the data they were made from (``load.checksum``)."""
 
     train: Split
     val: Split

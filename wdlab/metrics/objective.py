@@ -9,21 +9,25 @@ from torch import Tensor, nn
 from wdlab.data import Data, Split
 from wdlab.models.modes import evaluation
 
-CHUNK = 5000  # examples per forward pass of an evaluation, at most
-CHUNK_VALUES = 4_000_000  # numbers in their inputs, at most; both bound the memory it takes
-VALUES_OF_TOKEN = 256  # a token counts as that many numbers, since an embedding makes a vector of it
+# Limits of one forward pass of an evaluation, for its memory.
+CHUNK = 5000  # examples
+CHUNK_VALUES = 4_000_000  # numbers in the inputs of these examples
+VALUES_OF_TOKEN = 256  # the numbers that a token counts as, since an embedding turns it into a vector
 
 SPLITS = ("train", "val", "test")
 
 Autocast = Callable[[], contextlib.AbstractContextManager]
-Evaluated = Mapping[str, tuple[Tensor, Tensor]]  # of every split loss and accuracy
+Evaluated = Mapping[str, tuple[Tensor, Tensor]]  # name of a split -> loss and accuracy
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean", label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy in nats of logits (b, classes) for labels (b,), or of (b, t, classes) for (b, t).
+    """Return the cross-entropy in nats of logits and labels.
 
-    The mean is over all labels. It is the training loss too, there with ``label_smoothing``: that share of every label
-    spread evenly over all classes.
+    Args:
+        logits: (b, classes), or (b, t, classes) for text.
+        labels: int64 (b,), or (b, t) for text.
+        reduction: ``mean`` or ``sum`` over all labels.
+        label_smoothing: share of every label that is spread evenly over all classes. Used in the training loss only.
     """
     if labels.dim() > 1:
         logits, labels = logits.flatten(0, -2), labels.flatten()
@@ -32,10 +36,16 @@ def cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean", label
 
 @torch.no_grad()
 def evaluate(model: nn.Module, split: Split, autocast: Autocast = contextlib.nullcontext) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy in nats and accuracy in [0, 1] over all labels of a split, in evaluation mode; 0-dim tensors.
+    """Evaluate a network in evaluation mode on all labels of a split.
 
-    Where the loss is not finite the accuracy is nan, since a network of nans would have that of its first class.
-    ``autocast`` gives the context of a forward pass.
+    Args:
+        model: on the device of the split.
+        split: the examples.
+        autocast: returns the context in which each forward pass runs.
+
+    Returns:
+        Mean cross-entropy in nats and accuracy in [0, 1], as 0-dim tensors. The accuracy is nan if the loss is not
+        finite: argmax over nans returns class 0, whose share would look like an accuracy.
     """
     size, count = _chunk(split), 0
     losses, hits = [], []
@@ -52,21 +62,30 @@ def evaluate(model: nn.Module, split: Split, autocast: Autocast = contextlib.nul
 
 
 def evaluate_all(model: nn.Module, data: Data, autocast: Autocast = contextlib.nullcontext) -> Evaluated:
-    """``evaluate`` on the three splits."""
+    """Evaluate a network on each of the three splits, as ``evaluate`` does."""
     return {name: evaluate(model, getattr(data, name), autocast) for name in SPLITS}
 
 
 def _chunk(split: Split) -> int:
+    """Return the number of examples per forward pass."""
     inputs, _ = split.examples(slice(0, 1))
     values = inputs.numel() * (1 if inputs.is_floating_point() else VALUES_OF_TOKEN)
     return min(CHUNK, max(1, CHUNK_VALUES // values))
 
 
 def objectives(train_loss: Tensor, strength: float, weight_l2: Tensor, path: Tensor | None, penalty: Tensor) -> dict:
-    """The three objectives of a log line, in nats (P1).
+    """Return the objectives of a log line, in nats (P1).
 
-    ``objective/weight_decay`` = train loss + s/2 |w|^2, ``objective/path_norm`` = train loss + s * path-norm (both with
-    the regularizer's strength s), ``objective/total`` = train loss + the regularizer's own penalty.
+    Args:
+        train_loss: mean cross-entropy on the training split.
+        strength: the regularizer's strength s.
+        weight_l2: L2 norm |w| of all decayed weights.
+        path: path-norm of the homogeneous pairs, or None for a network without pairs.
+        penalty: the regularizer's own penalty, strength included.
+
+    Returns:
+        ``objective/weight_decay`` = train loss + s/2 |w|^2; ``objective/total`` = train loss + penalty; and with a path
+        ``objective/path_norm`` = train loss + s * path-norm.
     """
     values = {
         "objective/weight_decay": train_loss + strength / 2 * weight_l2.square(),

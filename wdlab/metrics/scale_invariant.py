@@ -1,7 +1,9 @@
-"""Metrics that do not change when the weights of a layer under normalization are scaled (P4).  [grade C]
+"""Metrics that do not change when the weights of a layer before a normalization are scaled (P4).
 
-Bjorck et al. 2020, arXiv 2012.13841, have the idea; that each is taken layer by layer is our operational reading. A
-layer's gradient shrinks by 1/c when its weights grow by c, so a gradient is multiplied by its own layer's norm.
+[grade C: the idea is that of Bjorck et al. 2020, arXiv 2012.13841; taking each metric layer by layer is our reading]
+
+If a layer's weights are multiplied by c, its gradient is divided by c. Hence the gradient times the norm of its own
+layer's weights does not change.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,20 +15,22 @@ from wdlab.metrics.norms import each_norm
 
 
 def gradient_times_weight(gradient_norms: Tensor, weight_norms: Tensor) -> Tensor:
-    """``sum over weights l of |g_l| |w_l|``, from the norms (weights,). The same for ``w_l -> c w_l``."""
+    """Return ``sum over weights l of |g_l| |w_l|``, from the norms (weights,). Unchanged by ``w_l -> c w_l``."""
     return torch.dot(gradient_norms, weight_norms)
 
 
 def angular_update(weight_norms: Tensor, new_norms: Tensor, update_norms: Tensor, products: Tensor) -> Tensor:
-    """Mean over weights of the angle in radians between ``w_l`` before and behind a step; 0 for one that is zero.
+    """Return the mean over weights of the angle in radians between ``w_l`` before and after a step.
 
-    The same for ``w_l -> c w_l`` together with ``lr -> c^2 lr``. The angle is taken from the part of the update that is
-    perpendicular to the weight, since the cosine of a tiny angle is 1 in floating point. All arguments: (weights,).
+    Unchanged by ``w_l -> c w_l`` together with ``lr -> c^2 lr``. The angle is computed from the part of the update that
+    is perpendicular to the weight, since the cosine of a tiny angle is 1 in floating point. The angle of a weight that
+    is zero before or after the step counts as 0.
 
     Args:
-        weight_norms, new_norms: ``|w|`` before and behind the step.
-        update_norms: ``|u|`` of the update ``u``.
-        products: ``u . w`` with the weight before the step.
+        weight_norms: ``|w|`` before the step, (weights,).
+        new_norms: ``|w|`` after the step, (weights,).
+        update_norms: ``|u|`` of the update ``u``, (weights,).
+        products: ``u . w`` with the weight before the step, (weights,).
     """
     along = products / weight_norms
     across = (update_norms.square() - along.square()).clamp(min=0).sqrt()
@@ -35,12 +39,17 @@ def angular_update(weight_norms: Tensor, new_norms: Tensor, update_norms: Tensor
 
 
 def effective_lr(lr: float | Tensor, weight_norm: Tensor) -> Tensor:
-    """``a / |w|^2`` over all decayed weights. The same for ``w -> c w`` together with ``a -> c^2 a``."""
+    """Return ``a / |w|^2`` for the learning rate a and the norm ``|w|`` of all decayed weights.
+
+    Unchanged by ``w -> c w`` together with ``a -> c^2 a``.
+    """
     return lr / weight_norm.square()
 
 
 def in_units_of_layers(product: Callable[[Tensor], Tensor], weights: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
-    """``v -> D H D v`` with ``D = |w_l|`` on the coordinates of layer l, the same for ``w_l -> c w_l``.
+    """Return the function ``v -> D H D v``, where the diagonal matrix D is ``|w_l|`` on the coordinates of layer l.
+
+    Eigenvalues and trace of ``D H D`` are unchanged by ``w_l -> c w_l``.
 
     Args:
         product: ``v -> H v`` on flat vectors of all coordinates of ``weights``, in their order.

@@ -1,6 +1,6 @@
-"""Sharpness: the largest eigenvalue and the trace of the Hessian of the training loss, by products with vectors.
+"""Sharpness: the largest eigenvalue and the trace of the Hessian of the training loss.
 
-The numerical part knows a matrix ``H`` only as a function ``v -> H v`` on flat vectors.
+No Hessian is stored. The numerical methods use a matrix ``H`` only by the function ``v -> H v`` on flat vectors.
 """
 
 import math
@@ -14,10 +14,10 @@ from wdlab.metrics.objective import cross_entropy
 from wdlab.metrics.scale_invariant import in_units_of_layers
 from wdlab.models.modes import evaluation
 
-ITERATIONS = 60  # products for an eigenvalue, at most
-TOLERANCE = 1e-4  # residual |Hv - mu v| relative to |mu| at which an eigenvalue is good enough
-PROBES = (20, 100)  # products for a trace, at least and at most
-TRACE_ERROR = 0.05  # standard error relative to the trace at which it is good enough
+ITERATIONS = 60  # largest number of products for an eigenvalue
+TOLERANCE = 1e-4  # iteration stops once the residual |Hv - mu v| is at most this share of |mu|
+PROBES = (20, 100)  # smallest and largest number of products for a trace
+TRACE_ERROR = 0.05  # probing stops once the standard error is at most this share of the trace
 
 SHARPNESS = ("sharpness/top_eigenvalue", "sharpness/trace", "sharpness/trace_error")
 SCALE_INVARIANT = ("scale_invariant/sharpness", "scale_invariant/trace", "scale_invariant/trace_error")
@@ -28,20 +28,25 @@ Product = Callable[[Tensor], Tensor]
 def measure(
     model: nn.Module, inputs: Tensor, labels: Tensor, parameters: Sequence[Tensor], weights: Sequence[Tensor]
 ) -> dict[str, float]:
-    """Sharpness of the mean cross-entropy of ``inputs`` and ``labels``, which are taken as one batch.
+    """Measure the sharpness of the mean cross-entropy of one batch.
 
-    The traces are estimates, and stand beside their standard errors. The graph of the gradient of all examples is held
-    at once: about 15 MiB for each of them with a ResNet-18 of width 64.
+    Batch norm normalizes by that batch, since only then is the loss unchanged when a layer before it is scaled. Dropout
+    is off. The model's modes, buffers and ``p.grad`` do not change.
 
-    Batch norm normalizes by that batch, for only then is the loss the same when a layer before it is scaled; dropout is
-    off. Nothing of the model changes: modes, buffers, ``p.grad``.
+    Memory holds the graph of the gradient of all examples at once: about 15 MiB per example with a ResNet-18 of width
+    64.
 
     Args:
-        model: of any device and type.
-        inputs, labels: examples as the model reads them.
-        parameters: trainable parameters; ``sharpness/top_eigenvalue`` and ``sharpness/trace`` are by all of them.
-        weights: those of ``parameters`` that are decayed; ``scale_invariant/sharpness`` and ``scale_invariant/trace``
-            are by these, in units of their layers' norms.
+        model: on any device, of any type.
+        inputs: the batch, as the model reads it.
+        labels: its labels.
+        parameters: all trainable parameters.
+        weights: those of ``parameters`` that are decayed.
+
+    Returns:
+        The values ``SHARPNESS`` of the Hessian by ``parameters``. If there are ``weights``, also the values
+        ``SCALE_INVARIANT`` of the Hessian by these, in units of their layers' norms. The traces are estimates, given
+        with their standard errors.
     """
     with torch.enable_grad():
         loss = training_loss(model, inputs, labels)
@@ -56,21 +61,31 @@ def measure(
 
 
 def training_loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-    """The mean cross-entropy of one batch, normalized by it, in a form that can be differentiated twice."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # the running statistics are moved
-    with evaluation(model, batch_statistics=True), sdpa_kernel(SDPBackend.MATH):  # fused attention: once only
+    """Return the mean cross-entropy of one batch, which can be differentiated twice.
+
+    Batch norm normalizes by the batch; the model's running statistics do not change.
+    """
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # the forward updates these copies
+    # Attention's MATH backend, as fused attention can be differentiated only once.
+    with evaluation(model, batch_statistics=True), sdpa_kernel(SDPBackend.MATH):
         return cross_entropy(torch.func.functional_call(model, buffers, (inputs,)), labels)
 
 
 def hessian_product(gradients: dict[Tensor, Tensor], parameters: Sequence[Tensor]) -> Product:
-    """``v -> H v`` by ``parameters``, from the gradient by each of them, whose graph is kept."""
+    """Return the function ``v -> H v`` for the Hessian H by ``parameters``.
+
+    Args:
+        gradients: the gradient by each parameter, with its graph, which is kept.
+        parameters: keys of ``gradients``; the vectors v hold their elements, flat and in this order.
+    """
     sizes = [p.numel() for p in parameters]
-    live = [i for i, p in enumerate(parameters) if gradients[p].requires_grad]
-    outputs = [gradients[parameters[i]] for i in live]
+    # A gradient without a graph is constant, so that its rows of H are 0.
+    differentiable = [i for i, p in enumerate(parameters) if gradients[p].requires_grad]
+    outputs = [gradients[parameters[i]] for i in differentiable]
 
     def product(vector: Tensor) -> Tensor:
         pieces = vector.split(sizes)
-        along = [pieces[i].view_as(parameters[i]) for i in live]
+        along = [pieces[i].view_as(parameters[i]) for i in differentiable]
         images = torch.autograd.grad(outputs, parameters, along, retain_graph=True, materialize_grads=True)
         return torch.cat([image.reshape(-1) for image in images])
 
@@ -78,48 +93,60 @@ def hessian_product(gradients: dict[Tensor, Tensor], parameters: Sequence[Tensor
 
 
 def _spectrum(product: Product, parameters: Sequence[Tensor]) -> tuple[float, float, float]:
+    """Return the top eigenvalue, the trace and the standard error of the trace."""
     like = torch.cat([p.detach().reshape(-1)[:1] for p in parameters])
     size = sum(p.numel() for p in parameters)
     return top_eigenvalue(product, size, like, ITERATIONS), *trace(product, size, like, PROBES)
 
 
 def top_eigenvalue(product: Product, size: int, like: Tensor, iterations: int) -> float:
-    """The largest (most positive) eigenvalue of a symmetric matrix; nan if it is not finite.
+    """Return the largest (most positive) eigenvalue of a symmetric matrix; nan if a product is not finite.
 
-    By the Lanczos recurrence with three vectors: of all vectors that power iteration makes on its way it finds the best
-    combination, and no large negative eigenvalue stands in its way. It starts from the same random vector each time.
+    The method is the Lanczos recurrence, which keeps three vectors. It finds the best combination of all vectors that
+    power iteration computes, and, unlike power iteration, does not converge to a large negative eigenvalue. It always
+    starts from the same random vector.
 
     Args:
         product: ``v -> H v``.
-        size: of ``v``.
+        size: number of elements of ``v``.
         like: a tensor of the type and on the device of ``v``.
-        iterations: how many products at most.
+        iterations: largest number of products.
     """
     generator = torch.Generator().manual_seed(0)
     vector = torch.randn(size, generator=generator, dtype=torch.float64).to(like)
     vector /= vector.norm()
-    before, beta = torch.zeros_like(vector), 0.0
+    previous, beta = torch.zeros_like(vector), 0.0
     diagonal: list[float] = []
-    beside: list[float] = []
+    off_diagonal: list[float] = []
     largest = float("nan")
     for _ in range(iterations):
-        image = product(vector).sub_(before, alpha=beta)
+        image = product(vector).sub_(previous, alpha=beta)
         diagonal.append(torch.dot(image, vector).item())
         image.sub_(vector, alpha=diagonal[-1])
         beta = image.norm().item()
-        largest, residual, scale = _top_of_tridiagonal(diagonal, beside, beta)
+        largest, residual, scale = _top_of_tridiagonal(diagonal, off_diagonal, beta)
         if not residual > TOLERANCE * abs(largest) or beta <= torch.finfo(like.dtype).eps * scale:
             break
-        beside.append(beta)
-        before, vector = vector, image.div_(beta)
+        off_diagonal.append(beta)
+        previous, vector = vector, image.div_(beta)
     return largest
 
 
-def _top_of_tridiagonal(diagonal: list[float], beside: list[float], beta: float) -> tuple[float, float, float]:
-    """The largest eigenvalue, the residual of its vector in the whole space, the matrix's norm; nan if not finite."""
+def _top_of_tridiagonal(diagonal: list[float], off_diagonal: list[float], beta: float) -> tuple[float, float, float]:
+    """Return the largest eigenvalue of Lanczos's tridiagonal matrix, with its error.
+
+    Args:
+        diagonal: n numbers.
+        off_diagonal: n - 1 numbers.
+        beta: norm of the next vector before its normalization, which would be the next number off the diagonal.
+
+    Returns:
+        The eigenvalue, the residual of its vector in the whole space, and the spectral norm of the tridiagonal matrix.
+        All are nan if a number is not finite.
+    """
     matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-    if beside:
-        off = torch.tensor(beside, dtype=torch.float64)
+    if off_diagonal:
+        off = torch.tensor(off_diagonal, dtype=torch.float64)
         matrix += torch.diag(off, 1) + torch.diag(off, -1)
     if not torch.isfinite(matrix).all():
         return float("nan"), float("nan"), float("nan")
@@ -128,10 +155,19 @@ def _top_of_tridiagonal(diagonal: list[float], beside: list[float], beta: float)
 
 
 def trace(product: Product, size: int, like: Tensor, probes: tuple[int, int] = PROBES) -> tuple[float, float]:
-    """The trace of a matrix and its standard error: the mean of ``z . H z`` over random signs z (Hutchinson).
+    """Estimate the trace of a matrix as the mean of ``z . H z`` over vectors z of random signs (Hutchinson).
 
-    Always the same signs. There are as many as it takes for a standard error of 5 %, within ``probes``. Exact, over the
-    basis, where the matrix has no more rows than the smallest number of probes. Arguments as above.
+    The vectors are the same in every call. Their number is the smallest within ``probes`` for which the standard error
+    is at most 5 % of the trace. A matrix with at most ``probes[0]`` rows has its exact trace computed, with error 0.
+
+    Args:
+        product: ``v -> H v``.
+        size: number of elements of ``v``.
+        like: a tensor of the type and on the device of ``v``.
+        probes: smallest and largest number of vectors z.
+
+    Returns:
+        The trace and its standard error.
     """
     least, most = probes
     if size <= least:

@@ -1,4 +1,4 @@
-"""Networks, built from ``configs/model`` with ``input_shape`` and ``classes`` taken from the data set."""
+"""Networks of ``configs/model``. ``wdlab.build`` passes ``input_shape`` and ``classes`` from the data set."""
 
 from wdlab.models.gpt import GPT
 from wdlab.models.mlp import MLP, FactorizedMLP

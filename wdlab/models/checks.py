@@ -1,16 +1,28 @@
-"""What every network checks of its arguments, so that a mistake is told before any training."""
+"""Checks of a network's arguments, so that a mistake is reported before any training."""
 
 from collections.abc import Sequence
 
 
 def check_int(name: str, value: int, least: int) -> None:
-    """Raise a ValueError unless ``value`` is a whole number >= ``least``."""
+    """Check that ``value`` is a whole number >= ``least``; a bool is not one.
+
+    Raises:
+        ValueError: if it is not; the message begins with ``name``.
+    """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}={value!r}: must be a whole number >= {least}")
 
 
 def check_image(input_shape: Sequence[int], smallest: int = 1) -> None:
-    """Raise a ValueError unless the network's input is an image of at least ``smallest`` x ``smallest`` pixels."""
+    """Check that a network's input is an image of at least ``smallest`` x ``smallest`` pixels.
+
+    Args:
+        input_shape: shape of one example; of an image (channels, height, width).
+        smallest: lowest height and width that the network can read.
+
+    Raises:
+        ValueError: if the shape has not three entries, or if the image is too small.
+    """
     if len(input_shape) != 3:
         shape = tuple(input_shape)
         raise ValueError(f"reads images (channels, height, width), the data set has examples of shape {shape}")

@@ -12,9 +12,12 @@ ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
 
 
 class Block(nn.Module):
-    """Causal self-attention and a two-layer MLP, each behind a layer norm and beside a shortcut.
+    """A pre-norm transformer block: causal self-attention, then a two-layer MLP, both inside residual connections.
 
-    Linear layers of their own, not torch's ``MultiheadAttention``, so that every decayed weight belongs to a layer.
+    Attention is made of linear layers and not of torch's ``MultiheadAttention``, whose input projection is a bare
+    parameter. So every decayed weight is the ``weight`` of a layer.
+
+    Maps (batch, length, width) to the same shape.
     """
 
     def __init__(self, width: int, heads: int, dropout: float, activation: str) -> None:
@@ -29,32 +32,32 @@ class Block(nn.Module):
         )
 
     def forward(self, hidden: Tensor) -> Tensor:
-        parts = self.attend(self.norm1(hidden)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv = self.attend(self.norm1(hidden)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = nn.functional.scaled_dot_product_attention(
-            parts[0], parts[1], parts[2], dropout_p=self.dropout if self.training else 0.0, is_causal=True
+            qkv[0], qkv[1], qkv[2], dropout_p=self.dropout if self.training else 0.0, is_causal=True
         )
         hidden = hidden + self.drop(self.project(mixed.transpose(1, 2).flatten(2)))
         return hidden + self.mlp(self.norm2(hidden))
 
 
 class GPT(nn.Module):
-    """A GPT that predicts the next character at every position; token embedding and output layer share their weight.
+    """A GPT that predicts the next character at every position.
 
-    Initialized as GPT-2: normal with deviation 0.02, ``0.02 / sqrt(2 depth)`` in the layers that end in a shortcut.
+    Maps int64 tokens (batch, length) with length <= context to logits (batch, length, classes). The token embedding
+    and the output layer share their weight. Weights are initialized as in GPT-2, from a normal distribution with
+    standard deviation 0.02. In the last layer of every residual branch it is ``0.02 / sqrt(2 depth)``.
 
     Args:
-        input_shape: (context,), the characters seen at once.
+        input_shape: (context,), the largest number of characters that the network sees at once.
         classes: size of the vocabulary.
-        width: of the hidden state; a multiple of ``heads``.
+        width: size of the hidden state, a multiple of ``heads``.
         depth: number of blocks.
-        heads: of each attention.
-        dropout: in [0, 1), of attention, of the embedding and of what each shortcut is joined with.
-        activation: of the MLP, gelu or relu.
-
-    Maps int64 tokens (batch, length) with length <= context to logits (batch, length, classes).
+        heads: attention heads per block.
+        dropout: probability in [0, 1) for attention weights, embeddings and the outputs of residual branches.
+        activation: activation of the MLP, ``gelu`` or ``relu``.
 
     Raises:
-        ValueError: for an input that is not text, or an argument outside of what is said above.
+        ValueError: if ``input_shape`` is not that of a text, or if an argument is outside the range given above.
     """
 
     def __init__(
@@ -89,15 +92,15 @@ class GPT(nn.Module):
         self.head.weight = self.token.weight
 
     def _initialize(self, depth: int) -> None:
-        into_shortcut = {id(layer) for block in self.blocks for layer in (block.project, block.mlp[2])}
+        last_in_branch = {id(layer) for block in self.blocks for layer in (block.project, block.mlp[2])}
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                deviation = 0.02 / math.sqrt(2 * depth) if id(module) in into_shortcut else 0.02
+                deviation = 0.02 / math.sqrt(2 * depth) if id(module) in last_in_branch else 0.02
                 nn.init.normal_(module.weight, std=deviation)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        places = torch.ones_like(tokens[:1]).cumsum(1) - 1  # 0, 1, 2, ... in a form that torch.fx sees through
-        hidden = self.drop(self.token(tokens) + self.position(places))
+        positions = torch.ones_like(tokens[:1]).cumsum(1) - 1  # (1, length): 0, 1, 2, ..., in a form torch.fx can trace
+        hidden = self.drop(self.token(tokens) + self.position(positions))
         return self.head(self.norm(self.blocks(hidden)))

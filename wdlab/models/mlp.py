@@ -1,7 +1,7 @@
 """Multi-layer perceptrons: plain, and factorized into Linear-ReLU-Linear blocks (P1)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -9,15 +9,18 @@ from wdlab.models.checks import check_image, check_int
 
 
 class MLP(nn.Module):
-    """``depth`` linear layers of ``width`` units with a ReLU after each but the last; torch's default init.
+    """A multi-layer perceptron: ``depth`` linear layers with a ReLU after each but the last.
+
+    Maps (batch, *input_shape) to logits (batch, classes). Weights have torch's default initialization.
 
     Args:
-        input_shape: of one example, (channels, height, width); flattened.
+        input_shape: shape of one example, (channels, height, width). The network flattens it.
         classes: number of logits.
         width: units per hidden layer.
         depth: number of linear layers, at least 2.
 
-    Maps (batch, *input_shape) to (batch, classes).
+    Raises:
+        ValueError: if the input is not an image, or if ``width`` or ``depth`` is too small.
     """
 
     stackable = True  # runs of it can be trained side by side, see ``wdlab.stacked``
@@ -31,10 +34,20 @@ class MLP(nn.Module):
 
 
 class FactorizedMLP(nn.Module):
-    """``depth`` linear layers in pairs Linear-ReLU-Linear, with no ReLU between one pair and the next (P1).
+    """A multi-layer perceptron of Linear-ReLU-Linear pairs, with no ReLU between one pair and the next (P1).
 
-    The pairs are blocks of one hidden layer each, so each weight matrix of a deeper view is factorized into two.
-    Arguments as for :class:`MLP`; ``depth`` must be even.
+    Each pair is a block with one hidden layer. Between two ReLUs lie the second layer of a pair and the first of the
+    next, so that every inner weight matrix is factorized into two. Shapes and initialization are those of
+    :class:`MLP`.
+
+    Args:
+        input_shape: shape of one example, (channels, height, width). The network flattens it.
+        classes: number of logits.
+        width: units per hidden layer.
+        depth: number of linear layers, even and at least 2.
+
+    Raises:
+        ValueError: if the input is not an image, if ``width`` or ``depth`` is too small, or if ``depth`` is odd.
     """
 
     stackable = True
@@ -50,8 +63,21 @@ class FactorizedMLP(nn.Module):
         return self.layers(inputs)
 
 
-def linear_stack(input_shape, classes, width, depth, relu_after) -> nn.Sequential:
-    """Flatten, then linear layers 1..depth, with a ReLU after layer k where ``relu_after(k)``."""
+def linear_stack(
+    input_shape: Sequence[int], classes: int, width: int, depth: int, relu_after: Callable[[int], bool]
+) -> nn.Sequential:
+    """Return a flattening and linear layers 1 to ``depth``, with a ReLU after each layer k for which ``relu_after(k)``.
+
+    Args:
+        input_shape: shape of one example, (channels, height, width).
+        classes: outputs of the last layer.
+        width: outputs of every other layer.
+        depth: number of linear layers, at least 2.
+        relu_after: predicate on the number of a layer, counted from 1.
+
+    Raises:
+        ValueError: if the input is not an image, or if ``width`` or ``depth`` is too small.
+    """
     check_image(input_shape)
     check_int("width", width, 1)
     check_int("depth", depth, 2)

@@ -1,4 +1,4 @@
-"""The mode, training or evaluation, in which a network is looked at."""
+"""The mode, training or evaluation, in which a network is measured."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,17 +8,23 @@ from torch import nn
 
 @contextlib.contextmanager
 def evaluation(model: nn.Module, batch_statistics: bool = False) -> Iterator[None]:
-    """Evaluation mode within; every module's own mode is put back after it.
+    """Put every module into evaluation mode, and on leaving put each back into its own mode.
 
-    With ``batch_statistics`` batch norm normalizes by the batch it sees, as in training. One that is in evaluation mode
-    while its model trains is frozen, and does not.
+    Modes are restored module by module, since a part of the model may be frozen in evaluation mode.
+
+    Args:
+        model: any module.
+        batch_statistics: let batch norms normalize by the batch, as in training. A batch norm that was in evaluation
+            mode while its model was in training mode is frozen, and stays in evaluation mode.
     """
     modes = [(module, module.training) for module in model.modules()]
-    trains = model.training
+    model_was_training = model.training
     try:
         for module, training in modes:
-            norm = isinstance(module, nn.modules.batchnorm._BatchNorm) and (training or not trains)
-            module.training = batch_statistics and norm
+            is_unfrozen_norm = isinstance(module, nn.modules.batchnorm._BatchNorm) and (
+                training or not model_was_training
+            )
+            module.training = batch_statistics and is_unfrozen_norm
         yield
     finally:
         for module, training in modes:

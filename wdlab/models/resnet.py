@@ -12,22 +12,27 @@ FOUR_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 class ResNet(nn.Module):
     """A ResNet with the CIFAR stem: a 3x3 convolution of stride 1, and no pooling before the stages.
 
-    Depth 18 and 34 have four stages, as torchvision's networks of that name, whose parameters and names these are (P2
-    and P5 train ResNet-18 in this form). Depth 6 n + 2 has three stages of n blocks, as in the CIFAR section of He et
-    al. 2016, with a 1x1 convolution in the shortcut where the shape changes. A stage has twice the channels and half
-    the pixels of the one before. Convolutions are initialized by Kaiming's fan-out rule, as in torchvision.
+    Maps (batch, *input_shape) to logits (batch, classes).
+
+    * Depths 18 and 34 have four stages, and the parameters and names of torchvision's networks of these depths. P2 and
+      P5 train ResNet-18 in this form.
+    * Depth 6 n + 2 has three stages of n blocks, as in the CIFAR section of He et al. 2016. The shortcut has a 1x1
+      convolution where the shape changes.
+
+    A stage has twice the channels of the one before and half its height and width. Convolutions are initialized by
+    Kaiming's fan-out rule, as in torchvision.
 
     Args:
-        input_shape: of one image, (channels, height, width).
+        input_shape: shape of one image, (channels, height, width).
         classes: number of logits.
-        width: channels of the first stage (64 in ResNet-18, 16 in ResNet-8 and ResNet-20 as published).
+        width: channels of the first stage. Published: 64 in ResNet-18, 16 in ResNet-8 and ResNet-20.
         depth: 18, 34, or 6 n + 2: 8, 14, 20, 26, ...
-        zero_init_residual: begin with every block as the identity, its last batch norm's weight zero, as torchvision's.
-
-    Maps (batch, *input_shape) to (batch, classes).
+        zero_init_residual: initialize the weight of every block's last batch norm to zero, so that each block begins
+            as the identity. The same as torchvision's argument of this name.
 
     Raises:
-        ValueError: for any other depth, a bad width, an input that is no image, a flag that is none.
+        ValueError: if ``depth`` is none of these, ``width`` is below 1, the input is not an image, or
+            ``zero_init_residual`` is not a bool.
     """
 
     def __init__(
@@ -64,10 +69,10 @@ class ResNet(nn.Module):
 
 
 def blocks_per_stage(depth: int) -> tuple[int, ...]:
-    """How many basic blocks each stage has.
+    """Return the number of basic blocks in each stage, (2, 2, 2, 2) for depth 18.
 
     Raises:
-        ValueError: for a depth that is neither 18, 34 nor 6 n + 2.
+        ValueError: if ``depth`` is neither 18, 34 nor 6 n + 2.
     """
     check_int("depth", depth, 8)
     if depth in FOUR_STAGES:
@@ -78,7 +83,7 @@ def blocks_per_stage(depth: int) -> tuple[int, ...]:
 
 
 def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
-    from torchvision.models.resnet import BasicBlock  # slow to import, and MLPs do without
+    from torchvision.models.resnet import BasicBlock  # slow to import, and not needed by MLPs
 
     shortcut = None
     if stride != 1 or inputs != outputs:

@@ -6,45 +6,47 @@ from torch import Tensor, nn
 
 from wdlab.models.checks import check_image, check_int
 
-CONFIGURATIONS = {11: "A", 13: "B", 16: "D", 19: "E"}  # by Simonyan and Zisserman's letters, as in torchvision
-FULL_WIDTH = 64  # channels of the first layer as published
-SMALLEST = 16  # four poolings halve it to 1
+CONFIGURATIONS = {11: "A", 13: "B", 16: "D", 19: "E"}  # depth -> Simonyan and Zisserman's letter, as in torchvision
+PUBLISHED_WIDTH = 64  # channels of the first layer
+SMALLEST_IMAGE = 16  # pixels a side, which four poolings halve to 1
 
 
 class VGG(nn.Module):
-    """VGG-11, 13, 16 or 19 for small images: the convolutions, an average over what is left, one linear layer.
+    """VGG-11, 13, 16 or 19 for small images: convolutions, average pooling, one linear layer.
 
-    Without batch norm and at depth 19 this is the network of P1 as released: convolutions with bias, Kaiming's fan-in
-    initialization with zero biases, four max-poolings, the average of the last 2x2 pixels, one linear layer. With batch
-    norm and at depth 16 it is that of P5.
+    Maps (batch, *input_shape) to logits (batch, classes).
+
+    Without batch norm, depth 19 is the network of P1 as released: convolutions with bias, Kaiming's fan-in
+    initialization with zero biases, four max-poolings, the average of the last 2x2 pixels (of a 32x32 image), one
+    linear layer. With batch norm, depth 16 is the network of P5.
 
     Args:
-        input_shape: of one image, (channels, height, width), at least 16 x 16 pixels.
+        input_shape: shape of one image, (channels, height, width), at least 16 x 16 pixels.
         classes: number of logits.
-        width: channels of the first layer, 64 as published; the others grow with it, to 8 times as many.
-        depth: 11, 13, 16 or 19, the layers with weights as published (here two linear layers fewer).
-        batch_norm: a batch norm behind every convolution.
-
-    Maps (batch, *input_shape) to (batch, classes).
+        width: channels of the first layer, published as 64. The others are multiples of it, up to 8 times as many.
+        depth: 11, 13, 16 or 19, the number of layers with weights as published. This network has two linear layers
+            fewer.
+        batch_norm: put a batch norm after every convolution.
 
     Raises:
-        ValueError: for another depth, a bad width, an input that is no image or too small.
+        ValueError: if ``depth`` is none of these, ``width`` is below 1, the input is not an image or too small, or
+            ``batch_norm`` is not a bool.
     """
 
     def __init__(
         self, input_shape: Sequence[int], classes: int, width: int, depth: int, batch_norm: bool = False
     ) -> None:
         super().__init__()
-        from torchvision.models.vgg import cfgs, make_layers  # slow to import, and MLPs do without
+        from torchvision.models.vgg import cfgs, make_layers  # slow to import, and not needed by MLPs
 
-        check_image(input_shape, SMALLEST)
+        check_image(input_shape, SMALLEST_IMAGE)
         check_int("width", width, 1)
         if not isinstance(depth, int) or depth not in CONFIGURATIONS:
             raise ValueError(f"depth={depth}: must be one of {', '.join(map(str, CONFIGURATIONS))}")
         if not isinstance(batch_norm, bool):
             raise ValueError(f"batch_norm={batch_norm!r}: must be true or false")
-        plan = cfgs[CONFIGURATIONS[depth]][:-1]  # the last pooling is the average
-        self.features = make_layers([v if v == "M" else v * width // FULL_WIDTH for v in plan], batch_norm)
+        plan = cfgs[CONFIGURATIONS[depth]][:-1]  # the average replaces the last max-pooling
+        self.features = make_layers([v if v == "M" else v * width // PUBLISHED_WIDTH for v in plan], batch_norm)
         if input_shape[0] != 3:
             self.features[0] = nn.Conv2d(input_shape[0], width, 3, padding=1)
         self.avgpool = nn.AdaptiveAvgPool2d(1)

@@ -1,6 +1,6 @@
 """Drop-in torch optimizers: ``AdamS`` and ``SGDS`` (P5), ``PAdam`` (P2).
 
-The same methods attach to any other optimizer, see ``wdlab.regularizers``.
+``wdlab.regularizers`` has the same methods in a form that attaches to any other optimizer.
 """
 
 from wdlab.optimizers.adams import AdamS

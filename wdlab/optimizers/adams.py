@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wdlab.optimizers.base import ONE, DropIn, Params, plain_step
+from wdlab.optimizers.base import ONE, DropIn, Params, unhooked_step
 from wdlab.regularizers.checks import as_number
 from wdlab.regularizers.gradient_scale import adam_scale
 from wdlab.regularizers.in_loss import shrink_
@@ -14,28 +14,33 @@ from wdlab.tensors import is_sharded, scalar_for
 
 
 class AdamS(DropIn, torch.optim.Adam):
-    """Adam with scheduled weight decay, SWD (P5).  [grade A: agrees with the released AdamS to 1e-9]
+    """Adam with scheduled weight decay, SWD (P5).
 
-    Xie et al. 2020/2023, arXiv 2011.11152: ``w *= 1 - lr * weight_decay / sqrt(V)``, then Adam's step, with V the mean
-    of Adam's bias-corrected second moment (AMSGrad: of its maximum) over all parameters that have a gradient. The
-    learning rate multiplies the decay. All parameters are decayed unless their group says ``weight_decay=0``. The
-    factor is never negative, and 1 where V is 0. With ``weight_decay=0`` the steps are Adam's, bit by bit.
+    [grade A: agrees with the released AdamS to 1e-9]
+
+    Xie et al. 2020/2023, arXiv 2011.11152: ``w *= 1 - lr * weight_decay / sqrt(V)``, then Adam's step. V is the mean
+    of Adam's bias-corrected second moment over all elements of all parameters that have a gradient (with AMSGrad the
+    mean of the maximum of the second moments). The learning rate multiplies the decay. All parameters are decayed,
+    except those of a group with ``weight_decay=0``. The factor is never negative, and is 1 if V is 0. With
+    ``weight_decay=0`` the steps are Adam's, bit by bit.
 
     ``state_dict`` has Adam's entries and, per parameter, ``mean_square`` (the mean of its second moment) and
-    ``updates``; that of a torch Adam or AdamW may be loaded instead, which brings its own ``weight_decay``. A
-    GradScaler unscales the gradients itself.
+    ``updates`` (the number of updates of that mean). A ``state_dict`` of torch's Adam or AdamW may be loaded too; its
+    ``weight_decay`` replaces the one given here. A GradScaler unscales the gradients before the step.
 
     Args:
         params: parameters, named parameters or groups, as in torch.
         lr: learning rate.
-        betas: of the moments.
+        betas: coefficients of the moving averages of the gradient and its square.
         eps: added to the root of the second moment.
-        weight_decay: s, >= 0.
+        weight_decay: strength s of the decay, >= 0.
         amsgrad: use the maximum of the second moments so far.
-        foreach, fused, maximize: as in ``torch.optim.Adam``.
+        foreach: as in ``torch.optim.Adam``.
+        maximize: as in ``torch.optim.Adam``.
+        fused: as in ``torch.optim.Adam``.
 
     Raises:
-        ValueError: for a value out of its range, a complex parameter.
+        ValueError: if a value is out of its range, or a parameter is complex.
     """
 
     def __init__(
@@ -65,7 +70,7 @@ class AdamS(DropIn, torch.optim.Adam):
         )
         self._step_supports_amp_scaling = False
 
-    def _complete(self, group: dict[str, Any]) -> None:
+    def _complete_loaded_group(self, group: dict[str, Any]) -> None:
         group["decoupled_weight_decay"] = True
 
     def _update(self) -> None:
@@ -74,13 +79,13 @@ class AdamS(DropIn, torch.optim.Adam):
             return
         weight_decays = [as_number(group["weight_decay"]) for group in self.param_groups]
         strengths = [weight_decay * scale.inverse_root for weight_decay in weight_decays]
-        if isinstance(scale.inverse_root, Tensor):  # on a device: nothing may wait for it
+        if isinstance(scale.inverse_root, Tensor):  # on a device: reading it would wait for the device
             for group, weight_decay, strength in zip(self.param_groups, weight_decays, strengths, strict=True):
                 params = [p for p in group["params"] if p.grad is not None]
                 if weight_decay != 0 and params:
                     shrink_(params, scalar_for(params[0], group["lr"]) * strength)
             self._adam_step([0.0] * len(strengths))
-        else:  # Adam's own decoupled decay, in the same pass over memory
+        else:  # as Adam's own decoupled decay, in the same pass over memory as its step
             limits = [1 / float(group["lr"]) if group["lr"] else math.inf for group in self.param_groups]
             strengths = [min(s, limit) for s, limit in zip(strengths, limits, strict=True)]
             if all(group["fused"] and len({p.dtype for p in group["params"]}) == 1 for group in self.param_groups):
@@ -93,10 +98,13 @@ class AdamS(DropIn, torch.optim.Adam):
 
     def _adam_step(self, weight_decays: list[float]) -> None:
         with self._base_weight_decay(weight_decays):
-            plain_step(torch.optim.Adam)(self)
+            unhooked_step(torch.optim.Adam)(self)
 
     def _fused_cpu_step(self, weight_decays: list[float]) -> None:
-        """The same for fused groups of one type on the CPU, without the time torch takes to tell devices apart."""
+        """Do the same as ``_adam_step`` for fused groups of one type on the CPU.
+
+        Saves the time that torch takes to group tensors by device and type.
+        """
         for group, weight_decay in zip(self.param_groups, weight_decays, strict=True):
             lists: tuple[list[Tensor], ...] = [], [], [], [], [], []
             self._init_group(group, *lists)
@@ -114,22 +122,26 @@ class AdamS(DropIn, torch.optim.Adam):
                 )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch. ``mean_square`` keeps its precision where parameters are of a narrower type."""
-        loaded: list[dict[str, Any]] = []  # what is left of the state after the user's hooks
+        """Load a state as in torch, but keep the precision of ``mean_square``.
+
+        torch would cast it to the type of its parameter, which may be a narrower one.
+        """
+        loaded: list[dict[str, Any]] = []  # the state after all of the user's hooks, which may have changed it
         before = self.register_load_state_dict_pre_hook(lambda _, state: loaded.append(state))
-        after = self.register_load_state_dict_post_hook(lambda _: self._take_mean_squares(loaded[0]), prepend=True)
+        after = self.register_load_state_dict_post_hook(lambda _: self._restore_mean_squares(loaded[0]), prepend=True)
         try:
             super().load_state_dict(state_dict)
         finally:
             before.remove()
             after.remove()
 
-    def _take_mean_squares(self, state_dict: dict[str, Any]) -> None:
-        numbers = (number for group in state_dict["param_groups"] for number in group["params"])
-        ours = (p for group in self.param_groups for p in group["params"])
-        for number, p in zip(numbers, ours, strict=True):
-            saved = state_dict["state"].get(number, {}).get("mean_square")
+    def _restore_mean_squares(self, state_dict: dict[str, Any]) -> None:
+        """Set every ``mean_square`` from a state: a number for a whole CPU parameter, else a tensor on its device."""
+        keys = (key for group in state_dict["param_groups"] for key in group["params"])
+        params = (p for group in self.param_groups for p in group["params"])
+        for key, p in zip(keys, params, strict=True):
+            saved = state_dict["state"].get(key, {}).get("mean_square")
             if saved is not None:
                 value = torch.as_tensor(saved, dtype=None if isinstance(saved, Tensor) else torch.float64)
-                whole = p.device.type == "cpu" and not is_sharded(p)
-                self.state[p]["mean_square"] = value.item() if whole else value.clone().to(p.device)
+                is_number = p.device.type == "cpu" and not is_sharded(p)
+                self.state[p]["mean_square"] = value.item() if is_number else value.clone().to(p.device)

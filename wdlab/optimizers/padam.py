@@ -15,28 +15,35 @@ from wdlab.tensors import is_sharded, local_shards
 
 
 class PAdam(DropIn, torch.optim.Adam):
-    """Adam with p-norm weight decay, pAdam (P2).  [grade A: agrees with the released pAdam to 1e-9]
+    """Adam with p-norm weight decay, pAdam (P2).
 
-    Outmezguine and Levi 2024, arXiv 2404.10824: with ``w0`` the weight before Adam's step and ``u`` behind it,
-    ``w = u / (1 + p lr weight_decay |w0|^(p-2))``. The learning rate multiplies the decay. As released, tensors with at
-    least 2 dimensions are decayed, and no others. p = 2 is decoupled decay (with the factor ``1 / (1 + 2 lr
-    weight_decay)``), p <= 1 makes exact zeros. With ``weight_decay=0`` the steps are Adam's, bit by bit;
-    ``state_dict`` is Adam's with a ``p`` for each group; that of a torch Adam or AdamW may be loaded, which brings its
-    own ``weight_decay``.
+    [grade A: agrees with the released pAdam to 1e-9]
+
+    Outmezguine and Levi 2024, arXiv 2404.10824: ``w = u / (1 + p lr weight_decay |w0|^(p-2))``, where ``w0`` is the
+    weight before Adam's step and ``u`` the weight after it. The learning rate multiplies the decay. As in the released
+    code, only tensors with at least 2 dimensions are decayed. p = 2 is decoupled decay with the factor
+    ``1 / (1 + 2 lr weight_decay)``; p <= 1 makes exact zeros. With ``weight_decay=0`` the steps are Adam's, bit by bit.
+
+    ``state_dict`` is Adam's, with a ``p`` for each group. A ``state_dict`` of torch's Adam or AdamW may be loaded too;
+    its ``weight_decay`` replaces the one given here.
 
     Args:
-        params: parameters, named parameters or groups (with a ``weight_decay`` and a ``p`` of their own), as in torch.
+        params: parameters, named parameters or groups, as in torch. A group may have its own ``weight_decay`` and
+            ``p``.
         lr: learning rate.
-        betas: of the moments.
+        betas: coefficients of the moving averages of the gradient and its square.
         eps: added to the root of the second moment.
-        weight_decay: s, >= 0.
-        p: > 0.
-        foreach, fused, maximize: as in ``torch.optim.Adam``.
-        compiled: Adam's step and the decay in one loop made by ``torch.compile`` (needs a C++ compiler on the CPU);
-            equal to the other ways up to rounding. Not together with ``foreach`` or ``fused``.
+        weight_decay: strength s of the decay, >= 0.
+        p: exponent of the norm, > 0.
+        foreach: as in ``torch.optim.Adam``.
+        maximize: as in ``torch.optim.Adam``.
+        fused: as in ``torch.optim.Adam``.
+        compiled: take Adam's step and the decay in one loop made by ``torch.compile``, which needs a C++ compiler on
+            the CPU. The result is the same up to rounding. Excludes ``foreach`` and ``fused``.
 
     Raises:
-        ValueError: for a value out of its range, a complex parameter.
+        ValueError: if a value is out of its range, a parameter is complex, or ``compiled`` is combined with
+            ``foreach`` or ``fused``.
     """
 
     stacked_settings = ("lr", "p", "weight_decay")
@@ -57,7 +64,7 @@ class PAdam(DropIn, torch.optim.Adam):
     ) -> None:
         if compiled and (foreach or fused):
             raise ValueError("compiled=True: not together with foreach or fused")
-        p = self._p = check_number("p", p, above=0.0)  # known before torch adds the groups
+        p = self._p = check_number("p", p, above=0.0)  # set before super().__init__, which adds and checks the groups
         super().__init__(params, lr, betas, eps, weight_decay, foreach=foreach, maximize=maximize, fused=fused)
         self.defaults["p"] = p
         self.defaults["compiled"] = compiled
@@ -67,7 +74,7 @@ class PAdam(DropIn, torch.optim.Adam):
         super()._check_group(group)
         group["p"] = check_number("p", group.get("p", self.defaults.get("p", getattr(self, "_p", None))), above=0.0)
 
-    def _complete(self, group: dict[str, Any]) -> None:
+    def _complete_loaded_group(self, group: dict[str, Any]) -> None:
         group.setdefault("p", self.defaults["p"])
 
     def _update(self) -> None:
@@ -82,10 +89,10 @@ class PAdam(DropIn, torch.optim.Adam):
         """Return the p-norm decay that the weight decay is."""
         return PNormDecay(groups, 0.0)
 
-    def decayed(self, group: dict[str, Any]) -> dict[str, Any]:
+    def decayed_group(self, group: dict[str, Any]) -> dict[str, Any]:
         """Return the tensors of a group with at least 2 dimensions, with strength and ``p``."""
         params = [p for p in group["params"] if p.dim() >= 2]
-        return super().decayed(group) | {"params": params, "p": as_number(group["p"])}
+        return super().decayed_group(group) | {"params": params, "p": as_number(group["p"])}
 
     def _compiled_update(self, group: dict[str, Any]) -> None:
         if group["amsgrad"]:
@@ -105,10 +112,10 @@ class PAdam(DropIn, torch.optim.Adam):
         counts = [step.item() for step in steps]
         if min(counts) == max(counts):
             self._compiled_step(group, counts[0], lists)
-        else:  # a step of its own for each bias correction
+        else:  # parameters with different numbers of steps have different bias corrections
             for count in set(counts):
-                places = [i for i, other in enumerate(counts) if other == count]
-                self._compiled_step(group, count, [[tensors[i] for i in places] for tensors in lists])
+                indices = [i for i, other in enumerate(counts) if other == count]
+                self._compiled_step(group, count, [[tensors[i] for i in indices] for tensors in lists])
 
     def _compiled_step(self, group: dict[str, Any], step: float, lists: list[list[Tensor]]) -> None:
         lr, p, (beta1, beta2) = float(group["lr"]), as_number(group["p"]), map(as_number, group["betas"])
@@ -118,8 +125,8 @@ class PAdam(DropIn, torch.optim.Adam):
         numbers = 1 - beta1, beta2, 1 - beta2, lr / bias1, 1 / math.sqrt(bias2), group["eps"], c
         dtype = torch.float64 if lists[0][0].dtype == torch.float64 else torch.float32
         strides = [[t.stride() for t in tensors] for tensors in lists]
-        alike = strides[0] == strides[1] == strides[2] == strides[3]
-        step_ = compile_once(padam_step_, ("gradients", "means", "squares") if alike else ())
+        equal_strides = strides[0] == strides[1] == strides[2] == strides[3]
+        step_ = compile_once(padam_step_, ("gradients", "means", "squares") if equal_strides else ())
         step_(*lists, torch.tensor(numbers, dtype=dtype), p if decays else None, group["maximize"])
 
 
@@ -132,13 +139,17 @@ def padam_step_(
     p: float | None,
     maximize: bool,
 ) -> None:
-    """Adam's step and p-norm decay in place, elementwise, for a compiler to make one loop per tensor of.
+    """Take Adam's step and p-norm decay in place. All is elementwise, so that a compiler makes one loop per tensor.
 
     Args:
-        params, gradients, means, squares: weights, gradients, first and second moments.
-        numbers: ``1 - beta1, beta2, 1 - beta2, lr / bias correction, 1 / root of the other, eps, p lr s``, shape (7,).
-        p: None for no decay.
-        maximize: turn the sign of the gradients.
+        params: weights.
+        gradients: their gradients.
+        means: first moments.
+        squares: second moments.
+        numbers: shape (7,): ``1 - beta1``, ``beta2``, ``1 - beta2``, ``lr / (1 - beta1^t)``, ``1 / sqrt(1 - beta2^t)``,
+            ``eps``, ``p lr weight_decay``.
+        p: exponent of the norm, or None for no decay.
+        maximize: change the sign of the gradients.
     """
     one_minus_beta1, beta2, one_minus_beta2, step_size, root_scale, eps, c = numbers.unbind()
     for w, g, mean, square in zip(params, gradients, means, squares, strict=True):

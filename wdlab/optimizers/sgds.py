@@ -11,24 +11,28 @@ from wdlab.regularizers.gradient_scale import check_momentum
 
 
 class SGDS(DropIn, torch.optim.SGD):
-    """SGD with scheduled weight decay, SWD (P5).  [grade A: agrees with the released SGDS to 1e-9]
+    """SGD with scheduled weight decay, SWD (P5).
+
+    [grade A: agrees with the released SGDS to 1e-9]
 
     Xie et al. 2020/2023, arXiv 2011.11152: ``w *= 1 - lr * weight_decay (1 - dampening) / (1 - momentum)``, then SGD's
-    step. The learning rate multiplies the decay. All parameters are decayed unless their group says
-    ``weight_decay=0``. The factor is never negative. With ``weight_decay=0`` the steps are SGD's, bit by bit;
+    step. The learning rate multiplies the decay. All parameters are decayed, except those of a group with
+    ``weight_decay=0``. The factor is never negative. With ``weight_decay=0`` the steps are SGD's, bit by bit.
     ``state_dict`` is SGD's.
 
     Args:
         params: parameters, named parameters or groups, as in torch.
         lr: learning rate.
-        momentum: in [0, 1).
-        dampening: of the momentum.
-        weight_decay: s, >= 0.
-        nesterov: needs a momentum and no dampening.
-        foreach, fused, maximize: as in ``torch.optim.SGD``.
+        momentum: factor of the momentum, in [0, 1).
+        dampening: dampening of the momentum.
+        weight_decay: strength s of the decay, >= 0.
+        nesterov: use Nesterov momentum, which requires a momentum and zero dampening.
+        foreach: as in ``torch.optim.SGD``.
+        maximize: as in ``torch.optim.SGD``.
+        fused: as in ``torch.optim.SGD``.
 
     Raises:
-        ValueError: for a value out of its range, a complex parameter.
+        ValueError: if a value is out of its range, or a parameter is complex.
     """
 
     stacked_settings = ("lr", "weight_decay")

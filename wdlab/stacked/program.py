@@ -200,7 +200,7 @@ class Stack:
             decays = [(copy.copy(one.regularizer), [experiment.regularizer.strength for experiment in experiments])]
             if getattr(optimizer, "stacked_settings", ()):  # a drop-in optimizer with a decay of its own
                 own = [experiment.optimizer.param_groups[0]["weight_decay"] for experiment in experiments]
-                decays.append((optimizer.make_method([optimizer.decayed(optimizer.param_groups[0])]), own))
+                decays.append((optimizer.make_method([optimizer.decayed_group(optimizer.param_groups[0])]), own))
             for method, strengths in decays:
                 if any(strengths):
                     method.updates, method.clock = self.first, self._clock
