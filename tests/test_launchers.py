@@ -156,7 +156,7 @@ def test_stacks_are_of_one_network_and_length_and_keep_methods_together(compose)
     [
         (("optimizer=adams",), "optimizer=adams"),
         (("regularizer=coherent",), "regularizer=coherent"),
-        (("regularizer=l2", "regularizer.route=separate", "optimizer=adam"), "regularizer.route=separate"),
+        (("regularizer=l2", "regularizer.route=separate", "optimizer=adam"), "route=separate"),
         (("regularizer=l1", "regularizer/over_time=coherent"), "CoherenceGate"),
         (("regularizer=scheduled", "optimizer=adam"), "GradientScale"),
         (("runtime.precision=bf16",), "runtime.precision=bf16"),

@@ -9,7 +9,7 @@ from wdlab.engine.run_log import LOG_EVENTS, is_due
 
 
 class Program(Protocol):
-    """What the loop drives: one run (``OneRun``), or several side by side (``Stack``).
+    """The interface that the loop drives: one run (``OneRun``), or several side by side (``Stack``).
 
     Attributes:
         name: for the progress bar.

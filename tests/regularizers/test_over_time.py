@@ -1,12 +1,14 @@
 """Strength over time: by the clock and by the gradients, on any method."""
 
 import copy
+import functools
 import math
 
 import pytest
 import torch
 
 from tests.problem import problem, same, steps, zero_gradients
+from wdlab import schedules
 from wdlab.regularizers import (
     L1,
     L2,
@@ -15,6 +17,7 @@ from wdlab.regularizers import (
     DecoupledDecay,
     Delayed,
     Early,
+    FollowSchedule,
     GradientScale,
     Late,
     OverTime,
@@ -23,6 +26,7 @@ from wdlab.regularizers import (
     ScheduledDecay,
     WarmUp,
 )
+from wdlab.schedules import Clock
 
 
 def strengths(over_time, count: int, gradients=None, make=L2) -> list[float]:
@@ -320,3 +324,50 @@ def test_a_state_read_on_another_device_goes_to_that_of_the_parameters(make):
 
     found = tensors(elsewhere.state_dict())
     assert found and all(t.is_meta for t in found)
+
+
+def test_any_learning_rate_schedule_is_a_schedule_of_strength(float64):
+    w = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([w], lr=0.1)
+    method = DecoupledDecay([w], 0.5, FollowSchedule(functools.partial(schedules.cosine, final=0.2)))
+    method.clock = Clock(steps=10, steps_per_epoch=2)
+    expected = torch.ones(3)
+    with method.attach(optimizer):
+        for step in range(10):
+            w.grad = torch.zeros_like(w)
+            optimizer.step()
+            expected = expected * (1 - 0.1 * (0.5 * schedules.cosine(step, 10, 2, final=0.2)))
+            assert method.strength_in_force == 0.5 * schedules.cosine(step, 10, 2, final=0.2)
+    assert torch.equal(w, expected)
+
+
+def test_a_schedule_without_the_length_of_the_run_is_refused_at_attach():
+    w = torch.nn.Parameter(torch.ones(3))
+    method = DecoupledDecay([w], 0.5, FollowSchedule(schedules.cosine))
+    with pytest.raises(ValueError, match="needs the length of the run"):
+        method.attach(torch.optim.SGD([w], lr=0.1))
+    with pytest.raises(ValueError, match="must be a function of step, steps and steps_per_epoch"):
+        FollowSchedule("cosine")
+
+
+def test_after_the_last_handle_is_removed_the_optimizer_is_as_it_was():
+    w = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([w], lr=0.1)
+    before = set(vars(optimizer))
+    one, other = DecoupledDecay([w], 0.5).attach(optimizer), DecoupledDecay([w], 0.5).attach(optimizer)
+    one.remove()
+    assert len(optimizer._optimizer_step_pre_hooks) == len(optimizer._optimizer_step_post_hooks) == 1
+    other.remove()
+    assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
+    assert set(vars(optimizer)) == before
+
+
+def test_a_method_may_be_removed_inside_a_step():
+    w = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([w], lr=0.1)
+    handle = DecoupledDecay([w], 0.5).attach(optimizer)
+    optimizer.register_step_post_hook(lambda *_: handle.remove())
+    for _ in range(2):
+        w.grad = torch.zeros_like(w)
+        optimizer.step()
+    assert torch.allclose(w, torch.full((3,), 0.95))

@@ -1,4 +1,4 @@
-"""What a run trains with, and the random state it starts from."""
+"""Everything that a run trains with, and the random state that it starts from."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,17 @@ from wdlab.regularizers import Regularizer
 
 @dataclass
 class Experiment:
-    """Everything a run trains with, built by ``train``."""
+    """Everything that a run trains with, built by ``build_experiment``.
+
+    Args:
+        model: on the device of ``machine``.
+        data: the three splits, on the same device.
+        optimizer: of all the model's parameters.
+        regularizer: not attached; the loop attaches it.
+        lr_factor: schedule of the learning rate, see ``wdlab.schedules``.
+        machine: device, precision and layout.
+        seed: of the order of the batches.
+    """
 
     model: nn.Module
     data: Data
@@ -26,7 +36,13 @@ class Experiment:
 
 
 def set_random_state(start: dict[str, Any] | None, machine: Machine, seed: int) -> None:
-    """Of dropout. A process that does not lead draws other masks than the leader."""
+    """Set the random state that dropout draws from.
+
+    Args:
+        start: the checkpoint to resume from, None at the beginning.
+        machine: a process that does not lead draws other masks than the leader.
+        seed: of the run.
+    """
     if not machine.group.is_leader:
         torch.manual_seed(hash((seed, machine.group.rank, start["step"] if start else 0)) % 2**63)
     elif start is not None:

@@ -1,4 +1,4 @@
-"""What happens at the log points of a run: measure, record, save a checkpoint."""
+"""The log points of a run: measure, record, save a checkpoint."""
 
 import math
 from typing import Any, ClassVar

@@ -83,7 +83,9 @@ def cosine_with_sum(square: Tensor, product: Tensor, other_square: Tensor) -> Te
     """Return the cosine between ``g`` and ``g + r``; 0 if either is zero.
 
     Args:
-        square, product, other_square: ``|g|^2``, ``g . r`` and ``|r|^2``, 0-dim.
+        square: ``|g|^2``, 0-dim, as the others.
+        product: ``g . r``.
+        other_square: ``|r|^2``.
     """
     sum_square = (square + 2 * product + other_square).clamp(min=0)
     length = (square * sum_square).sqrt()

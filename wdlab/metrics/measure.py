@@ -1,4 +1,4 @@
-"""Gathers the metrics that are due at a log point, with one transfer from the device."""
+"""The metrics of a log line, gathered with one transfer from the device."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -19,14 +19,16 @@ LIPSCHITZ_EXAMPLES = 32
 class Metrics:
     """Measures one model under one regularizer.
 
-    The loop calls ``before_step`` between backward and step, ``after_step`` and ``measure`` behind the step; only at
-    steps that are logged, so other steps cost nothing. The regularizer is attached while it does.
+    ``before_step`` is called between backward and the update, ``after_step`` and ``measure`` after the update, in
+    updates that are logged only, so that others cost nothing. The regularizer is attached at these moments.
 
     Args:
-        model, data, regularizer: of the run.
-        autocast: gives the context of a forward pass when whole splits are evaluated.
-        sharpness_examples: how many of the first training examples the Hessian is of.
-        average: gives, for the training split and ``autocast``, the network with averaged weights, to be evaluated too.
+        model: the network.
+        data: the splits that it is evaluated on.
+        regularizer: the method.
+        autocast: returns the context of a forward pass when whole splits are evaluated.
+        sharpness_examples: number of training examples whose loss the Hessian is of; the first ones are taken.
+        average: returns the network with averaged weights for the training split and ``autocast``; it is evaluated too.
     """
 
     def __init__(
@@ -44,18 +46,18 @@ class Metrics:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.weights = weights(model)
         self.pairs = _pairs_if_any(model)
-        self._parts = _parts(self.weights)
+        self._lists = _lists(self.weights)
         self._step_values: dict[str, Tensor] = {}
-        self._state: list[Tensor] | None = None  # sums over the weights as they are, behind a step
-        self._old_parts: list[list[Tensor]] = []  # the same memory each time: to get it takes longer than to copy
+        self._state: list[Tensor] | None = None  # sums over the weights after the update
+        self._old_lists: list[list[Tensor]] = []  # kept, since allocating the memory takes longer than copying
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """The gradient is that of the loss alone, the weights are still old."""
-        if not self._old_parts:
-            self._old_parts = [[torch.empty_like(w) for w in part] for part in self._parts]
+        """Measure gradients and weights while the gradient is that of the loss alone and the weights are old."""
+        if not self._old_lists:
+            self._old_lists = [[torch.empty_like(w) for w in part] for part in self._lists]
         old_norms = []
-        for old, part in zip(self._old_parts, self._parts, strict=True):
+        for old, part in zip(self._old_lists, self._lists, strict=True):
             torch._foreach_copy_(old, part)
             old_norms.append(norms.each_norm(part))
         self._old_norms = torch.cat(old_norms)
@@ -74,10 +76,10 @@ class Metrics:
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """The weights are new."""
+        """Measure the update, when the weights are new."""
         sums = []
-        for old, part in zip(self._old_parts, self._parts, strict=True):
-            torch._foreach_sub_(old, part)  # old - new: what is left of them
+        for old, part in zip(self._old_lists, self._lists, strict=True):
+            torch._foreach_sub_(old, part)  # old - new
             updates = norms.each_norm(old), norms.each_dot(old, part)
             sums.append(torch.stack([*updates, *_sums(part)]))
         update_norms, products, *state = torch.cat(sums, dim=1)
@@ -96,19 +98,19 @@ class Metrics:
         whole_splits: bool,
         sharpness: bool = False,
         evaluated: objective.Evaluated | None = None,
-        beside: Mapping[str, Tensor] | None = None,
+        also: Mapping[str, Tensor] | None = None,
     ) -> dict[str, float]:
-        """The metrics of the model as it is, those of the last step included.
+        """Return the metrics of the present model, with those of the last update if it was measured.
 
         Args:
-            whole_splits: with the evaluations.
-            sharpness: with the Hessian and the Lipschitz bounds, which wait for the device many times.
-            evaluated: what the whole splits gave, if that is known already.
-            beside: other 0-dim tensors that are read from the device in the same transfer.
+            whole_splits: include losses and accuracies of the whole splits.
+            sharpness: include the Hessian and the Lipschitz bounds, which wait for the device many times.
+            evaluated: losses and accuracies of the whole splits, if they are known already.
+            also: other 0-dim tensors that are read from the device in the same transfer.
 
         Returns:
-            A number for every metric, and for every tensor of ``beside`` under its name. A metric that has no value
-            here (no pairs, no bound known) is left out.
+            A number for every metric, and for every tensor of ``also`` under its name. A metric that has no value
+            (no pairs, no bound known) is left out.
         """
         paths = unit_paths(self.pairs)
         values, state = self._step_values, self._state or _sums(self.weights)
@@ -125,7 +127,7 @@ class Metrics:
         if whole_splits:
             evaluated = evaluated or objective.evaluate_all(self.model, self.data, self.autocast)
             values |= self._evaluations(evaluated, values["norm/weight_l2"], values.get("norm/path"))
-        return _to_floats(values | dict(beside or {})) | (self._sharpness() if sharpness else {})
+        return _to_floats(values | dict(also or {})) | (self._sharpness() if sharpness else {})
 
     def _evaluations(self, evaluated: objective.Evaluated, weight_l2: Tensor, path: Tensor | None) -> dict[str, Tensor]:
         values = {}
@@ -151,20 +153,20 @@ class Metrics:
         return values
 
 
-def _parts(weights: list[Tensor]) -> list[list[Tensor]]:
-    """What is gone through together: on a CPU each by itself, to find it in a cache again; else all, in one launch."""
+def _lists(weights: list[Tensor]) -> list[list[Tensor]]:
+    """Return lists of weights to process together: single ones on the CPU, for its caches; else all in one launch."""
     return [[w] for w in weights] if weights[0].device.type == "cpu" else [weights]
 
 
 def _sums(weights: list[Tensor]) -> list[Tensor]:
-    """Of every weight its L2 and L1 norm and how many zeros it has, each (len(weights),)."""
+    """Return the L2 norm, the L1 norm and the number of zeros of every weight, each (len(weights),)."""
     return [norms.each_norm(weights), *sparsity.sizes(weights)]
 
 
 def _pairs_if_any(model: nn.Module) -> list[Pair]:
     try:
         return homogeneous_pairs(model)
-    except ValueError:  # cannot be seen through: a run without path metrics, not a failed run
+    except ValueError:  # the forward cannot be traced: the run has no path metrics, but does not fail
         return []
 
 

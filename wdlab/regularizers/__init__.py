@@ -5,7 +5,7 @@ from wdlab.regularizers.coherent import CoherenceGate, Coherent
 from wdlab.regularizers.decoupled import DecoupledDecay, ScheduledDecay
 from wdlab.regularizers.gradient_scale import GradientScale
 from wdlab.regularizers.in_loss import L1, L2, Lp
-from wdlab.regularizers.over_time import Delayed, Early, Late, OverTime, WarmUp
+from wdlab.regularizers.over_time import Delayed, Early, FollowSchedule, Late, OverTime, WarmUp
 from wdlab.regularizers.pathprox import PathProx
 from wdlab.regularizers.pnorm import PNormDecay, PNormProx
 
@@ -17,6 +17,7 @@ __all__ = [
     "DecoupledDecay",
     "Delayed",
     "Early",
+    "FollowSchedule",
     "GradientScale",
     "Late",
     "Lp",

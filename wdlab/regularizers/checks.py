@@ -27,7 +27,7 @@ def check_number(name: str, value: Any, lowest: float = -math.inf, above: float 
 
 
 def as_number(value: Any) -> Any:
-    """Return the one value of a number of numpy or of a tensor as a Python number; anything else as it is given.
+    """Return a number of numpy or a tensor of one element as a Python number; anything else unchanged.
 
     Torch's optimizers take such numbers, and they may be put into a group at any time. Reading one from a device waits
     for it.
@@ -39,17 +39,17 @@ def as_number(value: Any) -> Any:
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    """``value`` if it is one of ``allowed``; otherwise a ValueError that lists them."""
+    """Return ``value``; raise a ValueError that lists ``allowed`` if it is not one of them."""
     if value not in allowed:
         raise ValueError(f"{name}={value!r}: must be one of {', '.join(allowed)}")
     return value
 
 
 def is_adam(group: dict[str, Any]) -> bool:
-    """Whether a group of an optimizer is of Adam's kind: two moments, as torch's Adam and AdamW keep them."""
+    """Return True for an optimizer's group of Adam's kind, with two moments as torch's Adam and AdamW keep them."""
     return "betas" in group and "amsgrad" in group
 
 
 def is_sgd(group: dict[str, Any]) -> bool:
-    """Whether a group of an optimizer is of SGD's kind, with torch's momentum and dampening."""
+    """Return True for an optimizer's group of SGD's kind, with torch's momentum and dampening."""
     return "momentum" in group and "dampening" in group

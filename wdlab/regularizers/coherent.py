@@ -19,7 +19,9 @@ COHERENCE = ("running_mean", "total_gradient", "norm_ratio")
 
 
 class CoherenceGate(OverTime):
-    """A gate that is open while the loss gradient stays coherent (P3, Park et al. 2018).  [grade C]
+    """A gate that is open while the loss gradient stays coherent (P3, Park et al. 2018).
+
+    [grade C]
 
     The abstract states the idea and not the recipe; the statistics below are our readings. The factor is 1 if the
     statistic is at least the threshold, else 0. With ``g`` the gradient of the loss and ``r`` that of the penalty at
@@ -119,7 +121,9 @@ def norm(tensors: Sequence[Tensor], like: Sequence[Tensor] | None = None) -> Ten
 
 
 class Coherent(InLoss):
-    """``L1`` or ``L2`` in the loss gradient under a :class:`CoherenceGate`.  [grade C: our reading]
+    """``L1`` or ``L2`` in the loss gradient under a :class:`CoherenceGate`.
+
+    [grade C: our reading]
 
     Park et al. 2018, arXiv 1811.08056 (P3). The optimizer multiplies the decay by its learning rate. Any other method
     takes the gate as its ``over_time``.

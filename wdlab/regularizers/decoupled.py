@@ -12,7 +12,9 @@ from wdlab.regularizers.penalties import HalfSquare
 
 
 class DecoupledDecay(Regularizer):
-    """``w *= 1 - lr * s`` before the optimizer's step, whatever the optimizer.  [grade B]
+    """``w *= 1 - lr * s`` before the optimizer's step, whatever the optimizer.
+
+    [grade B]
 
     With torch's Adam this is AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), to the last bit. The learning rate
     multiplies the decay. The factor is never negative. The penalty that this belongs to is ``R(w) = |w|^2 / 2``.
@@ -38,7 +40,9 @@ class DecoupledDecay(Regularizer):
 
 
 class ScheduledDecay(DecoupledDecay):
-    """Scheduled weight decay, SWD: decoupled decay, its strength divided by the scale of the gradients.  [grade A]
+    """Scheduled weight decay, SWD: decoupled decay, its strength divided by the scale of the gradients.
+
+    [grade A]
 
     Xie et al. 2020/2023, arXiv 2011.11152 (P5): ``w *= 1 - lr * s / sqrt(V)`` with Adam, AdamW and AMSGrad, where V is
     the mean of the second moment over all of the optimizer's parameters; ``w *= 1 - lr * s (1 - dampening) / (1 -

@@ -1,4 +1,4 @@
-"""What is decayed, how strongly, as text for people. Used by the methods and the drop-in optimizers."""
+"""Text that lists which tensors are decayed and how strongly. Used by the methods and the drop-in optimizers."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -17,7 +17,7 @@ class Row(NamedTuple):
 
     @property
     def acts(self) -> bool:
-        """Whether there is anything to decay: a strength, and a weight that is trained."""
+        """True if the strength is not 0 and the weight is trained."""
         return self.strength != 0 and self.tensor.requires_grad
 
 

@@ -20,7 +20,9 @@ Memory = Mapping[Tensor, Mapping[str, Any]]  # ``mean_square`` and ``updates`` o
 
 
 class GradientScale(OverTime):
-    """The factor of scheduled weight decay.  [grade A: released AdamS and SGDS, step by step]
+    """The factor of scheduled weight decay.
+
+    [grade A: released AdamS and SGDS, step by step]
 
     With Adam, AdamW and AMSGrad it is ``1 / sqrt(V)``, with ``V`` the mean of all elements of the bias-corrected second
     moment after this step's gradient (AMSGrad: of its maximum), over all parameters of the optimizer that have a

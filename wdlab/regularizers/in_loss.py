@@ -133,7 +133,9 @@ class InLoss(Regularizer):
 
 
 class L2(InLoss):
-    """``R(w) = |w|^2 / 2``: add ``s * w`` to the gradient before the optimizer's step.  [grade B]
+    """``R(w) = |w|^2 / 2``: add ``s * w`` to the gradient before the optimizer's step.
+
+    [grade B]
 
     The optimizer multiplies the decay by its learning rate, and scales it if it is adaptive. With torch's SGD and Adam
     this is their ``weight_decay``, to the last bit.
@@ -159,7 +161,9 @@ class L2(InLoss):
 
 
 class L1(InLoss):
-    """``R(w) = |w|_1``: add ``s * sign(w)`` to the gradient, 0 at 0.  [grade B]
+    """``R(w) = |w|_1``: add ``s * sign(w)`` to the gradient, 0 at 0.
+
+    [grade B]
 
     The optimizer multiplies the decay by its learning rate. Weights come close to zero and oscillate there; exact zeros
     need a prox (``PNormProx`` with p=1) or ``PNormDecay``.
@@ -181,7 +185,9 @@ class L1(InLoss):
 
 
 class Lp(InLoss):
-    """``R(w) = sum (|w| + epsilon)^p - epsilon^p`` in the loss gradient, the comparator of P2.  [grade B]
+    """``R(w) = sum (|w| + epsilon)^p - epsilon^p`` in the loss gradient, the comparator of P2.
+
+    [grade B]
 
     For p < 1 the Bridge penalty's gradient diverges at 0; ``epsilon`` keeps it below ``p epsilon^(p-1)`` (0.8 * 40 at
     the defaults), and it is 0 at 0. The optimizer multiplies the decay by its learning rate.

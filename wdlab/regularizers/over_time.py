@@ -145,7 +145,10 @@ class _OfALength(FollowSchedule):
 
 
 class Early(_OfALength):
-    """The full strength for the first ``epochs`` or ``steps``, then none (P4).  [grade B]"""
+    """The full strength for the first ``epochs`` or ``steps``, then none (P4).
+
+    [grade B]
+    """
 
     stackable = True
 
@@ -156,14 +159,20 @@ class Early(_OfALength):
 
 
 class Delayed(_OfALength):
-    """No strength for the first ``epochs`` or ``steps``, then the full one (P3, the delayed form).  [grade B]"""
+    """No strength for the first ``epochs`` or ``steps``, then the full one (P3, the delayed form).
+
+    [grade B]
+    """
 
     stackable = True
     function = staticmethod(schedules.delayed)
 
 
 class Late(Delayed):
-    """``Delayed`` under the name that P4 has for it: decay switched on late.  [grade B]"""
+    """``Delayed`` under the name that P4 has for it: decay switched on late.
+
+    [grade B]
+    """
 
     stackable = True
 

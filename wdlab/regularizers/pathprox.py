@@ -36,7 +36,9 @@ from wdlab.tensors import is_per_run, is_sharded
 
 
 class PathProx(Regularizer):
-    """``R(w) = sum over homogeneous units |w|_2 |v|_2``, by a proximal step.  [grade A: released code, step by step]
+    """``R(w) = sum over homogeneous units |w|_2 |v|_2``, by a proximal step.
+
+    [grade A: released code, step by step]
 
     Yang et al. 2022, arXiv 2210.03069 (P1). After every optimizer step on the loss: (1) balance the pairs' path-norms
     to their geometric mean, which does not change the network as long as each pair's output reaches the next pair

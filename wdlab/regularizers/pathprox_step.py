@@ -42,7 +42,8 @@ def prox_step_(
     Args:
         pairs: per pair, weight and bias (or None) of the first and of the second layer.
         thresholds: per pair, ``t = lr * s``; where one is a tensor that is 0, its pair is left alone.
-        balance, regularize_bias: as in :class:`PathProx`.
+        balance: as in :class:`PathProx`.
+        regularize_bias: as in :class:`PathProx`.
     """
     rows = [row_norms_with_bias(weight, bias, regularize_bias) for weight, bias, _, _ in pairs]
     columns = [column_norms(weight) for _, _, weight, _ in pairs]
@@ -63,7 +64,8 @@ def prox_step_of_runs_(
     Args:
         pairs: as there, with a first dimension of runs; biases are (runs, 1, units).
         thresholds: ``t`` of each run, (runs,), the same for all pairs.
-        balance, regularize_bias: as there.
+        balance: as there.
+        regularize_bias: as there.
     """
     pairs = [tuple(t if t is None or k % 2 == 0 else t[:, 0] for k, t in enumerate(pair)) for pair in pairs]
 

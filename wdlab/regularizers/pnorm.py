@@ -47,7 +47,9 @@ class _Bridged(Regularizer):
 
 
 class PNormDecay(_Bridged):
-    """p-norm weight decay, pWD: ``R(w) = sum |w|^p`` for any p > 0.  [grade A: released pAdam, step by step]
+    """p-norm weight decay, pWD: ``R(w) = sum |w|^p`` for any p > 0.
+
+    [grade A: released pAdam, step by step]
 
     With ``w0`` the weight before the optimizer's step and ``u`` after it, ``w = u / (1 + p lr s |w0|^(p-2))``. For p
     < 2 a weight that is zero stays exactly zero; for p <= 1 small weights get there in a few steps, without the
@@ -115,7 +117,9 @@ class PNormDecay(_Bridged):
 
 
 class PNormProx(_Bridged):
-    """The exact proximal step on ``R(w) = sum |w|^p`` for p = 1 and p = 3/2, the released comparators of P2.  [grade B]
+    """The exact proximal step on ``R(w) = sum |w|^p`` for p = 1 and p = 3/2, the released comparators of P2.
+
+    [grade B]
 
     After the optimizer's step, ``w = argmin_z (z - u)^2 / 2 + t |z|^p`` with ``t = lr * s``: for p = 1 the soft
     threshold ``sign(u) max(0, |u| - t)``, for p = 3/2 ``sign(u) (2 |u| / (1.5 t + sqrt(2.25 t^2 + 4 |u|)))^2``. The

@@ -1,4 +1,4 @@
-"""What a method acts on, and the one place where strength, schedules and learning rate are joined.
+"""The parameters that a method acts on, and the one place that joins strength, schedules and learning rate.
 
 A method is bound to a *view*: ``OptimizerView`` for the parameters of an optimizer, or the view of a stack of runs
 (``wdlab.stacked.methods``), which has the same members.
