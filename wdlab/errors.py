@@ -1,5 +1,6 @@
 """The errors a user can cause, each told in one line; Hydra's own too. Used by everything that can fail."""
 
+import dataclasses
 import difflib
 import re
 import traceback
@@ -44,9 +45,9 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return f"{group}={name}: does not exist; available: {', '.join(error.options)}"
-    unknown = _unknown_key(error)
-    if unknown is not None:
-        return unknown
+    refused = _unknown_key(error) or _refused_by_schema(error)
+    if refused is not None:
+        return refused
     if isinstance(error, OverrideParseException):
         told = error.message.partition("\nSee ")[0].removeprefix(f"Error parsing override '{error.override}'")
         return _one_line(f"command line: {error.override}: cannot be read as key=value, {told}")
@@ -80,6 +81,23 @@ def _unknown_key(error: BaseException) -> str | None:
     near = difflib.get_close_matches(str(cause.key), siblings, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     return f"{cause.full_key}: unknown key; {hint}allowed: {', '.join(siblings) or 'none'}"
+
+
+def _refused_by_schema(error: BaseException) -> str | None:
+    """Return a line for a value that OmegaConf refuses, if its class of settings says what is allowed."""
+    from omegaconf.errors import ConfigTypeError, ValidationError
+
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ConfigTypeError | ValidationError):
+        cause = cause.__cause__
+    if cause is None or not dataclasses.is_dataclass(cause.object_type):
+        return None
+    allowed = {field.name: field.metadata.get("allowed") for field in dataclasses.fields(cause.object_type)}
+    if allowed.get(cause.key) is None:
+        return None
+    if isinstance(cause, ConfigTypeError):
+        return f"{cause.full_key}: cannot be deleted; must be {allowed[cause.key]}"
+    return _one_line(f"{cause.full_key}={cause.value}: must be {allowed[cause.key]}")
 
 
 def _one_line(text: str) -> str:

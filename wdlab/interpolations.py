@@ -28,11 +28,11 @@ def read_environment(config: DictConfig) -> None:
 
     Paths and the logger's settings stay text, and so does what spells nothing else.
     """
-    for path, _ in list(_found(config, _OF_THE_ENVIRONMENT)):
-        if path.split(".")[0] in ALWAYS_TEXT:
-            continue
+    paths = [path for path, _ in _found(config, _OF_THE_ENVIRONMENT) if path.split(".")[0] not in ALWAYS_TEXT]
+    untyped = OmegaConf.create(OmegaConf.to_container(config, resolve=False)) if paths else config
+    for path in paths:  # in the typed config, the text of a number would be refused before it is read
         with contextlib.suppress(OmegaConfBaseException):  # the variable is not set: reported where the value is used
-            value = _plain(OmegaConf.select(config, path))
+            value = _plain(OmegaConf.select(untyped, path))
             read = _read(value)
             if read != value:
                 OmegaConf.update(config, path, read, merge=False)

@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from wdlab import loop
-from wdlab.build import build_experiment
+from wdlab.build import Built, build_experiment
 from wdlab.engine import device, parallel, stopping
 from wdlab.engine.experiment import Experiment
 from wdlab.engine.progress import clock
@@ -22,7 +22,8 @@ from wdlab.records import checkpoint, recorder, wandb_mirror
 from wdlab.records.directory import FINISHED, RunDirectory
 from wdlab.records.identity import scientific_config
 from wdlab.regularizers.description import describe_weight_decay
-from wdlab.validation import check_data_is_the_same, code_error
+from wdlab.settings import read_runtime
+from wdlab.validation import check_data_is_the_same, check_own_code
 
 log = logging.getLogger("wdlab")
 
@@ -42,10 +43,10 @@ def run(config: DictConfig) -> str:
     if directory.finished:
         log.info("%s: finished before, nothing to do", directory.name)
         return outcome_of(directory)
-    device.check(config["runtime"])
+    device.check(read_runtime(config))
     if not parallel.join(device.chosen(config["runtime"])).is_leader:
         return _follow(config, directory)
-    fault = code_error(config)
+    built, fault = check_own_code(config)
     try:
         directory.create()
         lock = directory.lock().acquire()
@@ -65,7 +66,7 @@ def run(config: DictConfig) -> str:
             directory.remove_leftovers()
             directory.write_config(config)
             with stopping.exit_requests(stopping.StopFiles.of_this_job()) as stop_requested:
-                _train(config, directory, stop_requested)
+                _train(config, directory, built, stop_requested)
     return outcome_of(directory)
 
 
@@ -83,11 +84,13 @@ def failure_recorded(directory: RunDirectory) -> Iterator[None]:
         raise RunFailed(f"{directory.name}: failed, {told}") from error
 
 
-def _train(config: DictConfig, directory: RunDirectory, stop_requested: Callable[[], bool]) -> None:
+def _train(
+    config: DictConfig, directory: RunDirectory, built: Built | None, stop_requested: Callable[[], bool]
+) -> None:
     session = Session(config, directory)
     try:
         parallel.broadcast_go(go=True)
-        trained = build_experiment(config, threads=session.threads_before)
+        trained = build_experiment(config, threads=session.threads_before, built=built)
         session.open(trained)
         outcome = loop.fit(
             trained,
