@@ -78,9 +78,14 @@ def _unknown_key(error: BaseException) -> str | None:
     if cause is None or cause.full_key is None or cause.parent_node is None:
         return None
     siblings = [str(key) for key in cause.parent_node if key not in ("_target_", "_partial_", "name", "hydra")]
-    near = difflib.get_close_matches(str(cause.key), siblings, n=1)
+    return unknown_key(cause.full_key, siblings)
+
+
+def unknown_key(full_key: str, siblings: list[str]) -> str:
+    """Return the line for a key that is not among its siblings, with the nearest of them."""
+    near = difflib.get_close_matches(full_key.rpartition(".")[2], siblings, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    return f"{cause.full_key}: unknown key; {hint}allowed: {', '.join(siblings) or 'none'}"
+    return f"{full_key}: unknown key; {hint}allowed: {', '.join(siblings) or 'none'}"
 
 
 def _refused_by_schema(error: BaseException) -> str | None:
@@ -105,6 +110,7 @@ def _one_line(text: str) -> str:
 
 
 def describe_error(error: BaseException) -> str:
+    """Return the line for an error that is not the user's."""
     if isinstance(error, SystemExit):
         return f"sys.exit({error.code!r}) was called"
     if isinstance(error, OSError) and error.filename:

@@ -5,15 +5,15 @@ a value of another type, and a key that no class here has. :func:`read` checks t
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, get_args
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from wdlab.errors import ConfigError, explain
+from wdlab.errors import ConfigError, explain, unknown_key
 
 # OmegaConf converts what it puts into a field of one type: 1.5 and "1" become 1, "yes" becomes True, 3 becomes "3".
 # It converts nothing for a union. `bytes`, which neither a command line nor YAML spells, makes a union of one type.
@@ -172,42 +172,42 @@ def read(config: DictConfig) -> Settings:
     Raises:
         ConfigError: naming the key, the value and what is allowed.
     """
-    return Settings(**_read(config, [setting.name for setting in fields(Settings)]))
+    names = [setting.name for setting in fields(Settings)]
+    return _checked(Settings, {name: _plain(config, name) for name in names if name in config})
 
 
 def read_runtime(config: DictConfig) -> RuntimeSettings:
     """Return ``config.runtime`` alone, as :func:`read` does."""
-    return _read(config, ["runtime"])["runtime"]
+    return _checked(RuntimeSettings, _plain(config, "runtime"), "runtime.")
 
 
-def _read(config: DictConfig, names: list[str]) -> dict[str, Any]:
+def _plain(config: DictConfig, key: str) -> Any:
+    """Return a value, or a group as a dictionary, with its interpolations resolved."""
     try:
-        given = {name: _plain(config[name]) for name in names if name in config}
-        typed = OmegaConf.merge(OmegaConf.structured(Settings), given)
-        missing = [key for key in sorted(OmegaConf.missing_keys(typed)) if key.split(".")[0] in names]
-        if missing:
-            raise ConfigError(f"{missing[0]}: is missing")
-        values = {
-            name: OmegaConf.to_object(typed[name]) if OmegaConf.is_config(typed[name]) else typed[name]
-            for name in names
-        }
+        value = config[key]
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
-    _check(values, Settings)
-    return values
 
 
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+def _checked(kind: type, given: Mapping[str, Any], prefix: str = "") -> Any:
+    """Return an object of a class of settings.
 
-
-def _check(values: dict[str, Any], kind: type, prefix: str = "") -> None:
-    """Raise a ConfigError for the first value of a class of settings that is out of its range."""
+    OmegaConf has checked types and keys where a config was composed. They are checked again: ``+key=value`` adds any
+    key, and an old run's ``config.yaml`` is read without the schema. Merging it into the schema takes 9 ms, this 0.1.
+    """
+    names = [setting.name for setting in fields(kind)]
+    for key in given:
+        if key not in names:
+            raise ConfigError(unknown_key(f"{prefix}{key}", names))
+    values = {}
     for setting in fields(kind):
-        if setting.name not in values:
-            continue
-        key, value = prefix + setting.name, values[setting.name]
-        if dataclasses.is_dataclass(value):
-            _check(vars(value), type(value), f"{key}.")
-        elif not setting.metadata["holds"](value):
+        key, value = prefix + setting.name, given.get(setting.name, setting.default)
+        if value in (MISSING, dataclasses.MISSING):
+            raise ConfigError(f"{key}: is missing")
+        if dataclasses.is_dataclass(setting.type) and isinstance(value, Mapping):
+            value = _checked(setting.type, value, f"{key}.")
+        elif type(value) not in get_args(setting.type) or not setting.metadata["holds"](value):
             raise ConfigError(f"{key}={value}: must be {setting.metadata['allowed']}")
+        values[setting.name] = value
+    return kind(**values)

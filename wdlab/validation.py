@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from wdlab import data, metrics, settings
 from wdlab.build import Built, build
 from wdlab.engine import device, parallel
-from wdlab.errors import CheckpointError, ConfigError, explain
+from wdlab.errors import CheckpointError, ConfigError, explain, unknown_key
 from wdlab.records import wandb_mirror
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import SCIENTIFIC_KEYS
@@ -34,7 +34,7 @@ def check_config(config: DictConfig, here: bool = True) -> Built:
     """
     for key in config:
         if key not in KEYS:
-            raise ConfigError(f"{key}: unknown key; allowed: {', '.join(KEYS)}")
+            raise ConfigError(unknown_key(str(key), list(KEYS)))
     checked = settings.read(config)
     device.check(checked.runtime, here)
     wandb_mirror.check(checked.logger)
