@@ -120,7 +120,7 @@ def _as_config_error(key: str) -> Iterator[None]:
 
 def build_experiment(
     config: DictConfig,
-    beside: Experiment | None = None,
+    neighbour: Experiment | None = None,
     stacked: int = 0,
     threads: int | None = None,
     built: Built | None = None,
@@ -129,22 +129,22 @@ def build_experiment(
 
     Args:
         config: of the run.
-        beside: another experiment in this process, of the same data set and runtime, to share both with.
+        neighbour: another experiment in this process, of the same data set and runtime, which shares both.
         stacked: number of runs that are trained side by side; 0 for a run that is trained alone.
         threads: of the run's earlier session, see :func:`wdlab.engine.device.set_up`.
         built: what the check of the config has built, to be trained now; it is built here if None.
     """
     if built is None:
         built = build(config)
-    else:  # whatever was drawn since: dropout's masks follow from the seed alone
+    else:  # the state after the build: without it dropout's masks would depend on what the checks drew
         torch.manual_seed(config["seed"])
         torch.set_rng_state(built.random_state)
-    if beside is None:
+    if neighbour is None:
         examples = examples_of_batch(config) * max(1, stacked)
         machine = device.set_up(config["runtime"], built.model, bool(stacked), examples, threads)
         loaded = data.load(config["dataset"], config["paths"]["data"], machine.device)
     else:
-        machine, loaded = beside.machine, beside.data
+        machine, loaded = neighbour.machine, neighbour.data
     machine.place(built.model)
     return Experiment(built.model, loaded, built.optimizer, built.regularizer, built.lr_factor, machine, config["seed"])
 

@@ -66,7 +66,7 @@ def run(config: DictConfig) -> str:
             directory.remove_leftovers()
             directory.write_config(config)
             with stopping.exit_requests(stopping.StopFiles.of_this_job()) as stop_requested:
-                _train(config, directory, built, stop_requested)
+                _train(config, directory, stop_requested, built)
     return outcome_of(directory)
 
 
@@ -85,7 +85,7 @@ def failure_recorded(directory: RunDirectory) -> Iterator[None]:
 
 
 def _train(
-    config: DictConfig, directory: RunDirectory, built: Built | None, stop_requested: Callable[[], bool]
+    config: DictConfig, directory: RunDirectory, stop_requested: Callable[[], bool], built: Built | None = None
 ) -> None:
     session = Session(config, directory)
     try:
