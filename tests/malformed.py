@@ -139,7 +139,7 @@ def garbage(dice: random.Random, line: Line, _: Path) -> Line:
 
 
 def unknown_flag(dice: random.Random, line: Line, _: Path) -> Line:
-    flags = ["--sed=1", "-z", "--multi", "--cfg", "--cfg=nothing", "--config-name", "--resolve"]
+    flags = ["--sed=1", "-z", "--multiple", "--cfg", "--cfg=nothing", "--config-name", "--resolve"]
     return [dice.choice([*flags, "--info=nothing", "--jobs", "--experimental-rerun"]), *line]
 
 
