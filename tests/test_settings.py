@@ -95,6 +95,9 @@ def test_an_old_config_may_lack_what_is_null_today(compose):
     del old["train"]["steps"]
     with pytest.raises(ConfigError, match=r"train\.steps: is missing"):
         settings.read(old)
+    old["train"]["steps"] = b"10"
+    with pytest.raises(ConfigError, match=r"train\.steps=b'10': must be a whole number"):
+        settings.read(old)
 
 
 def test_the_settings_do_without_torch():
@@ -139,3 +142,8 @@ def test_a_checked_network_and_the_random_state_are_those_of_a_new_one(compose, 
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert code_error(config) is None
+
+
+def test_the_checked_network_does_not_keep_what_its_forward_keeps(compose):
+    own = ("model._target_=tests.own_networks.Keeps", "model.name=Keeps", "~model.depth")
+    assert not hasattr(check_config(compose(*own)).model, "hidden")

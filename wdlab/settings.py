@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from wdlab.errors import ConfigError, explain, unknown_key
 
 # OmegaConf converts what it puts into a field of one type: 1.5 and "1" become 1, "yes" becomes True, 3 becomes "3".
-# It converts nothing for a union. `bytes`, which neither a command line nor YAML spells, makes a union of one type.
+# It converts nothing for a union. `bytes`, which `read` refuses everywhere, makes a union of one type.
 Whole = int | bytes
 Switch = bool | bytes
 Text = str | bytes
@@ -26,7 +26,6 @@ DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "tf32", "bf16")
 AUTO_OR_NEVER = ("auto", "never")
 LOGGER_MODES = ("online", "offline", "disabled")
-
 
 Rule = dict[str, Any]  # of a field: ``allowed`` says in words, and ``holds`` decides, what its value may be
 
@@ -62,7 +61,7 @@ GROUP = _rule("a group of keys")
 
 @dataclass
 class TrainSettings:
-    """How long a run trains, on which batches, and when it measures.
+    """The length of a run, its updates, and the steps at which it measures.
 
     Attributes:
         steps: length of the run, in updates.
@@ -89,16 +88,16 @@ class TrainSettings:
 
 @dataclass
 class RuntimeSettings:
-    """Where and how a run computes. The precision alone is part of its identity.
+    """The machine of a run and the way it computes. The precision alone is part of the run's identity.
 
     Attributes:
         device: auto takes a GPU if there is one.
         precision: of products and convolutions; tf32 needs a CUDA device.
-        threads: of the CPU; null leaves the number to the work and the machine.
+        threads: number of CPU threads; null leaves it to the work and the machine.
         onednn: auto takes oneDNN's float32 product for wide layers where a check against float64 allows it.
         channels_last: auto keeps the channels of a pixel together in memory where that is safe.
         compile: puts the network through ``torch.compile``.
-        checkpoint_seconds: from one checkpoint to the next; 0 writes one after every update.
+        checkpoint_seconds: seconds from one checkpoint to the next; 0 writes one after every update.
     """
 
     device: Text = field(default=MISSING, metadata=_one_of(*DEVICES))
@@ -207,7 +206,7 @@ def _checked(kind: type, given: Mapping[str, Any], prefix: str = "") -> Any:
             raise ConfigError(f"{key}: is missing")
         if dataclasses.is_dataclass(setting.type) and isinstance(value, Mapping):
             value = _checked(setting.type, value, f"{key}.")
-        elif type(value) not in get_args(setting.type) or not setting.metadata["holds"](value):
+        elif type(value) not in {*get_args(setting.type)} - {bytes} or not setting.metadata["holds"](value):
             raise ConfigError(f"{key}={value}: must be {setting.metadata['allowed']}")
         values[setting.name] = value
     return kind(**values)

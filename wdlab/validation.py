@@ -27,7 +27,7 @@ def check_config(config: DictConfig, here: bool = True) -> Built:
 
     Args:
         config: of the run.
-        here: False if the run will be on another machine, whose devices are not known.
+        here: False if the run will be on another machine, whose devices cannot be checked here.
 
     Raises:
         WdlabError: in one line, for the first thing that a run could not use.

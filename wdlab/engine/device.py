@@ -83,7 +83,7 @@ def check(settings: RuntimeSettings, here: bool = True) -> None:
 
     Args:
         settings: whose types and ranges are right, see :mod:`wdlab.settings`.
-        here: False if the run will be on another machine, whose devices are not known.
+        here: False if the run will be on another machine, whose devices cannot be checked here.
     """
     if here and settings.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("runtime.device=cuda: no CUDA device is visible here; use runtime=auto or runtime=cpu")
