@@ -1,6 +1,6 @@
 """Command lines that cannot be meant, made from good ones by a seeded mutator. Used by ``test_fuzz.py``.
 
-Every mutation is wrong for certain, so that whatever it makes must be refused.
+Every mutation is wrong for certain, so that every line it makes must be refused.
 """
 
 import random
@@ -17,7 +17,7 @@ CHOICES = {
     "runtime": ("auto", "cpu"),
     "logger": ("disabled", "offline"),
 }
-NUMBERS = {  # any of these keys is there whatever is chosen
+NUMBERS = {  # these keys exist for every choice
     "seed": "whole",
     "train.steps": "whole",
     "train.batch_size": "whole",
@@ -36,7 +36,7 @@ Mutation = Callable[[random.Random, Line, Path], Line]
 
 
 def good_line(dice: random.Random) -> Line:
-    """Some choices and some values; it would train a little."""
+    """Return some choices and some values, with which a short run would be trained."""
     line = [f"{group}={dice.choice(names)}" for group, names in CHOICES.items() if dice.random() < 0.5]
     values = {"seed": dice.randrange(9), "train.steps": 10, "model.width": 8, "optimizer.lr": 0.01}
     line += [f"{key}={value}" for key, value in values.items() if dice.random() < 0.5]
@@ -139,7 +139,7 @@ def garbage(dice: random.Random, line: Line, _: Path) -> Line:
 
 
 def unknown_flag(dice: random.Random, line: Line, _: Path) -> Line:
-    flags = ["--sed=1", "-z", "--multi", "--cfg", "--cfg=nothing", "--config-name", "--resolve"]
+    flags = ["--sed=1", "-z", "--multiple", "--cfg", "--cfg=nothing", "--config-name", "--resolve"]
     return [dice.choice([*flags, "--info=nothing", "--jobs", "--experimental-rerun"]), *line]
 
 
@@ -281,6 +281,6 @@ MUTATIONS: list[Mutation] = [
 
 
 def malformed(seed: int, aside: Path) -> Line:
-    """The command line of a seed. What files it needs are written to ``aside``; the mutations take turns."""
+    """Return the command line of a seed, and write the files that it needs to ``aside``. The mutations take turns."""
     dice = random.Random(seed)
     return MUTATIONS[seed % len(MUTATIONS)](dice, good_line(dice), aside)

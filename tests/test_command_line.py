@@ -1,4 +1,4 @@
-"""What a user types and reads: sweeps, help, and one clear line for every mistake."""
+"""The command line as a user sees it: sweeps, help, and one clear line for every mistake."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def test_a_sweep_runs_every_combination_sums_up_and_is_not_run_again(shell, comm
     assert "started" not in again.stdout
 
 
-def test_a_sweep_goes_on_past_a_bad_run_names_it_and_fails(command):
+def test_a_sweep_continues_after_a_bad_run_names_it_and_fails(command):
     ended = command("-m", "optimizer.lr=0.1,1e30", "seed=0,1", *TINY)
     assert ended.returncode == 1
     assert "sweep: 2 diverged, 2 done" in ended.stdout
@@ -128,7 +128,7 @@ def test_bad_input_is_one_clear_line_before_training(command, tmp_path, override
 
 
 @pytest.mark.parametrize("override", IN_A_SHELL)
-def test_a_shell_is_told_of_bad_input_in_one_clear_line(shell, tmp_path, override):
+def test_a_shell_prints_one_clear_line_for_bad_input(shell, tmp_path, override):
     check_refused(shell(override), BAD[override], tmp_path)
 
 
@@ -137,15 +137,15 @@ def test_a_bad_job_stops_a_sweep_before_its_first_run(command, tmp_path, sweep):
     check_refused(command("-m", "regularizer=l2", sweep), "", tmp_path)
 
 
-def test_a_shell_is_told_of_a_bad_job_before_its_first_run(shell, tmp_path):
+def test_a_shell_prints_a_bad_job_before_its_first_run(shell, tmp_path):
     check_refused(shell("-m", "regularizer=l2", BAD_SWEEPS[0]), "regularizer.strength=-1: must be a finite", tmp_path)
 
 
-def check_refused(ended, told: str, folder) -> None:
+def check_refused(ended, line: str, folder) -> None:
     """One line on standard error, exit code 2, and nothing else anywhere."""
     assert ended.returncode == 2
     lines = ended.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith(f"error: {told}")
+    assert len(lines) == 1 and lines[0].startswith(f"error: {line}")
     assert ended.stdout == "" and list(folder.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""What users expect of W&B's variables, of python -OO, of Hydra applications of their own."""
+"""Conventions that users rely on: W&B's variables, python -OO, Hydra applications of their own."""
 
 import subprocess
 import sys
@@ -85,7 +85,7 @@ def test_the_commands_do_without_docstrings_and_asserts():
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("\nmodel.width=8\n")  # what Hydra's parser cannot read then is left as it is
+    assert done.stdout.endswith("\nmodel.width=8\n")  # without asserts Hydra's parser reads nothing
     assert "its directory" in done.stdout and "of the run directories" in done.stdout
 
 

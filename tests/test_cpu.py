@@ -1,4 +1,4 @@
-"""What is chosen by the processor at hand, and what is said of it."""
+"""Choices that depend on the processor at hand, and their records."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ def test_threads_follow_the_work(four_threads):
     assert cpu.threads_for(CONVOLUTION, 64) == 4 and cpu.threads_for(SMALL, None) == 4
 
 
-def test_beside_other_work_one_thread_trains(four_threads):
+def test_next_to_other_work_one_thread_trains(four_threads):
     four_threads["now"] = 0.5
     assert cpu.threads_for(CONVOLUTION, 64) == 1
 
@@ -69,9 +69,9 @@ def test_bf16_warns_where_it_is_slower_than_fp32(compose, caplog, monkeypatch, f
         device.set_up(config["runtime"], SMALL)
         device.set_up(config["runtime"], SMALL)
     device._warn_of_slow_bf16.cache_clear()
-    said = [line for line in caplog.messages if "bf16" in line]
+    warnings = [line for line in caplog.messages if "bf16" in line]
     warning = "runtime.precision=bf16: products take 12.0 times as long as in fp32 on this processor"
-    assert said == ([warning] if factor > 1 else [])
+    assert warnings == ([warning] if factor > 1 else [])
 
 
 @pytest.mark.parametrize("convolution", [False, True])
@@ -97,7 +97,7 @@ WAITING = "import wdlab, os; print(os.environ.get('GOMP_SPINCOUNT'), os.environ.
 )
 def test_waiting_threads_spin_for_a_bounded_time_unless_the_user_decides(given, expected):
     others = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    told = subprocess.run(
+    ended = subprocess.run(
         [sys.executable, "-c", WAITING], env=others | given, capture_output=True, text=True, check=True
     )
-    assert told.stdout.split() == expected.split()
+    assert ended.stdout.split() == expected.split()

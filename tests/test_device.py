@@ -1,4 +1,4 @@
-"""What is done to the process that computes."""
+"""Settings of the process that computes."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ import pytest
 STEPS = """
 import resource
 import torch
-from wdlab import cpu
+from wdlab.engine import cpu
 
 def faults_of_steps():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -26,7 +26,7 @@ print(int(kept), by_default, faults_of_steps())
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_the_memory_of_freed_tensors_is_used_again():
-    """Counted in pages that the system had to clear; where the user has set something himself, that counts."""
+    """Count the pages that the system had to clear. A variable that the user has set is left alone."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
     kept, by_default, faults = run(environment)
     assert kept and faults < by_default / 10

@@ -18,7 +18,7 @@ def test_a_malformed_line_is_one_error_and_nothing_else(command, tmp_path, monke
     empty.mkdir()
     line = malformed(seed, tmp_path)
     ended = command(*line, cwd=empty)
-    told, complaint = ended.stdout, ended.stderr
-    assert ended.returncode == 2 and told == "", (line, told, complaint)
+    output, complaint = ended.stdout, ended.stderr
+    assert ended.returncode == 2 and output == "", (line, output, complaint)
     assert complaint.startswith("error: ") and complaint.count("\n") == 1 and len(complaint) > 12, (line, complaint)
     assert list(empty.iterdir()) == [], line

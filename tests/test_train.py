@@ -1,4 +1,4 @@
-"""A run from config to records: what it leaves, what it skips, how it goes on, how it ends."""
+"""A run from config to records: the files it leaves, the work it skips, its resume and its end."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def test_a_run_leaves_its_files_and_every_metric(compose):
     assert json.loads((directory.path / "summary.json").read_text())["train/loss"] == log[-1]["train/loss"]
 
 
-def test_the_objectives_are_what_they_say(compose):
+def test_the_objectives_are_the_sums_of_their_parts(compose):
     config = compose("regularizer=l2", "regularizer.strength=0.01")
     session.run(config)
     row = rows(config)[-1]
@@ -131,7 +131,7 @@ def check_resume(compose, monkeypatch, choice: list[str]) -> None:
     options = [*choice, "lr_schedule=cosine", "runtime.checkpoint_seconds=0"]
     whole, parts = compose(*options, runs_in="whole"), compose(*options, runs_in="parts")
     session.run(whole)
-    sessions = iter([3, 8, 11])  # steps to make before being told to stop
+    sessions = iter([3, 8, 11])  # steps to make before a stop is requested
     fit = loop.fit
 
     def stopping_fit(*arguments):
@@ -157,7 +157,7 @@ def same_ending(one: RunDirectory, other: RunDirectory) -> None:
 
 
 def bitwise_equal(one, other) -> bool:
-    """Whether two nested states hold the same tensors and values."""
+    """Return True if two nested states hold the same tensors and values."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
@@ -204,7 +204,7 @@ def test_a_run_killed_while_it_diverged_still_ends_as_diverged(compose, log_ever
         with pytest.raises(RunFailed, match="diverged"):
             session.run(config)
         records = RunDirectory.of(config).metrics.read_bytes()
-        RunDirectory.of(config).write_status("running")  # as if killed before it could say so
+        RunDirectory.of(config).write_status("running")  # as if killed before it recorded the outcome
     with pytest.raises(RunFailed, match="diverged"):
         session.run(config)
     assert RunDirectory.of(config).metrics.read_bytes() == records
@@ -235,7 +235,7 @@ def test_a_run_that_another_process_has_is_left_alone(compose):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "of another run"])
-def test_a_damaged_checkpoint_is_told_and_nothing_is_lost(compose, damage):
+def test_a_damaged_checkpoint_is_reported_and_nothing_is_lost(compose, damage):
     config = compose("runtime.checkpoint_seconds=0")
     session.run(config)
     directory = RunDirectory.of(config)
@@ -254,7 +254,7 @@ def test_a_damaged_checkpoint_is_told_and_nothing_is_lost(compose, damage):
     assert directory.metrics.read_bytes() == records
 
 
-def test_records_that_a_checkpoint_vouches_for_must_be_there(compose):
+def test_records_that_a_checkpoint_counts_on_must_be_there(compose):
     config = compose("runtime.checkpoint_seconds=0")
     session.run(config)
     directory = RunDirectory.of(config)
@@ -265,7 +265,7 @@ def test_records_that_a_checkpoint_vouches_for_must_be_there(compose):
 
 
 @pytest.mark.parametrize("garbage", [b"\xff\x00garbage", b'{"step": 10, "tra', b"3", b""])
-def test_a_damaged_line_in_the_middle_is_told_and_nothing_is_touched(compose, garbage):
+def test_a_damaged_line_in_the_middle_is_reported_and_nothing_is_touched(compose, garbage):
     config = compose("runtime.checkpoint_seconds=0", "train.log_every=5")
     session.run(config)
     directory = RunDirectory.of(config)
@@ -296,7 +296,7 @@ def test_clipping_bounds_the_gradient_of_the_loss_alone(compose):
     config = compose(*clipped)
     session.run(config)
     steps = rows(config)[1:]
-    assert all(row["gradient/loss_norm"] > 0.1 for row in steps)  # as it was before
+    assert all(row["gradient/loss_norm"] > 0.1 for row in steps)  # before clipping
     moved = compose(*clipped, "train.steps=1", "train.eval_every=1")
     model = build(moved)[0]
     before = [p.detach().clone() for p in model.parameters()]
@@ -306,7 +306,7 @@ def test_clipping_bounds_the_gradient_of_the_loss_alone(compose):
     assert change.item() == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_another_precision_or_layout_is_told_on_resume(compose, caplog):
+def test_another_precision_or_layout_is_reported_on_resume(compose, caplog):
     config = compose("train.steps=10", "runtime.checkpoint_seconds=0")
     session.run(config)
     RunDirectory.of(config).write_status("running")
@@ -321,7 +321,7 @@ def test_another_precision_or_layout_is_told_on_resume(compose, caplog):
     assert sessions[0]["threads"] != sessions[1]["threads"]
 
 
-def test_networks_with_convolutions_lie_channels_last_unless_told_otherwise(compose, tiny_data):
+def test_networks_with_convolutions_lie_channels_last_unless_set_otherwise(compose, tiny_data):
     base = [*TINY_CIFAR10.split(), "model=resnet8", f"paths.data={tiny_data}", "train.batch_size=12"]
     outcomes = {}
     for choice in ("auto", "never"):

@@ -1,27 +1,57 @@
-"""From a configuration to what a run trains with: model, optimizer, regularizer, schedule, data, machine."""
+"""The way from a configuration to what a run trains with: model, optimizer, regularizer, schedule, data, machine."""
 
 import contextlib
 import functools
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import hydra
 import torch
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from wdlab import data
 from wdlab.engine import device
 from wdlab.engine.experiment import Experiment
 from wdlab.errors import ConfigError
 from wdlab.models.wrappers import unwrapped
+from wdlab.regularizers import Regularizer
 from wdlab.schedules import Clock
 
 
-def build(config: DictConfig) -> tuple[Any, Any, Any, Any]:
-    """Model, optimizer, regularizer and learning-rate schedule of a config, on the CPU.
+@dataclass(frozen=True)
+class Built:
+    """The parts of a run that its config describes, on the CPU. They can be unpacked in this order.
+
+    Attributes:
+        model: the network.
+        optimizer: of all its parameters.
+        regularizer: not attached to the optimizer yet.
+        lr_factor: the learning-rate schedule.
+        random_state: torch's after the initial weights were drawn; training starts from it.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    regularizer: Regularizer
+    lr_factor: Callable[[int, int, int], float]
+    random_state: torch.Tensor
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over the parts, without the random state."""
+        return iter((self.model, self.optimizer, self.regularizer, self.lr_factor))
+
+    def __getitem__(self, index: int) -> Any:
+        """Return one of the parts."""
+        return tuple(self)[index]
+
+
+def build(config: DictConfig) -> Built:
+    """Build the model, optimizer, regularizer and learning-rate schedule of a config.
 
     The initial weights depend on ``seed`` only. ``model.to(device)`` moves what all of them hold.
 
@@ -39,7 +69,7 @@ def build(config: DictConfig) -> tuple[Any, Any, Any, Any]:
     lr_factor = _instantiate(config, "lr_schedule")
     with _as_config_error("lr_schedule"):
         lr_factor(0, config["train"]["steps"], 1)
-    return model, optimizer, regularizer, lr_factor
+    return Built(model, optimizer, regularizer, lr_factor, torch.get_rng_state())
 
 
 def _instantiate(config: DictConfig, key: str, **arguments: Any) -> Any:
@@ -48,7 +78,7 @@ def _instantiate(config: DictConfig, key: str, **arguments: Any) -> Any:
 
 
 def instantiate_node(node: dict[str, Any], **arguments: Any) -> Any:
-    """What a config node describes by its ``_target_``; what is null in it is left to its default.
+    """Return the object that a config node describes by its ``_target_``; a null key is left to its default.
 
     Raises:
         ValueError: if ``_target_`` is no name.
@@ -63,7 +93,7 @@ def instantiate_node(node: dict[str, Any], **arguments: Any) -> Any:
 
 
 def _arguments(node: dict[str, Any]) -> dict[str, Any]:
-    """Without names and nulls, in nodes within the node too."""
+    """Return a node without names and nulls, in nodes within the node too."""
     kept = {key: value for key, value in node.items() if key != "name" and value is not None}
     return {key: _arguments(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
@@ -83,36 +113,44 @@ def _as_config_error(key: str) -> Iterator[None]:
         lacking = re.search(r"missing \d+ required (?:positional|keyword-only) arguments?: '(\w+)'", line)
         if lacking:
             line = f"{lacking[1]}=None: must be given"
-        inner = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)  # Hydra's word for a node within the node
+        inner = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)  # how Hydra names a node within the node
         key = f"{key}.{inner[1]}" if inner else key
         joined = "." if line.split("=")[0].isidentifier() and "=" in line else ": "
         raise ConfigError(f"{key}{joined}{line}") from error
 
 
 def build_experiment(
-    config: DictConfig, beside: Experiment | None = None, stacked: int = 0, threads: int | None = None
+    config: DictConfig,
+    neighbour: Experiment | None = None,
+    stacked: int = 0,
+    threads: int | None = None,
+    built: Built | None = None,
 ) -> Experiment:
     """Build everything a config trains with, on the machine that it trains on.
 
     Args:
         config: of the run.
-        beside: another experiment in this process, of the same data set and runtime, to share both with.
-        stacked: how many runs are trained side by side; 0 for one that is trained alone.
-        threads: of the run's earlier session, see :func:`wdlab.device.set_up`.
+        neighbour: another experiment in this process, of the same data set and runtime, which shares both.
+        stacked: number of runs that are trained side by side; 0 for a run that is trained alone.
+        threads: of the run's earlier session, see :func:`wdlab.engine.device.set_up`.
+        built: what the check of the config has built, to be trained now; it is built here if None.
     """
-    model, optimizer, regularizer, lr_factor = build(config)
-    if beside is None:
-        machine = device.set_up(
-            config["runtime"], model, bool(stacked), examples_of_batch(config) * max(1, stacked), threads
-        )
+    if built is None:
+        built = build(config)
+    else:  # the state after the build: without it dropout's masks would depend on what the checks drew
+        torch.manual_seed(config["seed"])
+        torch.set_rng_state(built.random_state)
+    if neighbour is None:
+        examples = examples_of_batch(config) * max(1, stacked)
+        machine = device.set_up(config["runtime"], built.model, bool(stacked), examples, threads)
         loaded = data.load(config["dataset"], config["paths"]["data"], machine.device)
     else:
-        machine, loaded = beside.machine, beside.data
-    machine.place(model)
-    return Experiment(model, loaded, optimizer, regularizer, lr_factor, machine, config["seed"])
+        machine, loaded = neighbour.machine, neighbour.data
+    machine.place(built.model)
+    return Experiment(built.model, loaded, built.optimizer, built.regularizer, built.lr_factor, machine, config["seed"])
 
 
 def examples_of_batch(config: DictConfig) -> int:
-    """Return how many predictions a batch asks for: one per image, or one per character of its texts."""
+    """Return the number of predictions of a batch: one per image, or one per character of its texts."""
     shape = config["dataset"]["shape"]
     return config["train"]["batch_size"] * (shape[0] if len(shape) == 1 else 1)

@@ -1,5 +1,6 @@
 """Errors that a user can cause, and the one line that is printed for each of them and for Hydra's errors."""
 
+import dataclasses
 import difflib
 import re
 import traceback
@@ -44,9 +45,9 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return f"{group}={name}: does not exist; available: {', '.join(error.options)}"
-    unknown = _unknown_key(error)
-    if unknown is not None:
-        return unknown
+    refused = _unknown_key(error) or _refused_by_schema(error)
+    if refused is not None:
+        return refused
     if isinstance(error, OverrideParseException):
         reason = error.message.partition("\nSee ")[0].removeprefix(f"Error parsing override '{error.override}'")
         return _one_line(f"command line: {error.override}: cannot be read as key=value, {reason}")
@@ -83,9 +84,31 @@ def _unknown_key(error: BaseException) -> str | None:
     if cause is None or cause.full_key is None or cause.parent_node is None:
         return None
     siblings = [str(key) for key in cause.parent_node if key not in ("_target_", "_partial_", "name", "hydra")]
-    near = difflib.get_close_matches(str(cause.key), siblings, n=1)
+    return unknown_key(cause.full_key, siblings)
+
+
+def unknown_key(full_key: str, siblings: list[str]) -> str:
+    """Return the line for a key that is not among its siblings, with the nearest of them."""
+    near = difflib.get_close_matches(full_key.rpartition(".")[2], siblings, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    return f"{cause.full_key}: unknown key; {hint}allowed: {', '.join(siblings) or 'none'}"
+    return f"{full_key}: unknown key; {hint}allowed: {', '.join(siblings) or 'none'}"
+
+
+def _refused_by_schema(error: BaseException) -> str | None:
+    """Return a line for a value that OmegaConf refuses, if its class of settings says what is allowed."""
+    from omegaconf.errors import ConfigTypeError, ValidationError
+
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ConfigTypeError | ValidationError):
+        cause = cause.__cause__
+    if cause is None or not dataclasses.is_dataclass(cause.object_type):
+        return None
+    allowed = {field.name: field.metadata.get("allowed") for field in dataclasses.fields(cause.object_type)}
+    if allowed.get(cause.key) is None:
+        return None
+    if isinstance(cause, ConfigTypeError):
+        return f"{cause.full_key}: cannot be deleted; must be {allowed[cause.key]}"
+    return _one_line(f"{cause.full_key}={cause.value}: must be {allowed[cause.key]}")
 
 
 def _one_line(text: str) -> str:

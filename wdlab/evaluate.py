@@ -1,9 +1,9 @@
-"""A finished or interrupted run, measured from its checkpoint without training.
+"""The command line that measures a finished or interrupted run from its checkpoint, without training.
 
     python -m wdlab.evaluate results/runs/<run>                          # every metric of its last state
     python -m wdlab.evaluate results/runs/<run> --prune --save small.pt  # the network without its dead units
 
-Options of ``configs/runtime`` and the data's place can be set as for training: ``runtime.device=cpu paths.data=DIR``.
+Options of ``configs/runtime`` and the data's folder can be set as for training: ``runtime.device=cpu paths.data=DIR``.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from wdlab.footprint import footprints
 from wdlab.records import checkpoint
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import compose_config
+from wdlab.settings import read_runtime
 from wdlab.tracing import left_as_it_was
 from wdlab.validation import check_data_is_the_same
 
@@ -36,25 +37,30 @@ SETTABLE = ("runtime.", "paths.data=")
 def evaluate(
     folder: Path, overrides: list[str], sharpness: bool = False, prune: bool = False, average: bool = False
 ) -> dict[str, Any]:
-    """Every metric of a run's last checkpoint, as its log lines have them; with ``prune`` those of the pruned network.
+    """Return every metric of a run's last checkpoint, as its log lines have them.
 
-    With ``average`` the network is the one with averaged weights (``train.average_decay``).
+    Args:
+        folder: of the run.
+        overrides: ``key=value`` for where and how to compute.
+        sharpness: measure the Hessian and Lipschitz bounds too.
+        prune: measure the network without its dead units too.
+        average: take the network with averaged weights (``train.average_decay``).
 
     Returns:
-        ``step``, which ``network`` it is (as trained, or averaged), its ``metrics`` and itself as ``model``; with
+        ``step``, ``network`` (as trained, or averaged), its ``metrics``, and the network itself as ``model``. With
         ``prune`` also ``pruned`` with metrics and model, and the ``footprint`` of both (parameters, bytes, latency in
         ms of a batch in the run's precision).
 
     Raises:
-        ConfigError: if the folder is no run, has no average, or an override sets anything else than where and how to
-            compute.
-        CheckpointError: if its checkpoint is missing or damaged, or the data is not what it was trained on.
+        ConfigError: if the folder is no run, has no average, or an override sets something else.
+        CheckpointError: if the checkpoint is missing or damaged, or the data is not what it was trained on.
     """
     config = _config(folder, overrides)
     directory = RunDirectory(folder.parent, folder.name)
     state = checkpoint.require(directory)
     check_data_is_the_same(config, directory, state)
-    model, _, regularizer, _ = build(config)
+    built = build(config)
+    model = built.model
     model.load_state_dict(state["model"])
     machine = device.set_up(config["runtime"], model)
     machine.place(model)
@@ -76,7 +82,7 @@ def evaluate(
         with left_as_it_was(network):
             return metrics.Metrics(network, splits, method, machine.autocast, examples, *more).measure(True, sharpness)
 
-    of_trained = measured(model, regularizer, refresh_average)
+    of_trained = measured(model, built.regularizer, refresh_average)
     network = "averaged" if average else "as trained"
     found: dict[str, Any] = {"step": state["step"], "network": network, "model": model, "metrics": of_trained}
     if prune:
@@ -90,9 +96,10 @@ def evaluate(
 
 
 def _config(folder: Path, overrides: list[str]) -> DictConfig:
+    """Return the run's own config, except for where and how to compute; of that the run decides the precision alone."""
     for override in overrides:
         if "=" not in override or not override.startswith(SETTABLE):
-            raise ConfigError(f"{override}: only {' and '.join(SETTABLE)} can be set, a run is what it was trained as")
+            raise ConfigError(f"{override}: only {' and '.join(SETTABLE)} can be set, the rest is the run's own")
     try:
         config = OmegaConf.load(folder / "config.yaml")
     except OSError as error:
@@ -102,12 +109,12 @@ def _config(folder: Path, overrides: list[str]) -> DictConfig:
     config["paths"] = defaults["paths"]
     OmegaConf.set_struct(config, True)
     config.merge_with_dotlist(overrides)
-    device.check(config["runtime"])
+    device.check(read_runtime(config))
     return config
 
 
 def _shown(found: dict[str, Any], folder: Path) -> str:
-    """A table to read: one line per metric, with a column for the pruned network if there is one."""
+    """Return a table with a line per metric, and a column for the pruned network if there is one."""
     columns = {found["network"]: found, **({"pruned": found["pruned"]} if "pruned" in found else {})}
     rows = {key: [column["metrics"].get(key) for column in columns.values()] for key in found["metrics"]}
     if "footprint" in found:
@@ -120,7 +127,7 @@ def _shown(found: dict[str, Any], folder: Path) -> str:
 
 
 def _plain(found: dict[str, Any]) -> dict[str, Any]:
-    """Without the networks, for JSON."""
+    """Return the result without the networks, for JSON."""
     plain = {key: value for key, value in found.items() if key != "model"}
     plain["metrics"] = {key: value if math.isfinite(value) else None for key, value in found["metrics"].items()}
     if "footprint" in plain:
@@ -129,15 +136,17 @@ def _plain(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The command line. Exit code 2 for bad input."""
+    """Run the command line. Exit code 2 for bad input."""
     parser = argparse.ArgumentParser(
-        description="A finished or interrupted run, measured from its checkpoint without training."
+        description="Measure a finished or interrupted run from its checkpoint, without training."
     )
     parser.add_argument("run", type=Path, help="its directory")
     parser.add_argument("overrides", nargs="*", help="runtime.device=cpu, paths.data=DIR, ...")
     parser.add_argument("--sharpness", action="store_true", help="measure the Hessian and Lipschitz bounds too")
-    parser.add_argument("--prune", action="store_true", help="without dead units too: accuracy, size and latency")
-    parser.add_argument("--average", action="store_true", help="the network with averaged weights")
+    parser.add_argument(
+        "--prune", action="store_true", help="measure it without dead units too: accuracy, size, latency"
+    )
+    parser.add_argument("--average", action="store_true", help="take the network with averaged weights")
     parser.add_argument("--save", type=Path, help="write the (pruned) network, for torch.load(..., weights_only=False)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_intermixed_args()

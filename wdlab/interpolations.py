@@ -29,11 +29,11 @@ def read_environment(config: DictConfig) -> None:
 
     Other text stays text, and so do all paths and settings of the logger.
     """
-    for path, _ in list(_found(config, _OF_THE_ENVIRONMENT)):
-        if path.split(".")[0] in ALWAYS_TEXT:
-            continue
-        with contextlib.suppress(OmegaConfBaseException):  # a variable that is not set is reported at its use
-            value = _plain(OmegaConf.select(config, path))
+    paths = [path for path, _ in _found(config, _OF_THE_ENVIRONMENT) if path.split(".")[0] not in ALWAYS_TEXT]
+    untyped = OmegaConf.create(OmegaConf.to_container(config, resolve=False)) if paths else config
+    for path in paths:  # in the typed config, the text of a number would be refused before it is read
+        with contextlib.suppress(OmegaConfBaseException):  # the variable is not set: reported where the value is used
+            value = _plain(OmegaConf.select(untyped, path))
             read = _read(value)
             if read != value:
                 OmegaConf.update(config, path, read, merge=False)

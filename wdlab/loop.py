@@ -6,6 +6,7 @@ from typing import Any, Protocol, Self
 
 from wdlab.engine.progress import Progress
 from wdlab.engine.run_log import LOG_EVENTS, is_due
+from wdlab.settings import TrainSettings
 
 
 class Program(Protocol):
@@ -51,7 +52,7 @@ class Program(Protocol):
 
 def fit(
     program: Program,
-    settings: Any,
+    settings: TrainSettings,
     checkpoint_seconds: float,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> str:
@@ -63,7 +64,7 @@ def fit(
 
     Args:
         program: the run, or the runs, at the beginning or restored from checkpoints.
-        settings: ``TrainSettings``.
+        settings: of the training.
         checkpoint_seconds: time between checkpoints.
         stop_requested: called in every step; True ends the training after it, with a checkpoint.
 

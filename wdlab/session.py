@@ -1,4 +1,4 @@
-"""One sitting of a run: lock, resume, train, record the outcome. Called by the command lines and by stacks."""
+"""One session of a run: lock, resume, train, record the outcome. The command lines and stacks go through it."""
 
 import contextlib
 import logging
@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from wdlab import loop
-from wdlab.build import build_experiment
+from wdlab.build import Built, build_experiment
 from wdlab.engine import device, parallel, stopping
 from wdlab.engine.experiment import Experiment
 from wdlab.engine.one_run import OneRun
@@ -23,7 +23,8 @@ from wdlab.records import checkpoint, recorder, wandb_mirror
 from wdlab.records.directory import FINISHED, RunDirectory
 from wdlab.records.identity import scientific_config
 from wdlab.regularizers.description import describe_weight_decay
-from wdlab.validation import check_data_is_the_same, code_error
+from wdlab.settings import read, read_runtime
+from wdlab.validation import check_data_is_the_same, check_own_code
 
 log = logging.getLogger("wdlab")
 
@@ -37,16 +38,16 @@ def run(config: DictConfig) -> str:
     Raises:
         WdlabError: before training, for input that cannot be used (CheckpointError for a damaged checkpoint).
         RunFailed: if the run diverged, or an error ended it; the traceback is in its ``status.json``.
-        KeyboardInterrupt: if SIGINT or SIGTERM ended it; a checkpoint was written first.
+        KeyboardInterrupt: if SIGINT or SIGTERM ended it, after a checkpoint was written.
     """
     directory = RunDirectory.of(config)
     if directory.finished:
         log.info("%s: finished before, nothing to do", directory.name)
         return outcome_of(directory)
-    device.check(config["runtime"])
+    device.check(read_runtime(config))
     if not parallel.join(device.chosen(config["runtime"])).is_leader:
         return _follow(config, directory)
-    fault = code_error(config)
+    built, fault = check_own_code(config)
     try:
         directory.create()
         lock = directory.lock().acquire()
@@ -57,7 +58,7 @@ def run(config: DictConfig) -> str:
     except OSError as error:
         raise ConfigError(f"paths.runs={config['paths']['runs']}: cannot be written, {error}") from error
     with lock:
-        if directory.finished:  # by another process, since we looked
+        if directory.finished:  # by another process, since the first check
             parallel.broadcast_go(go=False)
             return outcome_of(directory)
         with failure_recorded(directory):
@@ -66,49 +67,53 @@ def run(config: DictConfig) -> str:
             directory.remove_leftovers()
             directory.write_config(config)
             with stopping.exit_requests(stopping.StopFiles.of_this_job()) as stop_requested:
-                _train(config, directory, stop_requested)
+                _train(config, directory, stop_requested, built)
     return outcome_of(directory)
 
 
 @contextlib.contextmanager
 def failure_recorded(directory: RunDirectory) -> Iterator[None]:
-    """Put the error that ends a run into its ``status.json``; what is not told in one line is raised as a RunFailed."""
+    """Put the error that ends a run into its ``status.json``; one that is no WdlabError is raised as a RunFailed."""
     try:
         yield
     except (Exception, SystemExit) as error:
-        told = explain(error) or describe_error(error)
+        line = explain(error) or describe_error(error)
         with contextlib.suppress(OSError):
-            directory.write_status("failed", error=told, traceback=traceback.format_exc())
+            directory.write_status("failed", error=line, traceback=traceback.format_exc())
         if isinstance(error, WdlabError):
             raise
-        raise RunFailed(f"{directory.name}: failed, {told}") from error
+        raise RunFailed(f"{directory.name}: failed, {line}") from error
 
 
-def _train(config: DictConfig, directory: RunDirectory, stop_requested: Callable[[], bool]) -> None:
+def _train(
+    config: DictConfig, directory: RunDirectory, stop_requested: Callable[[], bool], built: Built | None = None
+) -> None:
     session = Session(config, directory)
     try:
         parallel.broadcast_go(go=True)
-        trained = build_experiment(config, threads=session.threads_before)
+        trained = build_experiment(config, threads=session.threads_before, built=built)
         session.open(trained)
-        program = OneRun(trained, config["train"], directory, session.records, session.start)
-        outcome = loop.fit(program, config["train"], config["runtime"]["checkpoint_seconds"], stop_requested)
+        settings = read(config)
+        program = OneRun(trained, settings.train, directory, session.records, session.start)
+        outcome = loop.fit(program, settings.train, settings.runtime.checkpoint_seconds, stop_requested)
         session.end(outcome)
     finally:
         session.close()
-    if outcome == "interrupted" or stop_requested():  # whenever it came: a sweep must not go on to the next run
+    if outcome == "interrupted" or stop_requested():  # also after the last step: a sweep must not begin the next run
         raise KeyboardInterrupt
     session.log_outcome()
 
 
 class Session:
-    """What a process writes of a run beside its checkpoints: records, their mirror, provenance, status.
+    """All that a process writes of a run in addition to its checkpoints: records, their mirror, provenance, status.
 
     Args:
-        config, directory: of the run, which this process has the lock of.
+        config: of the run.
+        directory: of the run, whose lock this process holds.
 
     Attributes:
-        start: the checkpoint it goes on from, None at the beginning.
-        records: once it is open.
+        start: the checkpoint that the run resumes from, None for a new run.
+        records: the table, None before ``open``.
 
     Raises:
         CheckpointError: for a checkpoint that cannot be used, or of a run that was begun on other data.
@@ -125,7 +130,7 @@ class Session:
 
     @property
     def threads_before(self) -> int | None:
-        """The number of threads that a run is resumed with, so that its numbers stay the same; None at the start."""
+        """The number of threads that a run is resumed with, so that its numbers stay the same; None for a new run."""
         sessions = self.directory.read("provenance.json").get("sessions", []) if self.start else []
         return sessions[-1].get("threads") if sessions else None
 
@@ -144,7 +149,7 @@ class Session:
             self._log_decay(trained)
 
     def _log_decay(self, trained: Experiment) -> None:
-        """Say what is decayed: tensor by tensor with ``hydra.verbose=wdlab``, else in a line, but not for every job."""
+        """Log what is decayed: tensor by tensor with ``hydra.verbose=wdlab``, else in a line, which jobs leave out."""
         optimizer = trained.optimizer
         own = (
             optimizer.describe() if hasattr(optimizer, "describe") else describe_weight_decay(optimizer, trained.model)
@@ -157,7 +162,7 @@ class Session:
                 log.info("%s: %s", self.directory.name, text.splitlines()[0])
 
     def end(self, outcome: str) -> None:
-        """Write down how it went, as ``loop.fit`` says it."""
+        """Record the outcome, which is what ``loop.fit`` returns."""
         seconds, last = time.monotonic() - self._started, self.records.last
         if outcome in FINISHED:
             self.directory.write("summary.json", last | {"seconds_of_last_session": round(seconds, 3)})
@@ -165,11 +170,11 @@ class Session:
         self._outcome = f"{outcome} after {clock(seconds)}{_result(last)}"
 
     def log_outcome(self) -> None:
-        """Say how it went."""
+        """Log the outcome."""
         log.info("%s: %s", self.directory.name, self._outcome)
 
     def close(self) -> None:
-        """Close what is open, however it went."""
+        """Close what is open, whatever the outcome."""
         if self.records is not None:
             self.records.close()
         if self._mirror is not None:
@@ -177,13 +182,14 @@ class Session:
 
 
 def _follow(config: DictConfig, directory: RunDirectory) -> str:
-    """The part of a process that does not lead: the same steps on its share of the batches, nothing written."""
+    """Do the part of a process that does not lead: the same steps on its share of the batches, nothing written."""
     if not parallel.broadcast_go():
         return directory.status
     start = checkpoint.load(directory)
     with stopping.exit_requests() as stop_requested:
-        program = OneRun(build_experiment(config), config["train"], directory, None, start)
-        outcome = loop.fit(program, config["train"], float("inf"), stop_requested)
+        settings = read(config).train
+        program = OneRun(build_experiment(config), settings, directory, None, start)
+        outcome = loop.fit(program, settings, float("inf"), stop_requested)
     if outcome == "interrupted":
         raise KeyboardInterrupt
     return outcome
@@ -195,6 +201,11 @@ def _result(row: dict[str, Any]) -> str:
 
 
 def outcome_of(directory: RunDirectory) -> str:
+    """Return the status of a run that has ended.
+
+    Raises:
+        RunFailed: if it diverged.
+    """
     if directory.status == "diverged":
         step = directory.read("status.json")["step"]
         raise RunFailed(f"{directory.name}: diverged, the loss was not finite at step {step}")
@@ -202,5 +213,5 @@ def outcome_of(directory: RunDirectory) -> str:
 
 
 def is_sweep_job() -> bool:
-    """Whether this is a job of a sweep."""
+    """Return True in a job of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN

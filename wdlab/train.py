@@ -1,4 +1,4 @@
-"""The one entrypoint: config -> run -> fit -> records.
+"""The command line that trains: one run, or a sweep with ``-m``.
 
     python -m wdlab.train dataset=digits model=mlp regularizer=pathprox regularizer.strength=1e-3
     python -m wdlab.train -m dataset=digits model=mlp regularizer=l2,pathprox seed=0,1,2
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
-from hydra._internal.utils import get_args_parser
+from hydra._internal.utils import get_args_parser  # no public one: Hydra's own answers a mistake with its usage
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
@@ -31,9 +31,14 @@ from wdlab.sweeps.register import register
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def _hydra_main(config: DictConfig) -> str:
-    """One run, alone or as a job of a sweep; Hydra and its callbacks take what it raises for a failure.
+    """Do one run, alone or as a job of a sweep.
 
-    A job of a sweep also returns ``skipped`` if the sweep has stopped before, ``interrupted`` if it stops meanwhile.
+    Returns:
+        As :func:`wdlab.session.run`; a job of a sweep also ``skipped`` if the sweep has stopped before it, or
+        ``interrupted`` if the sweep stops meanwhile.
+
+    Raises:
+        Exception: for a failure of the run, which Hydra hands to its callbacks.
     """
     _resolve_paths(config)
     in_sweep = is_sweep_job()
@@ -41,7 +46,7 @@ def _hydra_main(config: DictConfig) -> str:
     if notice is not None and notice.is_set:
         return "skipped"
     if in_sweep and sys.stderr.isatty():
-        log.setLevel(logging.WARNING)  # the sweep's own bar tells
+        log.setLevel(logging.WARNING)  # the sweep shows a progress bar of its own
     if not parallel.group().is_leader:
         log.setLevel(logging.ERROR)
     try:
@@ -50,7 +55,7 @@ def _hydra_main(config: DictConfig) -> str:
             log.info("records: %s", RunDirectory.of(config).path)
         return outcome
     except KeyboardInterrupt:
-        if stopping.is_orphan():  # nobody would tell it to go
+        if stopping.is_orphan():  # the sweep that would end this process is dead
             os._exit(130)
         if stopping.is_worker() or (notice is not None and notice.interrupted):
             return "interrupted"  # an exception would make the launcher end the others in the middle of a step
@@ -66,9 +71,9 @@ def _hydra_main(config: DictConfig) -> str:
 
 
 def _resolve_paths(config: DictConfig) -> None:
-    """Read what comes from the environment, and take paths from where the command was started, in place.
+    """Read what comes from the environment, and resolve paths from where the command was started, in place.
 
-    With ``hydra.job.chdir=true`` the current folder is another one, where a sweep would not find what it has checked.
+    With ``hydra.job.chdir=true`` the current folder is another one; a sweep would not find there what it has checked.
     """
     interpolations.read_environment(config)
     started_in = Path(HydraConfig.get().runtime.cwd)
@@ -79,10 +84,13 @@ def _resolve_paths(config: DictConfig) -> None:
 
 
 class Ending(Callback):
-    """Hands the error of a single run over to ``main``, after all other callbacks: Hydra would add lines to it."""
+    """A callback that hands the error of a single run to ``main``, since Hydra would add lines to it.
+
+    It is the last callback, so that all others see the error.
+    """
 
     def on_run_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        """Called by Hydra."""
+        """Take the error out of what Hydra reports on."""
         if job_return.status == JobStatus.FAILED:
             _errors.append(job_return._return_value)
             job_return.status = JobStatus.COMPLETED
@@ -92,10 +100,10 @@ _errors: list[Exception] = []
 
 
 def _check_command_line(arguments: list[str]) -> list[str]:
-    """The arguments as Hydra should get them.
+    """Return the arguments as Hydra should get them.
 
     Raises:
-        ConfigError: for what Hydra answers with its usage, or takes in silence.
+        ConfigError: for what Hydra answers with its usage, or accepts in silence.
     """
 
     def refuse(message: str) -> NoReturn:
@@ -105,7 +113,7 @@ def _check_command_line(arguments: list[str]) -> list[str]:
     parser.error = refuse
     parsed = parser.parse_args(arguments)
     if parsed.experimental_rerun is not None:
-        refuse("--experimental-rerun is not for runs that go on by themselves")
+        refuse("--experimental-rerun cannot be used; the same command resumes a run")
     groups = {str(path.parent.relative_to(CONFIGS)) for path in CONFIGS.glob("*/**/*.yaml")}
     chosen: dict[str, str] = {}
     for override in parsed.overrides:
@@ -119,9 +127,9 @@ def _check_command_line(arguments: list[str]) -> list[str]:
 
 
 def main() -> None:
-    """The command line. Exit code 0: all done; 1: a run failed or diverged; 2: bad input; 130: interrupted."""
+    """Run the command line. Exit code 0: all done; 1: a run failed or diverged; 2: bad input; 130: interrupted."""
     debugging = "HYDRA_FULL_ERROR" in os.environ
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to here
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # lets exceptions through to here
     register()
     try:
         with stopping.as_interrupt():
@@ -144,6 +152,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from wdlab import train  # under its own name, so that other processes can import what they are sent
+    from wdlab import train  # under its own name: other processes unpickle what they are sent, and __main__ is theirs
 
     train.main()

@@ -1,80 +1,78 @@
 """Checks of a configuration before anything is trained, each with an error of one line.
 
-Called by the command lines for a single run and by the sweeper for every job of a sweep.
+The command lines call them for a single run, and the sweeper for every job of a sweep.
 """
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from wdlab import data, metrics
-from wdlab.build import build
+from wdlab import data, metrics, settings
+from wdlab.build import Built, build
 from wdlab.engine import device, parallel
-from wdlab.errors import CheckpointError, ConfigError, explain
+from wdlab.errors import CheckpointError, ConfigError, explain, unknown_key
 from wdlab.records import wandb_mirror
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import SCIENTIFIC_KEYS
+from wdlab.settings import Settings
+
+KEYS = (*SCIENTIFIC_KEYS, "fail_fast", "paths", "runtime", "logger", "hydra")  # of a config; +key=value adds others
 
 
-def check_config(config: DictConfig, here: bool = True) -> None:
-    """Raise a WdlabError, in one line, for anything in the config that a run could not use. Trains nothing.
+def check_config(config: DictConfig, here: bool = True) -> Built:
+    """Check everything in a config that a run uses, and return what it is built into. Trains nothing.
 
-    ``here`` is whether the run will be on this machine, and so its devices matter.
+    Args:
+        config: of the run.
+        here: False if the run will be on another machine, whose devices cannot be checked here.
+
+    Raises:
+        WdlabError: in one line, for the first thing that a run could not use.
     """
-    seed = config["seed"]
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
-        raise ConfigError(f"seed={seed}: must be a whole number between 0 and {2**32 - 1}")
-    _check_keys(config)
-    if not isinstance(config.get("fail_fast"), bool):
-        raise ConfigError(f"fail_fast={config.get('fail_fast')}: must be true or false")
+    for key in config:
+        if key not in KEYS:
+            raise ConfigError(unknown_key(str(key), list(KEYS)))
+    checked = settings.read(config)
+    device.check(checked.runtime, here)
+    wandb_mirror.check(checked.logger)
     data.check_description(config["dataset"])
     _check_numbers(config, "optimizer")
     _check_numbers(config, "lr_schedule")
-    check_train(config["train"])
-    device.check(config["runtime"], here)
-    wandb_mirror.check(config["logger"])
     ranks = parallel.group().size
-    _try_forward(config, ranks)
-    data.check(config["dataset"], config["paths"]["data"], config["train"]["batch_size"], ranks)
+    built = build(config)
+    _try_forward(built.model, config, checked, ranks)
+    data.check(config["dataset"], checked.paths.data, checked.train.batch_size, ranks)
     check_data_is_the_same(config, RunDirectory.of(config))
+    return built
 
 
-def code_error(config: DictConfig, here: bool = True) -> BaseException | None:
-    """What the network's or the method's own code raises while a config is checked, a call of sys.exit too.
+def check_own_code(config: DictConfig, here: bool = True) -> tuple[Built | None, BaseException | None]:
+    """Return what a config is built into, or else the error that the network's or the method's own code raises.
 
-    That is no mistake in the config, so it is recorded with the run and stops no other; such a mistake is raised.
+    A call of ``sys.exit`` counts as such an error. It is no mistake in the config, so it is recorded with the run and
+    stops no other run. A mistake in the config is raised.
 
     Raises:
-        WdlabError: as ``check`` does.
+        WdlabError: as :func:`check_config` does.
     """
     try:
-        check_config(config, here)
+        return check_config(config, here), None
     except (Exception, SystemExit) as error:
         if explain(error) is not None:
             raise
-        return error
-    return None
+        return None, error
 
 
-def _check_keys(config: DictConfig) -> None:
-    """Refuse keys that nothing reads, which only ``+key=value`` can add."""
-    known = {
-        "": (*SCIENTIFIC_KEYS, "fail_fast", "paths", "runtime", "logger", "hydra"),
-        "train": TRAIN_KEYS,
-        "runtime": device.KEYS,
-        "logger": wandb_mirror.KEYS,
-        "paths": ("data", "runs"),
-    }
-    for section, allowed in known.items():
-        for key in config[section] if section else config:
-            if key not in allowed:
-                raise ConfigError(f"{section}{'.' * bool(section)}{key}: unknown key; allowed: {', '.join(allowed)}")
+def code_error(config: DictConfig, here: bool = True) -> BaseException | None:
+    """Return the error of :func:`check_own_code` alone; a sweep keeps none of the networks that it checks."""
+    return check_own_code(config, here)[1]
 
 
 def _check_numbers(config: DictConfig, section: str) -> None:
-    """Refuse words where torch or a schedule expects numbers; the learning rate must be there, and >= 0."""
+    """Refuse words where torch or a schedule expects numbers, and a learning rate that is missing or negative."""
     if section == "optimizer" and "lr" not in config[section]:
         raise ConfigError("optimizer.lr: is missing")
     for key, value in OmegaConf.to_container(config[section], resolve=True).items():
@@ -88,21 +86,25 @@ def _check_numbers(config: DictConfig, section: str) -> None:
             raise ConfigError(f"{section}.lr={value}: must be a finite number >= 0")
 
 
-def _try_forward(config: DictConfig, ranks: int) -> None:
-    """Raise a ConfigError if a batch is too small for the network, and whatever its forward raises by itself."""
-    sizes = {"batch_size": config["train"]["batch_size"] // ranks}
-    if config["train"]["sharpness_every"] is not None:
-        sizes["sharpness_examples"] = config["train"]["sharpness_examples"] or metrics.SHARPNESS_EXAMPLES
-    model = build(config)[0]
+def _try_forward(model: torch.nn.Module, config: DictConfig, checked: Settings, ranks: int) -> None:
+    """Put batches through a network. It and the random state stay unchanged.
+
+    Raises:
+        ConfigError: if a batch is too small for the network.
+        Exception: what the network's own forward raises.
+    """
+    sizes = {"batch_size": checked.train.batch_size // ranks}
+    if checked.train.sharpness_every is not None:
+        sizes["sharpness_examples"] = checked.train.sharpness_examples or metrics.SHARPNESS_EXAMPLES
     for key, size in sizes.items():
         try:
             try:
                 _forward_without_values(model, config, size)
-            except Exception as error:  # it reads a value, say, or keeps a tensor that is no buffer
+            except Exception as error:  # it reads a value, say, or cannot be copied
                 if _wants_more_examples(error):
                     raise
-                loaded = data.load(config["dataset"], config["paths"]["data"], torch.device("cpu"))
-                build(config)[0](loaded.train.examples(slice(0, min(size, 2)))[0])
+                loaded = data.load(config["dataset"], checked.paths.data, torch.device("cpu"))
+                build(config).model(loaded.train.examples(slice(0, min(size, 2)))[0])
         except ValueError as error:
             if _wants_more_examples(error):
                 raise ConfigError(f"train.{key}={config['train'][key]}: is too small, {error}") from error
@@ -110,29 +112,35 @@ def _try_forward(config: DictConfig, ranks: int) -> None:
 
 
 def _forward_without_values(model: torch.nn.Module, config: DictConfig, size: int) -> None:
-    """Put a batch through the network that has shapes alone, so that nothing is computed."""
-    held = (*model.named_parameters(), *model.named_buffers())
-    shadow = {name: torch.empty_like(tensor, device="meta") for name, tensor in held}
+    """Put a batch that has a shape alone through a copy of the network, so that nothing is computed.
+
+    The copy is for networks whose forward keeps something: training would find it there.
+    """
+    shadows = {
+        id(tensor): torch.empty_like(tensor, device="meta") for tensor in (*model.parameters(), *model.buffers())
+    }
+    for parameter in model.parameters():
+        shadows[id(parameter)] = torch.nn.Parameter(shadows[id(parameter)], parameter.requires_grad)
+    shadow = copy.deepcopy(model, shadows)
     kind = torch.int64 if len(config["dataset"]["shape"]) == 1 else torch.float32
-    batch = torch.empty(max(1, size), *config["dataset"]["shape"], dtype=kind, device="meta")
-    torch.func.functional_call(model, shadow, (batch,))
+    shadow(torch.empty(max(1, size), *config["dataset"]["shape"], dtype=kind, device="meta"))
 
 
 def _wants_more_examples(error: Exception) -> bool:
-    """Whether this is what batch norm raises for a single value per channel."""
+    """Return True for the error of batch norm that it has a single value per channel."""
     return isinstance(error, ValueError) and str(error).startswith("Expected more than 1 value per channel")
 
 
 def check_data_is_the_same(config: DictConfig, directory: RunDirectory, state: Mapping[str, Any] | None = None) -> None:
-    """Refuse to go on with a run, or to measure it, on other data than it was begun on.
+    """Refuse to resume a run, or to measure it, on other data than it was begun on.
 
     Args:
-        config: whose ``dataset`` and ``paths.data`` it would go on with.
+        config: its ``dataset`` and ``paths.data`` are the data of today.
         directory: of the run.
-        state: its checkpoint, if that has been read.
+        state: the run's checkpoint, if that has been read.
 
     Raises:
-        CheckpointError: if it has a checkpoint, and the data is not that of its records.
+        CheckpointError: if the run has a checkpoint, and the data is not that of its records.
     """
     if not (state or directory.checkpoint.exists() or directory.previous_checkpoint.exists()):
         return
@@ -144,31 +152,3 @@ def check_data_is_the_same(config: DictConfig, directory: RunDirectory, state: M
             f"(dataset={config['dataset']['name']}, sha256 {str(then)[:12]} then, {now[:12]} now); give it that data "
             "again, or delete the run to begin anew"
         )
-
-
-MOST = 10**12
-WHOLE = ("steps", "batch_size", "log_every", "eval_every")
-WHOLE_OR_NULL = ("sharpness_every", "sharpness_examples")
-NUMBER_OR_NULL: dict[str, tuple[Callable[[float], bool], str]] = {
-    "clip_norm": (lambda norm: norm > 0, "> 0"),
-    "label_smoothing": (lambda share: 0 <= share < 1, "from 0 to below 1"),
-    "average_decay": (lambda decay: 0 < decay < 1, "between 0 and 1"),
-}
-TRAIN_KEYS = (*WHOLE, *NUMBER_OR_NULL, *WHOLE_OR_NULL)
-
-
-def check_train(config: Mapping[str, Any]) -> None:
-    """Raise a ConfigError for a ``train`` value that is no whole number from 1 to ``MOST``, no norm or no share."""
-    for key in (*WHOLE, *WHOLE_OR_NULL):
-        value = config[key]
-        if value is None and key in WHOLE_OR_NULL:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST:
-            null = "null or " if key in WHOLE_OR_NULL else ""
-            raise ConfigError(f"train.{key}={value}: must be {null}a whole number between 1 and {MOST}")
-    for key, (allowed, words) in NUMBER_OR_NULL.items():
-        value = config[key]
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not allowed(value):
-            raise ConfigError(f"train.{key}={value}: must be null or a number {words}")

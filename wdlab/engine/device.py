@@ -1,12 +1,12 @@
 """The machine a run computes on: device, threads, precision, memory layout, and what is faster where it is safe.
 
-Called by ``train``, with the values of ``configs/runtime``.
+All of it follows from the values of ``configs/runtime``.
 """
 
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,8 @@ from torch import nn
 
 from wdlab.engine import cpu, gpus, parallel
 from wdlab.errors import ConfigError
+from wdlab.settings import RuntimeSettings
 
-KEYS = ("device", "precision", "threads", "onednn", "channels_last", "compile", "checkpoint_seconds")
-DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("fp32", "tf32", "bf16")
-ONEDNN = ("auto", "never")
-CHANNELS_LAST = ("auto", "never")
-MOST_THREADS = 1024
 WIDE = 256  # oneDNN's product beats MKL's from about this many columns on; below it is slower
 UNSAFE_BELOW = 8  # input channels of a strided 1x1 convolution, see ``channels_last_is_safe``
 
@@ -30,17 +25,17 @@ log = logging.getLogger("wdlab")
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how to compute.
+    """The device and the way to compute on it.
 
     Args:
         device: of everything.
         precision: fp32, tf32 (matrix products and convolutions with 10 bits of mantissa) or bf16 (autocast).
         name: of the processor or GPU.
         matmul: the float32 matrix product in use.
-        channels_last: whether images and convolutions lie in memory with their channels together.
-        compiled: whether the network goes through ``torch.compile``.
+        channels_last: True if images and convolutions lie in memory with their channels together.
+        compiled: True if the network goes through ``torch.compile``.
         group: the processes that share the run, one unless torchrun started several.
-        stacked: whether several runs are computed side by side in this process.
+        stacked: True if several runs are computed side by side in this process.
     """
 
     device: torch.device
@@ -53,7 +48,7 @@ class Machine:
     stacked: bool = False
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """The context of a forward pass."""
+        """Return the context of a forward pass."""
         if self.precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
@@ -64,13 +59,13 @@ class Machine:
         return model.to(self.device, memory_format=torch.channels_last if last else torch.contiguous_format)
 
     def training_form(self, model: nn.Module) -> Callable[..., torch.Tensor]:
-        """What a training step calls instead of ``model``: compiled, its gradients averaged over the processes."""
+        """Return what a training step calls instead of ``model``: compiled, gradients averaged over the processes."""
         forward = self.group.average_gradients(model, self.device)
         return torch.compile(forward) if self.compiled else forward
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What decides the rounding of a run's numbers."""
+        """All that decides the rounding of a run's numbers."""
         return {
             "device": self.name,
             "threads": torch.get_num_threads(),
@@ -83,28 +78,21 @@ class Machine:
         }
 
 
-def check(config: Mapping[str, Any], here: bool = True) -> None:
-    """Raise a ConfigError for a runtime value that is not allowed, or, if it is for ``here``, a device that is not."""
-    choices = {"device": DEVICES, "precision": PRECISIONS, "onednn": ONEDNN, "channels_last": CHANNELS_LAST}
-    for key, allowed in choices.items():
-        if config[key] not in allowed:
-            raise ConfigError(f"runtime.{key}={config[key]}: must be one of {', '.join(allowed)}")
-    if here and config["device"] == "cuda" and not torch.cuda.is_available():
+def check(settings: RuntimeSettings, here: bool = True) -> None:
+    """Raise a ConfigError for a precision that the device does not have, or a device that this machine does not have.
+
+    Args:
+        settings: whose types and ranges are right, see :mod:`wdlab.settings`.
+        here: False if the run will be on another machine, whose devices cannot be checked here.
+    """
+    if here and settings.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("runtime.device=cuda: no CUDA device is visible here; use runtime=auto or runtime=cpu")
-    if config["precision"] == "tf32" and not (_uses_cuda(config) or (not here and config["device"] == "auto")):
+    if settings.precision == "tf32" and not (_uses_cuda(settings) or (not here and settings.device == "auto")):
         raise ConfigError("runtime.precision=tf32: only on a CUDA device; use fp32 or bf16")
-    if not isinstance(config["compile"], bool):
-        raise ConfigError(f"runtime.compile={config['compile']}: must be true or false")
-    threads = config["threads"]
-    if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
-        raise ConfigError(f"runtime.threads={threads}: must be null or a whole number between 1 and {MOST_THREADS}")
-    seconds = config["checkpoint_seconds"]
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
-        raise ConfigError(f"runtime.checkpoint_seconds={seconds}: must be a number >= 0")
 
 
 def set_up(
-    config: Mapping[str, Any],
+    settings: RuntimeSettings,
     model: nn.Module,
     stacked: bool = False,
     examples: int | None = None,
@@ -113,35 +101,35 @@ def set_up(
     """Apply ``configs/runtime`` to this process and choose the device for a network.
 
     Args:
-        config: the values of ``configs/runtime``.
+        settings: the values of ``configs/runtime``.
         model: the network, or one of those that are trained side by side.
-        stacked: whether several are.
-        examples: as in :func:`wdlab.cpu.threads_for`.
-        threads: of an earlier session of the run, whose number is kept where ``runtime.threads`` is null.
+        stacked: True if several are.
+        examples: as in :func:`wdlab.engine.cpu.threads_for`.
+        threads: number of threads of an earlier session of the run, kept where ``runtime.threads`` is null.
     """
-    check(config)
-    device = chosen(config)
+    check(settings)
+    device = chosen(settings)
     group = parallel.join(device)
-    precision = config["precision"]
+    precision = settings.precision
     convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        if config["threads"] is not None:
-            torch.set_num_threads(config["threads"])
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
     else:
         cpu.keep_freed_memory()
-        torch.set_num_threads(config["threads"] or _threads(model, examples, threads))
+        torch.set_num_threads(settings.threads or _threads(model, examples, threads))
         if precision == "bf16":
             _warn_of_slow_bf16(convolves)
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"  # fp32 means float32, also in convolutions
     matmul = "TF32" if precision == "tf32" else "torch default"
     wide = stacked or _widest(model) >= WIDE
-    if config["onednn"] == "auto" and device.type == "cpu" and wide and cpu.onednn_is_float32():
+    if settings.onednn == "auto" and device.type == "cpu" and wide and cpu.onednn_is_float32():
         torch.set_float32_matmul_precision("medium")
         matmul = "oneDNN float32"
-    channels_last = config["channels_last"] == "auto" and convolves and channels_last_is_safe(model)
-    return Machine(device, precision, device_name(device), matmul, channels_last, config["compile"], group, stacked)
+    channels_last = settings.channels_last == "auto" and convolves and channels_last_is_safe(model)
+    return Machine(device, precision, device_name(device), matmul, channels_last, settings.compile, group, stacked)
 
 
 @functools.cache  # once for all runs of a sweep
@@ -157,9 +145,9 @@ def _threads(model: nn.Module, examples: int | None, before: int | None) -> int:
     return cpu.threads_for(model, examples)
 
 
-def chosen(config: Mapping[str, Any]) -> torch.device:
-    """The device of ``configs/runtime``; of several GPUs the one that is this process's."""
-    return torch.device("cuda", _own_gpu()) if _uses_cuda(config) else torch.device("cpu")
+def chosen(settings: RuntimeSettings) -> torch.device:
+    """Return the device of ``configs/runtime``; of several GPUs the one that is this process's."""
+    return torch.device("cuda", _own_gpu()) if _uses_cuda(settings) else torch.device("cpu")
 
 
 @functools.cache
@@ -170,12 +158,12 @@ def _own_gpu() -> int:
     return gpus.claim_gpu([str(torch.cuda.get_device_properties(index).uuid) for index in range(count)])
 
 
-def _uses_cuda(config: Mapping[str, Any]) -> bool:
-    return torch.cuda.is_available() if config["device"] == "auto" else config["device"] == "cuda"
+def _uses_cuda(settings: RuntimeSettings) -> bool:
+    return torch.cuda.is_available() if settings.device == "auto" else settings.device == "cuda"
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name of the GPU, or of the processor and its instruction set, as recorded beside every number."""
+    """Return the name of the GPU, or of the processor and its instruction set, as recorded next to every number."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu.name()
 
 

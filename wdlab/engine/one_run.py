@@ -15,6 +15,7 @@ from wdlab.metrics import cross_entropy
 from wdlab.records.directory import RunDirectory
 from wdlab.records.recorder import Recorder
 from wdlab.schedules import Clock
+from wdlab.settings import TrainSettings
 from wdlab.strides import match_state
 
 
@@ -62,7 +63,7 @@ class OneRun:
 
     Args:
         experiment: what it trains with.
-        settings: ``TrainSettings``.
+        settings: of the training.
         run: its directory.
         recorder: of its records; None in a process that does not lead, which measures, records and saves nothing.
         start: the checkpoint to resume from, None at the beginning.
@@ -71,7 +72,7 @@ class OneRun:
     def __init__(
         self,
         experiment: Experiment,
-        settings: Any,
+        settings: TrainSettings,
         run: RunDirectory,
         recorder: Recorder | None,
         start: dict[str, Any] | None = None,

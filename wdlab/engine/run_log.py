@@ -12,12 +12,13 @@ from wdlab.metrics import SHARPNESS_EXAMPLES, Evaluated, Metrics
 from wdlab.records import checkpoint
 from wdlab.records.directory import RunDirectory
 from wdlab.records.recorder import Recorder
+from wdlab.settings import TrainSettings
 
 LOG_EVENTS = ("log_every", "eval_every", "sharpness_every")  # settings, each the distance between two events
 FINITE_KEYS = ("norm/weight_l2", "train/loss")  # where these are not finite, a run has diverged
 
 
-def is_due(settings: Any, event: str, step: int) -> bool:
+def is_due(settings: TrainSettings, event: str, step: int) -> bool:
     """Return True if an event happens after update ``step``: every ``settings.<event>`` updates, and after the last."""
     every = getattr(settings, event)
     return every is not None and (step % every == 0 or step == settings.steps)
@@ -28,7 +29,7 @@ class RunLog:
 
     Args:
         experiment: what the run trains with.
-        settings: ``TrainSettings``.
+        settings: of the training.
         run: the directory of the run.
         recorder: of its records.
         steps_per_epoch: number of updates in an epoch.
@@ -38,7 +39,7 @@ class RunLog:
     def __init__(
         self,
         experiment: Experiment,
-        settings: Any,
+        settings: TrainSettings,
         run: RunDirectory,
         recorder: Recorder,
         steps_per_epoch: int,

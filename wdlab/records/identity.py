@@ -18,8 +18,10 @@ from hydra.core.utils import JobRuntime
 from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 
-from wdlab import interpolations
+from wdlab import interpolations, settings
 from wdlab.errors import NAME, ConfigError, is_name
+
+settings.register()  # the schema that configs/train.yaml names
 
 PROJECT = Path(__file__).resolve().parents[2]
 CONFIGS = PROJECT / "configs"

@@ -8,31 +8,30 @@ from pathlib import Path
 from typing import Any
 
 from wdlab.errors import ConfigError
+from wdlab.settings import LOGGER_MODES, LoggerSettings
 
 log = logging.getLogger("wdlab")
 
-KEYS = ("mode", "project")
-MODES = ("online", "offline", "disabled")
-OLD_MODES = {"run": "online", "dryrun": "offline"}  # which WANDB_MODE may still have
-SECONDS_TO_START, SECONDS_TO_FINISH = 10, 60  # that a W&B server out of reach can cost
+OLD_MODES = {"run": "online", "dryrun": "offline"}  # older names, which W&B still takes in WANDB_MODE
+SECONDS_TO_START, SECONDS_TO_FINISH = 10, 60  # the most that a W&B server out of reach can cost
 
 
 class Mirror:
-    """Mirrors nothing: ``logger=disabled``, and what every other mirror falls back to."""
+    """The mirror that shows nothing: ``logger=disabled``."""
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Show a row."""
 
     def finish(self, exit_code: int) -> None:
-        """Say that the run is over."""
+        """Report that the run is over."""
 
 
 class WandbMirror(Mirror):
-    """Shows the table in Weights & Biases. Any failure is told once, ends the mirroring, and nothing else."""
+    """The table in Weights & Biases. A failure is logged once and ends the mirroring, but not the run."""
 
     def __init__(self, mode: str, project: str, folder: Path, name: str, config: dict[str, Any]) -> None:
         self._run: Any = None
-        if mode == "offline":  # every session mirrors the whole table again, under the same id
+        if mode == "offline":  # as every session writes the whole table again, under the same id
             shutil.rmtree(folder / "wandb", ignore_errors=True)
         self._try(lambda: self._start(mode, project, folder, name, config))
 
@@ -75,29 +74,27 @@ class WandbMirror(Mirror):
             action()
         except Exception as error:
             self._run = None
-            told = " ".join(f"{type(error).__name__}: {error}".split())
-            log.warning("W&B stopped (%s); the run and its local records go on", told)
+            line = " ".join(f"{type(error).__name__}: {error}".split())
+            log.warning("W&B stopped (%s); the run and its local records go on", line)
 
 
-def make_mirror(config: Mapping[str, Any], folder: Path, name: str, run_config: dict[str, Any]) -> Mirror:
-    """The mirror that ``configs/logger`` asks for. ``disabled`` never imports wandb."""
-    check(config)
-    mode = _mode(config)
-    return Mirror() if mode == "disabled" else WandbMirror(mode, config["project"], folder, name, run_config)
+def make_mirror(settings: LoggerSettings, folder: Path, name: str, run_config: dict[str, Any]) -> Mirror:
+    """Return the mirror that ``configs/logger`` describes. ``disabled`` never imports wandb."""
+    check(settings)
+    mode = _mode(settings)
+    return Mirror() if mode == "disabled" else WandbMirror(mode, settings.project, folder, name, run_config)
 
 
-def check(config: Mapping[str, Any]) -> None:
-    """Raise a ConfigError for a logger mode that does not exist, given by the config or by the environment."""
-    if config["mode"] not in ("auto", *MODES):
-        raise ConfigError(f"logger.mode={config['mode']}: must be one of auto, {', '.join(MODES)}")
-    if _mode(config) not in MODES:
-        raise ConfigError(f"WANDB_MODE={_mode(config)}: must be one of {', '.join(MODES)}, or give logger=")
+def check(settings: LoggerSettings) -> None:
+    """Raise a ConfigError for a mode in the environment that does not exist."""
+    if _mode(settings) not in LOGGER_MODES:
+        raise ConfigError(f"WANDB_MODE={_mode(settings)}: must be one of {', '.join(LOGGER_MODES)}, or give logger=")
 
 
-def _mode(config: Mapping[str, Any]) -> str:
-    """The mode in force: what W&B's own variables in the environment say counts for ``auto`` alone."""
-    if config["mode"] != "auto":
-        return config["mode"]
+def _mode(settings: LoggerSettings) -> str:
+    """Return the mode in force: W&B's own variables in the environment count for ``auto`` alone."""
+    if settings.mode != "auto":
+        return settings.mode
     if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
         return "disabled"
     mode = os.environ.get("WANDB_MODE") or "offline"

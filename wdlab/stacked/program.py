@@ -24,6 +24,7 @@ from wdlab.records.recorder import Recorder
 from wdlab.regularizers.checks import is_sgd
 from wdlab.regularizers.hooks import run_after_step, run_before_step
 from wdlab.schedules import Clock
+from wdlab.settings import TrainSettings
 from wdlab.stacked.methods import RowsView, StackedMethod, as_column
 from wdlab.stacked.network import Network
 from wdlab.stacked.steps import AdamStep, SGDStep
@@ -60,10 +61,10 @@ class Stack:
 
     Args:
         runs: of one network on one data set, at the same step; runs with one ``method_key`` follow each other.
-        settings: ``TrainSettings``, the same for all.
+        settings: of the training, the same for all.
     """
 
-    def __init__(self, runs: Sequence[StackedRun], settings: Any) -> None:
+    def __init__(self, runs: Sequence[StackedRun], settings: TrainSettings) -> None:
         self._runs, self._settings = runs, settings
         self.name, self.first = f"{len(runs)} runs in one stack", runs[0].first
         experiments = self._experiments = [run.experiment for run in runs]

@@ -19,6 +19,7 @@ from wdlab.loop import fit
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import scientific_config
 from wdlab.session import Session, failure_recorded, outcome_of
+from wdlab.settings import read
 from wdlab.stacked.eligibility import why_not_stacked
 from wdlab.stacked.program import Stack, StackedRun
 
@@ -172,13 +173,13 @@ def _begin(job: StackCandidate, exits: contextlib.ExitStack) -> Session | None:
 
 
 def _train_together(members: Sequence[_Member], stop_requested: Callable[[], bool]) -> None:
-    config = members[0].job.config
+    settings = read(members[0].job.config)
     try:
         for _, session, run in members:
             session.open(run.experiment)
             run.recorder = session.records
-        stack = Stack([member.run for member in members], config["train"])
-        outcome = fit(stack, config["train"], config["runtime"]["checkpoint_seconds"], stop_requested)
+        stack = Stack([member.run for member in members], settings.train)
+        outcome = fit(stack, settings.train, settings.runtime.checkpoint_seconds, stop_requested)
         for _, session, run in members:
             session.end(run.outcome or outcome)
             session.log_outcome()
