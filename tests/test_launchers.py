@@ -186,7 +186,7 @@ def test_the_quick_way_to_compose_gives_what_hydra_does():
             ["lr_schedule=multistep", "lr_schedule.milestones=[1,2]", "paths.runs=elsewhere"],
             ["~lr_schedule.name", "lr_schedule=cosine"],
             ["lr_schedule=multistep", "lr_schedule.milestones=[]"],
-            ["seed=null", "train.eval_every=null", "model.width=-3", "optimizer.lr=1e-3", "optimizer.momentum=inf"],
+            ["train.clip_norm=null", "dataset.per_class=null", "model.width=-3", "optimizer.lr=1e-3", "optimizer.momentum=inf"],
             ["dataset.augment={crop:4,flip:true}", "dataset.augment.crop=2"],
             ["dataset.augment={cutout:8,flip:null}", "dataset.augment={}"],
             ["paths.runs='a, b=c: {d}'", 'paths.data="it\'s \\"quoted\\""', "model.name='3'", "optimizer.name=''"],
