@@ -124,7 +124,7 @@ def _state(directory: RunDirectory) -> tuple[str, dict[str, Any], str | None]:
 
 def _steps(directory: RunDirectory) -> int | None:
     try:
-        steps = directory.read_config("train")["train"]["steps"]
+        steps = directory.read_config()["train"]["steps"]
     except (ConfigError, KeyError, TypeError):
         return None
     return steps if isinstance(steps, int) else None

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks.timing import RATIO, Case, Options, Page, Part, part
 from wdlab import runs
 from wdlab.analysis import cache, load
@@ -24,7 +22,6 @@ LINES = 5  # of metrics.jsonl
 METRICS = 25  # in each of them
 BOUND = 10.0  # seconds, for the table of the largest folder
 REPEATS = 3
-DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 PEAK = """
 import re, sys
 from pathlib import Path
@@ -44,7 +41,6 @@ def table(options: Options) -> Page:
         roots = {count: Path(folder) / str(count) for count in counts}
         for count, root in roots.items():
             generate(root, count)
-        time.sleep(cache.SETTLED_NS / 1e9)
         parts = [_part(count, root, options, is_largest=count == counts[-1]) for count, root in roots.items()]
         remarks = [_memory(roots)] if sys.platform == "linux" else []
     return Page("The cost of looking at many runs", parts, remarks)
@@ -53,24 +49,16 @@ def table(options: Options) -> Page:
 def generate(root: Path, count: int) -> None:
     """Directories of random search: every run has a learning rate, a strength and numbers of its own."""
     drawn = random.Random(0)
-    template = RunDirectory(root, "template")
-    template.create()
-    template.write_config(compose_config(["regularizer=l2"]))
-    config = template.read_config()
+    config = compose_config(["regularizer=l2"])
     for seed in range(count):
         directory = RunDirectory(root, f"digits-mlp-sgd-l2-{drawn.getrandbits(48):012x}")
         directory.create()
-        own = {
-            "seed": seed,
-            "optimizer": config["optimizer"] | {"lr": drawn.random()},
-            "regularizer": config["regularizer"] | {"strength": drawn.random() / 1000},
-        }
-        directory.config.write_text(yaml.dump(config | own, Dumper=DUMPER, sort_keys=False))
+        config["seed"] = seed
+        config["optimizer"]["lr"], config["regularizer"]["strength"] = drawn.random(), drawn.random() / 1000
+        directory.write_config(config)
         lines = [{f"metric/{m}": drawn.random() for m in range(METRICS)} | {"step": 100 * n} for n in range(LINES)]
         directory.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
         directory.write_status("done", step=100 * (LINES - 1))
-    template.config.unlink()
-    template.path.rmdir()
 
 
 def _part(count: int, root: Path, options: Options, is_largest: bool) -> Part:
@@ -85,7 +73,7 @@ def _part(count: int, root: Path, options: Options, is_largest: bool) -> Part:
 
 
 def _forget(root: Path) -> None:
-    (root / cache.KEPT).unlink(missing_ok=True)
+    (root / cache.CACHE).unlink(missing_ok=True)
 
 
 def _case(
