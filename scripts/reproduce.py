@@ -52,8 +52,8 @@ def reproduce(figure: str, scale: str, launcher: str, logger: str, results: Path
     """
     if launcher not in LAUNCHERS:
         raise ConfigError(f"LAUNCHER={launcher}: must be one of {', '.join(LAUNCHERS)}")
-    declared = declaration.read_declaration(figure, scale)
-    jobs = declaration.figure_runs(declared, results / "runs")
+    declared = declaration.read(figure, scale)
+    jobs = declaration.runs(declared, results / "runs")
     distinct = {job.directory.name: job for job in jobs}.values()  # panels may share a run
     missing = [job for job in distinct if not job.directory.finished]
     print(f"{figure} at {scale} scale: {len(distinct)} runs, {len(missing)} to do", flush=True)

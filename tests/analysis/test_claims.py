@@ -139,7 +139,7 @@ def test_an_unknown_word_in_a_claim_is_refused(change):
 
 def test_a_step_that_is_not_logged_and_a_column_that_does_not_vary_are_refused():
     rows = ending([0.0, 0.0], [1.0, 1.0])
-    with pytest.raises(ConfigError, match="asks for step 33, which is not logged"):
+    with pytest.raises(ConfigError, match="names step 33, which is not logged"):
         claims.judge(claim(statistic={"name": "value_at", "step": 33}), rows)
     with pytest.raises(ConfigError, match=r"selects optimizer\.lr=1, which does not vary"):
         claims.judge(claim(a={"optimizer.lr": 1}), rows)

@@ -56,7 +56,7 @@ def test_the_command_writes_picture_and_table_with_where_they_come_from(trained,
 
 
 def test_a_metric_that_was_not_recorded_is_told(trained):
-    with pytest.raises(ConfigError, match=r"--metrics test/acuracy: not recorded; there are .*test/accuracy"):
+    with pytest.raises(ConfigError, match=r"--metrics test/acuracy: was not recorded; recorded are .*test/accuracy"):
         curves.draw(load(trained[0].parent), ["test/acuracy"])
 
 
