@@ -159,7 +159,7 @@ def test_a_damaged_checkpoint_in_a_sweep_is_named_and_the_others_are_trained(swe
         (path / "checkpoint.pt").write_bytes(damage)
     ended = sweep(launcher, good(0, 1, 2))
     assert ended.returncode == 1 and "sweep: 1 done, 2 failed\n" in ended.stdout
-    line = r"^  [\w-]+: failed, .*checkpoint\.pt: damaged, .*; delete it to go on from the checkpoint before it$"
+    line = r"^  [\w-]+: failed, .*checkpoint\.pt: damaged, .*; delete it to resume from the checkpoint before it$"
     assert len(re.findall(line, ended.stdout, re.MULTILINE)) == 2
     for path in folder.glob("*/checkpoint.pt"):
         if path.stat().st_size < 100:

@@ -1,4 +1,4 @@
-"""The ledger: what state every run is in, and going on with those that did not end well."""
+"""The list of runs: the state of each, and retrying those that did not end well."""
 
 import fcntl
 import json
@@ -183,7 +183,7 @@ def test_the_command_lists_filters_and_speaks_json(shell, command, tmp_path):
     assert listed.returncode == 0 and listed.stderr == ""
     rows = r"^failed +10/20 +\d+ s  b\n    ValueError: x\nstale +10/20 +\d+ s  c\n    was process 5 on there$"
     assert re.search(rows, listed.stdout, re.MULTILINE)
-    assert "\n3 runs: 1 done, 1 failed, 1 stale\n--retry-failed goes on with" in listed.stdout
+    assert "\n3 runs: 1 done, 1 failed, 1 stale\n--retry-failed resumes those" in listed.stdout
     found = json.loads(command("results/runs", "--json", "--status", "failed,stale", main=runs.main).stdout)
     assert [entry["run"] for entry in found] == ["b", "c"]
     assert found[0].keys() == {"run", "path", "state", "step", "steps", "age_seconds", "host", "pid", "error"}
@@ -284,7 +284,7 @@ def test_a_run_that_would_be_another_today_is_told_and_left_alone(compose, tmp_p
     )
     before = {path: path.read_bytes() for path in directory.path.iterdir() if path.is_file()}
     assert retried(tmp_path / "runs") == 1
-    assert re.search(r"left alone, its config\.yaml is that of digits-mlp-sgd-none-\w+ today", capsys.readouterr().out)
+    assert re.search(r"left alone, today its config\.yaml is that of digits-mlp-sgd-none-\w+", capsys.readouterr().out)
     assert {path: path.read_bytes() for path in directory.path.iterdir() if path.is_file()} == before
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [directory.name]
 
@@ -330,5 +330,5 @@ def test_an_interrupted_retry_keeps_what_was_done(tmp_path):
     assert "to be retried" in process.stdout.readline() and "started" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
-    assert process.returncode == 130 and told.strip() == "interrupted; the same command goes on from here"
+    assert process.returncode == 130 and told.strip() == "interrupted; the same command resumes from here"
     assert [*states(tmp_path).values()] == ["interrupted"]

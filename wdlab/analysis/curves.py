@@ -1,6 +1,8 @@
-"""Curves of any runs over epochs: a picture and its table. For runs that belong to no figure.
+r"""Curves of any runs over epochs: a picture and its table. For runs that belong to no figure.
 
-    python -m wdlab.analysis.curves results/runs/<run> [results/runs/<run> ...] --metrics test/accuracy train/loss \\
+The command:
+
+    python -m wdlab.analysis.curves results/runs/<run> [results/runs/<run> ...] --metrics test/accuracy train/loss \
         --out results/examples/resnet18_cifar10
 """
 
