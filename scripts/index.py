@@ -26,6 +26,7 @@ def table() -> str:
 
 
 def _verdicts(files: tables.Files) -> str:
+    """Return the verdicts of a figure at a scale, as a link to its picture."""
     if not files.verdicts.exists():
         return NOT_MADE
     return f"[{figures.counted(files)}]({files.picture.relative_to(PROJECT)})"
