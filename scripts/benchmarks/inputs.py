@@ -22,9 +22,9 @@ MNIST_MEAN, MNIST_STD = [0.1307], [0.3081]
 CIFAR_TARGET, MNIST_TARGET = 20.0, 70.0
 MNIST_REMARK = (
     "The target is against torchvision's data set in a DataLoader, as users have it. The other three loaders take "
-    "tensors that were normalized once, as ours are. In addition to indexing they collate examples one by one; the last "
-    "one, which indexes whole batches, only draws the order. Ours is one index_select of 0.6 MB, so no loader that "
-    "copies the batch can be 70 times slower."
+    "tensors that were normalized once, as ours are. Two of them collate examples one by one; the third, which indexes "
+    "whole batches, only draws the order in addition. Ours is one index_select of 0.6 MB, so no loader that copies the "
+    "batch can be 70 times slower."
 )
 STEADY = "random uint8 pixels; a batch in the middle of a stream of epochs, with workers started"
 

@@ -144,7 +144,7 @@ class Part:
 
 @dataclass
 class Page:
-    """What a section of several parts returns."""
+    """The result of a section of several parts."""
 
     title: str
     parts: list[Part]

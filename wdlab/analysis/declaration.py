@@ -36,6 +36,8 @@ def names() -> list[str]:
 def read(name: str, scale: str) -> dict[str, Any]:
     """Return the declaration of a figure, with the part of the chosen scale under ``at``.
 
+    The list of scale-downs becomes a text.
+
     Raises:
         ConfigError: for a figure or a scale that does not exist.
     """
@@ -50,7 +52,8 @@ def read(name: str, scale: str) -> dict[str, Any]:
             raise ConfigError(f"figure {name}: claim {claim['id']} names panel {unknown.pop()}, which no scale has")
     if scale not in scales:
         raise ConfigError(f"SCALE={scale}: must be one of {', '.join(scales)}")
-    return declared | {"name": name, "scale": scale, "at": scales[scale]}
+    at = scales[scale] | {"scale_down": "; ".join(scales[scale]["scale_down"])}
+    return declared | {"name": name, "scale": scale, "at": at}
 
 
 def runs(declared: Mapping[str, Any], root: str | Path, committed: bool = False) -> list[FigureRun]:

@@ -54,7 +54,7 @@ def caption(declared: Mapping[str, Any], rows: pd.DataFrame) -> str:
     lost = _diverged(rows)
     missing = f" Runs that diverged: {lost}; no mean is drawn where a seed is missing." if lost else ""
     text = f"{heading}{missing} {declared['caption']} {declared['paper']}."
-    return f"{text}\nScale-downs: {declared['at']['scale_down']}"
+    return f"{text}\nScale-downs: {declared['at']['scale_down']}."
 
 
 def _diverged(rows: pd.DataFrame) -> int:

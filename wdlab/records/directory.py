@@ -135,7 +135,7 @@ class RunDirectory:
 
     @property
     def held(self) -> bool:
-        """True while a process holds the lock.
+        """Return True while a process holds the lock.
 
         No file is made. Reading this takes the lock as a shared one for microseconds, and a run that starts in this
         moment waits for longer than that.
@@ -177,7 +177,7 @@ class RunDirectory:
 
     @property
     def finished(self) -> bool:
-        """True if nothing is left to compute, so if the run is done or diverged."""
+        """Return True if nothing is left to compute: the run is done or diverged."""
         return self.status in FINISHED
 
     def write_status(self, status: str, **details: Any) -> None:

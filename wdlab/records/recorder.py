@@ -13,7 +13,7 @@ from wdlab.records.wandb_mirror import Mirror
 
 
 class Recorder:
-    """Appends one log line per log point to ``metrics.jsonl``, and passes it to the mirror.
+    """The writer of ``metrics.jsonl``: appends one log line per log point, and passes it to the mirror.
 
     Args:
         path: ``metrics.jsonl``.
