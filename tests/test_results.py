@@ -1,4 +1,4 @@
-"""The committed results are what the committed declarations say, and the headline agrees with the released curves."""
+"""The committed results follow from the committed declarations, and the headline from the released curves."""
 
 import json
 

@@ -112,12 +112,8 @@ def _state(directory: RunDirectory) -> tuple[str, dict[str, Any], str | None]:
         return written, status, None
     if written == "diverged":
         return written, status, f"the loss was not finite at step {status.get('step')}"
-    if owned:
-        return (
-            "running",
-            status if written == "running" else {},
-            None,
-        )  # otherwise it is the status of an earlier process
+    if owned:  # any other status is that of an earlier process
+        return "running", status if written == "running" else {}, None
     if there and written not in _WRITTEN:
         return "unreadable", status, "status.json: contains no status of a run"
     if written == "failed":

@@ -66,7 +66,7 @@ def _numbers(table: Table) -> list[list[object]]:
 def _one_table(table: Table, options: Options) -> list[str]:
     """Return the lines of a page with a single table."""
     return [
-        f"- what is timed: {table.problem}",
+        f"- work: {table.problem}",
         *_machine(options),
         f"- {options.repeats} repeats; in each, all cases in turn, each for about {options.milliseconds:g} ms",
         f"- ratio: time / time of `{table.base}` in the same repeat, the median of {table.copies} copies with",
@@ -115,7 +115,7 @@ def _parts(page: Page, options: Options) -> list[str]:
         "  columns show the median over the repeats and the range of the middle 80 % of them",
     ]
     for each in page.parts:
-        lines += ["", f"## {each.title}", "", f"- what is timed: {each.problem}"]
+        lines += ["", f"## {each.title}", "", f"- work: {each.problem}"]
         lines += [f"- {each.repeats} repeats; {each.quantity.explained}", "", *_lines_of_part(each)]
         lines += _remarks(each.remarks)
     return lines

@@ -109,8 +109,8 @@ class Quantity:
         return value <= target if self.name == "ratio" else value >= target
 
 
-RATIO = Quantity("ratio", "<=", "ratio: time / time of what the case is compared with")
-SPEED_UP = Quantity("speed-up", ">=", "speed-up: how many times as fast as what the case is compared with")
+RATIO = Quantity("ratio", "<=", "ratio: time / time of the case it is compared with")
+SPEED_UP = Quantity("speed-up", ">=", "speed-up: time of the case it is compared with / time")
 
 
 @dataclass(frozen=True)
@@ -152,17 +152,17 @@ class Page:
 
 
 def measure(name: str, base: Sequence[Case], cases: Sequence[Case], options: Options) -> list[Row]:
-    """Time all cases in turn, ``options.repeats`` times over.
+    """Time all cases in turn, in each of ``options.repeats`` repeats.
 
-    Whatever disturbs the machine for longer than one repeat disturbs all cases alike, and cancels in the ratios, which
-    are taken within a repeat.
+    A disturbance of the machine that lasts longer than a repeat slows all cases alike. It cancels in the ratios, since
+    they are taken within a repeat.
 
     Args:
-        name: of the section.
-        base: what the ratios are to, several times over with memory of its own, since where that happens to lie makes a
-            difference. They are spread over the repeat; the median of them counts, and they make one row.
-        cases: what else is timed.
-        options: of the command line.
+        name: the name of the section.
+        base: copies of the case in the denominator of the ratios, with separate memory, since its place in memory
+            changes the time. The copies are spread over a repeat. Their median counts, and they make one row.
+        cases: the other cases.
+        options: the options of the command line.
     """
     share = math.ceil(len(cases) / len(base))
     order = [c for i, first in enumerate(base) for c in (first, *cases[i * share : (i + 1) * share])]

@@ -98,7 +98,7 @@ def test_reaching_levels_is_interpolated_between_log_points_and_averaged():
     assert judged["a_mean"] == pytest.approx((0.0625 + 0.125) / 2) and judged["b_mean"] == pytest.approx(0.75)
 
 
-def test_a_level_that_is_never_reached_counts_as_the_whole_run_and_is_said():
+def test_a_level_that_is_never_reached_counts_as_the_whole_run_and_is_noted():
     rows = table({("a", s): 1 + STEPS / 50 for s in (0, 1)} | {("b", s): 0.5 - STEPS / 400 for s in (0, 1)})
     judged = claims.judge(claim(statistic={"name": "share_of_run_to_reach", "where_b_is_at": [1.0]}), rows)
     assert judged["a_mean"] == 1.0 and judged["verdict"] == "contradicted" and "never reached" in judged["note"]

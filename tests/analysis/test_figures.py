@@ -67,7 +67,7 @@ def test_runs_that_fail_leave_no_figure(short, tmp_path, monkeypatch):
 
 
 def test_panels_may_share_a_run_and_checkpoints_are_measured_once(measuring, in_process, tmp_path, monkeypatch):
-    """The shared runs are, say, a baseline that both panels are compared with."""
+    """The shared runs may be a baseline that both panels are compared with."""
     (panel,) = measuring["at"]["panels"]
     measuring["at"]["panels"].append(panel | {"panel": "twin"})
     reproduce.reproduce("fig2", "quick", "local", "disabled", tmp_path)
@@ -88,8 +88,8 @@ def test_a_picture_says_that_runs_diverged(short):
     rows = pd.DataFrame(
         {"panel": "mlp", "run": ["a", "a", "b", "b"], "seed": [0, 0, 1, 1], "step": [0, 9, 0, 9], "regularizer": "l2"}
     ).assign(**{"objective/path_norm": 1.0, "sparsity/active_units": 1.0, "train/loss": [1.0, 0.1, 1.0, np.nan]})
-    told = figures.draw(short, rows).get_supxlabel()
-    assert "Runs that diverged: 1; no mean is drawn where a seed is missing." in " ".join(told.split())
+    caption = figures.draw(short, rows).get_supxlabel()
+    assert "Runs that diverged: 1; no mean is drawn where a seed is missing." in " ".join(caption.split())
     assert "diverged" not in figures.draw(short, rows.fillna(0.2)).get_supxlabel()
     plt.close("all")
 
@@ -105,7 +105,7 @@ def measuring(monkeypatch):
     return declared
 
 
-def test_a_diverged_run_is_a_result_and_nothing_is_said_of_its_checkpoint(measuring, in_process, tmp_path):
+def test_a_diverged_run_is_a_result_and_its_probes_are_missing(measuring, in_process, tmp_path):
     measuring["at"]["panels"][0]["shared"] += ["optimizer.lr=1e30"]
     reproduce.reproduce("fig2", "quick", "local", "disabled", tmp_path)
     files = tables.Files.of("fig2", "quick", tmp_path)

@@ -58,7 +58,7 @@ def test_no_runs_make_an_empty_table(tmp_path):
     assert load(tmp_path).empty
 
 
-def test_strengths_over_time_are_told_apart(compose, tmp_path):
+def test_schedules_of_strength_are_in_the_table(compose, tmp_path):
     for over_time in ("constant", "early", "late"):
         session.run(compose("regularizer=l2", f"regularizer/over_time={over_time}"))
     table = load(tmp_path / "runs")
@@ -307,10 +307,10 @@ def test_damaged_records_are_named(root, text):
         load(root)
 
 
-@pytest.mark.parametrize(("text", "told"), [("seed: [", "cannot be read"), ("seed: 0\n", "is no config of a run")])
-def test_a_damaged_config_is_named(root, text, told):
+@pytest.mark.parametrize(("text", "message"), [("seed: [", "cannot be read"), ("seed: 0\n", "is no config of a run")])
+def test_a_damaged_config_is_named(root, text, message):
     write(root).config.write_text(text)
-    with pytest.raises(WdlabError, match=f"config.yaml: .*{told}"):
+    with pytest.raises(WdlabError, match=f"config.yaml: .*{message}"):
         load(root)
 
 

@@ -87,7 +87,7 @@ def _pairs(claim: Mapping[str, Any], groups: list[pd.DataFrame], seeds: Sequence
         claim: the claim.
         groups: the rows of one run per seed, of both groups, or of the first if ``b`` is a number.
         seeds: the seeds to pair.
-        notes: what a reader has to know is added here.
+        notes: remarks for the reader are added here.
     """
     options = dict(claim["statistic"])
     statistic = STATISTICS[options.pop("name")]
@@ -231,7 +231,7 @@ def _curves(rows: pd.DataFrame, metric: str, where: str) -> dict[int, pd.Series]
 
 
 def _mean(values: Any) -> float | None:
-    """Return the mean, None if there are no values or one is not finite."""
+    """Return the mean; None without values, or if one is not finite."""
     return float(np.mean(values)) if len(values) and np.isfinite(values).all() else None
 
 

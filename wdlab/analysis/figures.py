@@ -46,7 +46,7 @@ def draw(declared: Mapping[str, Any], rows: pd.DataFrame, probes: pd.DataFrame |
 
 
 def caption(declared: Mapping[str, Any], rows: pd.DataFrame) -> str:
-    """Return the text under a picture: what is drawn, over how many seeds, and what was scaled down."""
+    """Return the text under a picture: its content, the number of seeds, the paper, and the scale-downs."""
     counts = sorted(set(rows.groupby("panel")["seed"].nunique()))
     shown = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     over = declared.get("over", "seeds")

@@ -1,7 +1,7 @@
 """The statistics of curves that claims may name. Called by ``claims``.
 
 Each is a function (curve, group b's curve of the same seed, notes, options) -> number. A curve is a Series of the
-metric, indexed by step, without missing values. What a reader has to know is added to the notes.
+metric, indexed by step, without missing values. Remarks for the reader are added to the notes.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""The style of every figure: sizes, and the look of each method, told apart by the colour-blind and in grey."""
+"""The style of every figure: sizes, and a look for each method that is distinct in grey and for the colour-blind."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -83,7 +83,7 @@ def by_method(rows: pd.DataFrame, of: Mapping[Method, Look]) -> Iterator[tuple[s
     """Yield name, look and rows of each method that the rows contain.
 
     Args:
-        rows: some rows of a figure, say those of a panel.
+        rows: some rows of a figure, such as those of a panel.
         of: the looks of the figure's methods, by :func:`looks`.
     """
     methods = pd.Series(_methods(rows), index=rows.index, dtype=object)
