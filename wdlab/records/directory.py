@@ -106,7 +106,7 @@ class RunDirectory:
         resolved = OmegaConf.to_container(config, resolve=True)
         text = yaml.safe_dump(resolved, sort_keys=False)
         write_atomically(self.config, text)
-        self.write(self.parsed_config.name, {"sha256 of config.yaml": _checksum(text), "config": resolved})
+        self.write(self.parsed_config.name, {"sha256 of config.yaml": _checksum(text.encode()), "config": resolved})
 
     def read_config(self) -> dict[str, Any]:
         """Return the content of ``config.yaml`` as plain values.
@@ -118,7 +118,7 @@ class RunDirectory:
             ConfigError: if ``config.yaml`` is missing or is not a mapping in YAML.
         """
         try:
-            text = self.config.read_text()
+            text = self.config.read_bytes()
             parsed = self.read(self.parsed_config.name)
             if parsed.get("sha256 of config.yaml") == _checksum(text):
                 return parsed["config"]
@@ -214,6 +214,6 @@ class RunDirectory:
         return not sessions or all(sessions[-1].get(key, False) == value for key, value in machine.items())
 
 
-def _checksum(text: str) -> str:
+def _checksum(text: bytes) -> str:
     """Return the SHA-256 of a text, by which an edited ``config.yaml`` is noticed."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text).hexdigest()
