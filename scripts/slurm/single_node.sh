@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A SLURM of one node on this machine, to try a sweep on. It touches no other SLURM: ports, keys and state are its own.
+# A SLURM of one node on this machine, to test sweeps. It shares no ports, keys or state with any other SLURM.
 #
 #   scripts/slurm/single_node.sh install        Debian's slurm-wlm and munge, by apt-get, as root
 #   scripts/slurm/single_node.sh start FOLDER   configuration, logs and state go to FOLDER
@@ -22,7 +22,7 @@ usage() {
 }
 
 install_packages() {
-    command -v apt-get >/dev/null || fail "no apt-get here; install SLURM and munge in your system's way"
+    command -v apt-get >/dev/null || fail "no apt-get here; install SLURM and munge with the package manager of this system"
     [ "$(id -u)" = 0 ] || fail "install needs root"
     local quiet=(env DEBIAN_FRONTEND=noninteractive apt-get -qq)
     "${quiet[@]}" update
@@ -77,7 +77,7 @@ END
 start() {
     local program
     for program in $DAEMONS sinfo; do
-        command -v "$program" >/dev/null || fail "$program is not installed; $0 install"
+        command -v "$program" >/dev/null || fail "$program is not installed; run $0 install"
     done
     [ ! -e "$folder/slurm.conf" ] || fail "$folder: has a SLURM already; stop it and delete the folder"
     mkdir -p "$folder/state" "$folder/spool"
