@@ -1,4 +1,4 @@
-"""Measure what things cost, beside what they are to be compared with. Called by ``make bench``.
+"""Measure costs next to those of alternatives, and write them as tables. Called by ``make bench``.
 
 python scripts/benchmark.py optimizers
 """
@@ -7,11 +7,12 @@ import argparse
 import sys
 from pathlib import Path
 
-import wdlab  # noqa: F401, before torch, whose threads it has wait for each other for a bounded time
+import wdlab  # noqa: F401, before torch: sets how long torch's threads spin while they wait
 
 # isort: split
 import torch
-from benchmarks import busy, figures, gpu, inputs, ledger, loop, optimizers, stacked, timing, training
+from benchmarks import busy, figures, gpu, inputs, ledger, loop, optimizers, pages, stacked, training
+from benchmarks.timing import Options
 
 from wdlab.engine import cpu
 
@@ -29,18 +30,20 @@ SECTIONS = {
 
 
 def main() -> None:
-    """The command line: measure the sections that are named, all of them by default."""
-    parser = argparse.ArgumentParser(description="Measure what things cost, beside what they are to be compared with.")
+    """Run the command line: measure the named sections, by default all."""
+    parser = argparse.ArgumentParser(description="Measure costs next to those of alternatives.")
     parser.add_argument("sections", nargs="*", metavar="section", help=", ".join(SECTIONS))
     parser.add_argument(
-        "--repeats", type=int, default=50, help="how often every case is measured, at least 2; slow ones less"
+        "--repeats", type=int, default=50, help="measurements of every case, at least 2; fewer of slow ones"
     )
-    parser.add_argument("--milliseconds", type=float, default=8.0, help="how long one measurement lasts")
-    parser.add_argument("--width", type=int, default=400, help="of the network whose parameters are stepped")
-    parser.add_argument("--no-compiled", action="store_true", help="leave out what takes a compiler")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see whether it runs; no numbers to keep")
+    parser.add_argument("--milliseconds", type=float, default=8.0, help="duration of one measurement")
+    parser.add_argument("--width", type=int, default=400, help="width of the network that is trained")
+    parser.add_argument("--no-compiled", action="store_true", help="leave out the cases that need a compiler")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny sizes, to test that everything runs; the numbers mean nothing"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="where the tables go")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder for the tables")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.sections if name not in SECTIONS]
     if unknown:
@@ -50,16 +53,16 @@ def main() -> None:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: no CUDA device is visible here")
     device = torch.device("cuda" if arguments.device != "cpu" and torch.cuda.is_available() else "cpu")
-    options = timing.Options(
+    options = Options(
         device, arguments.repeats, arguments.milliseconds, arguments.width, not arguments.no_compiled, arguments.quick
     )
-    cpu.available_threads()  # before a section changes torch's number
+    cpu.available_threads()  # counted once, before a section sets torch's number of threads
     for name in arguments.sections or SECTIONS:
         table = SECTIONS[name](options)
         if table is None:
             print(f"{name}: left out, it does not apply on this device ({device.type})", file=sys.stderr)
             continue
-        page = timing.write(table, name, options, arguments.out)
+        page = pages.write(table, name, options, arguments.out)
         print(page.read_text(), end="")
         print(f"table    {page}", file=sys.stderr)
 

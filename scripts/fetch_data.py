@@ -12,7 +12,7 @@ from wdlab.records.identity import compose_config
 
 
 def main() -> None:
-    """The command line; exit code 2 if the data set cannot be had."""
+    """Run the command line. The exit code is 2 if the data set cannot be downloaded."""
     parser = argparse.ArgumentParser(description="Download a data set with torchvision into the data folder.")
     parser.add_argument("dataset", help="a file in configs/dataset: mnist, ...")
     arguments = parser.parse_args()

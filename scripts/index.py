@@ -16,7 +16,7 @@ def table() -> str:
         "| --- " * (4 + len(declaration.SCALES)) + "|",
     ]
     for name in declaration.names():
-        declared = {scale: declaration.read_declaration(name, scale) for scale in declaration.SCALES}
+        declared = {scale: declaration.read(name, scale) for scale in declaration.SCALES}
         first = declared["quick"]
         made = [_verdicts(tables.Files.of(name, scale, PROJECT / "results")) for scale in declaration.SCALES]
         times = ", ".join(f"`{scale}` {declared[scale]['at']['time']}" for scale in declaration.SCALES)
@@ -26,6 +26,7 @@ def table() -> str:
 
 
 def _verdicts(files: tables.Files) -> str:
+    """Return the verdicts of a figure at a scale, as a link to its picture."""
     if not files.verdicts.exists():
         return NOT_MADE
     return f"[{figures.counted(files)}]({files.picture.relative_to(PROJECT)})"

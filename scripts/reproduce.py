@@ -21,7 +21,7 @@ LAUNCHERS = ("auto", "local", "joblib", "stacked", "slurm")
 
 
 def main() -> None:
-    """The command line; exit code 2 for bad input, 1 if runs failed."""
+    """Run the command line. The exit code is 2 for bad input, 1 if runs failed."""
     parser = argparse.ArgumentParser(description="Run what is missing for a figure, then write its files.")
     parser.add_argument("figure", help="fig3, ...")
     parser.add_argument("--scale", default="quick", help=", ".join(declaration.SCALES))
@@ -31,7 +31,7 @@ def main() -> None:
         help="auto: stacked for the MLPs of quick, else local on a GPU, joblib on a CPU; " + "; ".join(LAUNCHERS[1:]),
     )
     parser.add_argument("--logger", default="auto", help="auto, offline, online, disabled")
-    parser.add_argument("--results", default="results", help="where tables, figures and claims go")
+    parser.add_argument("--results", default="results", help="folder for tables, figures and claims")
     arguments = parser.parse_args()
     try:
         reproduce(arguments.figure, arguments.scale, arguments.launcher, arguments.logger, Path(arguments.results))
@@ -44,66 +44,66 @@ def main() -> None:
 
 
 def reproduce(figure: str, scale: str, launcher: str, logger: str, results: Path) -> None:
-    """Run what is missing, then write the figure's files and say what they say.
+    """Run what is missing, then write the figure's files and print its verdicts.
 
     Raises:
         WdlabError: for input that cannot be used.
-        RunFailed: if runs failed, or another process still has some of them.
+        RunFailed: if runs failed, or are still trained by another process.
     """
     if launcher not in LAUNCHERS:
         raise ConfigError(f"LAUNCHER={launcher}: must be one of {', '.join(LAUNCHERS)}")
-    declared = declaration.read_declaration(figure, scale)
-    jobs = declaration.figure_runs(declared, results / "runs")
-    distinct = {job.directory.name: job for job in jobs}.values()  # panels may share a run
-    missing = [job for job in distinct if not job.directory.finished]
+    declared = declaration.read(figure, scale)
+    runs = declaration.runs(declared, results / "runs")
+    distinct = {run.directory.name: run for run in runs}.values()  # panels may share a run
+    missing = [run for run in distinct if not run.directory.finished]
     print(f"{figure} at {scale} scale: {len(distinct)} runs, {len(missing)} to do", flush=True)
     if missing:
         run_missing(missing, launcher, scale, logger, results)
-    files, judged = figures.write(declared, jobs, results)
-    tell(files, judged)
+    files, judged = figures.write(declared, runs, results)
+    print_verdicts(files, judged)
 
 
-def launcher_of(job: declaration.FigureRun, asked: str, scale: str) -> str:
-    """The launcher of a run; where none is asked for, small MLPs go side by side, else one run per core, or per GPU."""
-    if asked != "auto":
-        return asked
-    if scale == "quick" and any(override.startswith("model=mlp") for override in job.overrides):
+def launcher_of(run: declaration.FigureRun, chosen: str, scale: str) -> str:
+    """Return the launcher of a run. ``auto`` stacks small MLPs, else takes one run per core, or one per GPU."""
+    if chosen != "auto":
+        return chosen
+    if scale == "quick" and any(override.startswith("model=mlp") for override in run.overrides):
         return "stacked"
     return "local" if shutil.which("nvidia-smi") or (os.cpu_count() or 1) == 1 else "joblib"
 
 
-def run_missing(missing: list[declaration.FigureRun], asked: str, scale: str, logger: str, results: Path) -> None:
-    """Hand the runs to their launchers, to one after another.
+def run_missing(missing: list[declaration.FigureRun], chosen: str, scale: str, logger: str, results: Path) -> None:
+    """Train the missing runs, with one launcher after another.
 
     Raises:
-        RunFailed: if some are not finished behind that.
+        RunFailed: if some of them are not finished afterwards.
     """
     by_launcher: dict[str, list[declaration.FigureRun]] = {}
-    for job in missing:
-        by_launcher.setdefault(launcher_of(job, asked, scale), []).append(job)
-    for launcher, jobs in by_launcher.items():
-        code = run_with(launcher, jobs, logger, results)
-        left = [job.directory for job in jobs if not job.directory.finished]
+    for run in missing:
+        by_launcher.setdefault(launcher_of(run, chosen, scale), []).append(run)
+    for launcher, runs in by_launcher.items():
+        code = run_with(launcher, runs, logger, results)
+        left = [run.directory for run in runs if not run.directory.finished]
         if left and code in (2, 130):
-            sys.exit(code)  # it has said why
+            sys.exit(code)  # the command has printed the reason
         if left:
             raise RunFailed(f"{len(left)} runs are not finished ({left[0].name}: {left[0].status}); no figure was made")
 
 
-def run_with(launcher: str, jobs: list[declaration.FigureRun], logger: str, results: Path) -> int:
-    """The exit code of ``python -m wdlab.train -m``, in a process of its own, which Ctrl-C can end in its own way."""
+def run_with(launcher: str, runs: list[declaration.FigureRun], logger: str, results: Path) -> int:
+    """Train runs by ``python -m wdlab.train -m`` in a process that Ctrl-C stops cleanly, and return its exit code."""
     with tempfile.TemporaryDirectory() as folder:
         listed = Path(folder) / "jobs.json"
-        listed.write_text(json.dumps([list(job.overrides) for job in jobs]))
+        listed.write_text(json.dumps([list(run.overrides) for run in runs]))
         command = [sys.executable, "-m", "wdlab.train", "-m", f"hydra.sweeper.jobs={listed}"]
         options = [f"hydra/launcher={launcher}", f"logger={logger}", f"paths.runs={results / 'runs'}"]
         return run_to_its_end([*command, *options])
 
 
 def run_to_its_end(command: list[str]) -> int:
-    """The exit code of a command that, on Ctrl-C or SIGTERM, is given the time to end in its own way."""
+    """Run a command and return its exit code. After Ctrl-C or SIGTERM the command has the time to write checkpoints."""
     process = subprocess.Popen(command)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal has told the process itself
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to the process itself
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         return process.wait()
@@ -112,13 +112,13 @@ def run_to_its_end(command: list[str]) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def tell(files: tables.Files, judged: dict) -> None:
-    """Print where the figure is and what its verdicts say."""
+def print_verdicts(files: tables.Files, judged: dict) -> None:
+    """Print the files of the figure, its seeds, its scale-downs and its verdicts."""
     print(f"\ntable    {files.table}\npicture  {files.picture}\nverdicts {files.verdicts}\n")
     exploratory = any(claim["exploratory"] for claim in judged["claims"])
     print(f"{judged['title']}, {judged['scale']} scale" + exploratory * ", exploratory: fewer than 5 seeds")
     for panel in judged["panels"].values():
-        if "seeds" in panel:  # and not simulated
+        if "seeds" in panel:  # a simulated panel has none
             print(f"  {panel['title']}: seeds {', '.join(map(str, panel['seeds']))}")
     print(textwrap.fill(f"Scale-downs: {judged['scale_down']}", 110))
     for claim in judged["claims"]:

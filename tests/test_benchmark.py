@@ -147,7 +147,7 @@ def test_numbers_that_are_not_ordinary_are_refused(timing, bad):
         timing.check_ordinary("weights", [timing.torch.tensor([1.0, float(bad)])])
 
 
-def test_an_unknown_section_is_told_in_one_line(tmp_path, monkeypatch, capsys):
+def test_an_unknown_section_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "nonsense", "--out", str(tmp_path / "tables")])
     with pytest.raises(SystemExit, match="2"):

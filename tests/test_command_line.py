@@ -157,4 +157,4 @@ def test_a_truncated_checkpoint_is_one_clear_line(command, tmp_path):
     (directory / "checkpoint.pt").write_bytes(whole[:1000])
     ended = command(*TINY)
     assert ended.returncode == 2 and len(ended.stderr.strip().splitlines()) == 1
-    assert re.search(r"checkpoint\.pt: damaged, .*delete it to go on from the start", ended.stderr)
+    assert re.search(r"checkpoint\.pt: damaged, .*delete it to resume from the start", ended.stderr)

@@ -139,7 +139,7 @@ def test_a_sweep_told_to_stop_ends_at_a_step_and_the_same_command_finishes(tmp_p
     (os.killpg if scope == "group" else os.kill)(process.pid, number)
     told, complaints = process.communicate(timeout=240)
     assert process.returncode == 130, complaints
-    assert "interrupted; the same command goes on from here\n" in complaints and "Traceback" not in complaints
+    assert "interrupted; the same command resumes from here\n" in complaints and "Traceback" not in complaints
     assert "sweep: " in told and "interrupted" in told.splitlines()[-1]
     for name, status in statuses(folder).items():
         assert status["status"] in ("interrupted", "done"), name
@@ -159,7 +159,7 @@ def test_a_damaged_checkpoint_in_a_sweep_is_named_and_the_others_are_trained(swe
         (path / "checkpoint.pt").write_bytes(damage)
     ended = sweep(launcher, good(0, 1, 2))
     assert ended.returncode == 1 and "sweep: 1 done, 2 failed\n" in ended.stdout
-    line = r"^  [\w-]+: failed, .*checkpoint\.pt: damaged, .*; delete it to go on from the checkpoint before it$"
+    line = r"^  [\w-]+: failed, .*checkpoint\.pt: damaged, .*; delete it to resume from the checkpoint before it$"
     assert len(re.findall(line, ended.stdout, re.MULTILINE)) == 2
     for path in folder.glob("*/checkpoint.pt"):
         if path.stat().st_size < 100:

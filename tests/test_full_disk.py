@@ -72,13 +72,13 @@ def check_what_is_there(directory: RunDirectory) -> None:
 
 
 def test_wherever_the_disk_fills_up_the_run_goes_on_from_there(compose, disk, monkeypatch):
-    """One page more each time, so that the disk is full at one file after the other."""
+    """With one free page each attempt gets one file further; later attempts have more pages, for the checkpoint."""
     monkeypatch.setattr("wdlab.records.directory.code_version", dict)  # an uncommitted diff may be longer than the disk
     whole, config = compose(*STEPS), compose(*STEPS, f"paths.runs={disk}")
     session.run(whole)
     directory = RunDirectory.of(config)
     stopped_by = set()
-    for pages in range(40):
+    for pages in (0, *[1] * 6, *range(2, 40)):
         leave(disk, pages)
         rows_before = directory.metrics.read_bytes() if directory.metrics.exists() else b""
         kept = checkpoint.load(directory)["records_bytes"] if directory.checkpoint.exists() else 0
@@ -94,7 +94,7 @@ def test_wherever_the_disk_fills_up_the_run_goes_on_from_there(compose, disk, mo
         if directory.metrics.exists():
             assert directory.metrics.read_bytes().startswith(rows_before[:kept])
     assert directory.status == "done"
-    assert {"config.yaml", "provenance.json", "metrics.jsonl", "checkpoint.pt"} <= stopped_by
+    assert {"config.yaml", "config.json", "provenance.json", "metrics.jsonl", "checkpoint.pt"} <= stopped_by
     same_ending(RunDirectory.of(whole), directory)
 
 

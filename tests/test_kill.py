@@ -34,7 +34,7 @@ def test_a_polite_end_is_at_a_step_with_a_checkpoint(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=60)
     directory = RunDirectory(tmp_path, run_name(compose_config(OVERRIDES)))
-    assert process.returncode == 130 and told.strip() == "interrupted; the same command goes on from here"
+    assert process.returncode == 130 and told.strip() == "interrupted; the same command resumes from here"
     assert directory.status == "interrupted"
     assert checkpoint.load(directory)["step"] >= directory.last_step
 

@@ -1,4 +1,4 @@
-"""The ledger: what state every run is in, and going on with those that did not end well."""
+"""The list of runs: the state of each, and retrying those that did not end well."""
 
 import fcntl
 import json
@@ -26,7 +26,7 @@ LONG = ("train.steps=200000", "train.log_every=100", "train.eval_every=100000", 
 def made(
     root, name, status=None, config="train:\n  steps: 20\n", metrics='{"step": 0}\n{"step": 10}\n'
 ) -> RunDirectory:
-    """A directory with what is given, as a run would write it."""
+    """Make a directory with the given files, as a run would write them."""
     directory = RunDirectory(root, name)
     directory.create()
     if status is not None:
@@ -42,7 +42,7 @@ def states(root) -> dict[str, str]:
     return {entry.run: entry.state for entry in runs.entries(root)}
 
 
-def test_every_state_is_told_with_its_step_and_what_went_wrong(tmp_path):
+def test_every_state_is_listed_with_its_step_and_its_error(tmp_path):
     where = {"host": "here", "pid": 12}
     for status in ("done", "interrupted", "running"):
         made(tmp_path, status, {"status": status, "step": 10, **where})
@@ -88,14 +88,14 @@ def test_a_lock_that_is_held_is_a_run_that_runs(tmp_path):
     assert states(tmp_path) == {"a-run": "interrupted"}
 
 
-def test_looking_makes_no_file(tmp_path):
+def test_listing_makes_no_file(tmp_path):
     directory = made(tmp_path, "a-run", {"status": "running"})
     before = sorted(tmp_path.rglob("*"))
     assert states(tmp_path) == {"a-run": "stale"} and sorted(tmp_path.rglob("*")) == before
     assert not directory.lock_file.exists()
 
 
-def test_a_run_that_starts_while_it_is_looked_at_is_not_turned_away(tmp_path):
+def test_a_run_that_starts_while_it_is_listed_gets_its_lock(tmp_path):
     directory = made(tmp_path, "a-run", {"status": "stale"})
     looking = directory.lock_file.open("w")
     fcntl.flock(looking, fcntl.LOCK_SH)  # as the ledger does, which lets it go much sooner
@@ -104,7 +104,7 @@ def test_a_run_that_starts_while_it_is_looked_at_is_not_turned_away(tmp_path):
         assert states(tmp_path) == {"a-run": "running"}
 
 
-def test_a_run_that_ends_between_two_looks_is_not_stale(tmp_path, monkeypatch):
+def test_a_run_that_ends_while_it_is_listed_is_not_stale(tmp_path, monkeypatch):
     directory = made(tmp_path, "a-run", {"status": "running"})
     looks = iter([lambda: directory.write_status("done")])
 
@@ -170,9 +170,11 @@ def test_the_table_keeps_names_whole_and_fits_a_terminal(tmp_path):
     assert all("..." not in line for line in runs.table(runs.entries(tmp_path), None))
 
 
-@pytest.mark.parametrize(("seconds", "told"), [(None, "-"), (0.4, "0 s"), (59, "59 s"), (60, "1 min"), (90_000, "1 d")])
-def test_ages_have_one_unit(seconds, told):
-    assert runs._age(seconds) == told
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(None, "-"), (0.4, "0 s"), (59, "59 s"), (60, "1 min"), (90_000, "1 d")]
+)
+def test_ages_have_one_unit(seconds, shown):
+    assert runs._age(seconds) == shown
 
 
 def test_the_command_lists_filters_and_speaks_json(shell, command, tmp_path):
@@ -183,27 +185,27 @@ def test_the_command_lists_filters_and_speaks_json(shell, command, tmp_path):
     assert listed.returncode == 0 and listed.stderr == ""
     rows = r"^failed +10/20 +\d+ s  b\n    ValueError: x\nstale +10/20 +\d+ s  c\n    was process 5 on there$"
     assert re.search(rows, listed.stdout, re.MULTILINE)
-    assert "\n3 runs: 1 done, 1 failed, 1 stale\n--retry-failed goes on with" in listed.stdout
+    assert "\n3 runs: 1 done, 1 failed, 1 stale\n--retry-failed resumes those" in listed.stdout
     found = json.loads(command("results/runs", "--json", "--status", "failed,stale", main=runs.main).stdout)
     assert [entry["run"] for entry in found] == ["b", "c"]
     assert found[0].keys() == {"run", "path", "state", "step", "steps", "age_seconds", "host", "pid", "error"}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["nowhere"], "error: nowhere: is no folder of runs, No such file or directory"),
         (["a-file"], "error: a-file: is no folder of runs, Not a directory"),
         ([".", "--status", "lost"], "error: --status lost: must be one of done, new, running, interrupted, diverged"),
     ],
 )
-def test_bad_input_is_one_line(arguments, told, tmp_path, monkeypatch, capsys):
+def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a-file").write_text("")
     with pytest.raises(SystemExit, match="2"):
         runs.main(arguments)
     shown = capsys.readouterr()
-    assert shown.out == "" and shown.err.startswith(told) and shown.err.count("\n") == 1
+    assert shown.out == "" and shown.err.startswith(message) and shown.err.count("\n") == 1
 
 
 def test_a_reader_who_has_seen_enough_is_no_error(tmp_path):
@@ -239,13 +241,13 @@ def test_what_failed_or_lost_its_process_is_done_after_a_retry(compose, tmp_path
     )
     failing(monkeypatch, failed)
     session.run(killed)
-    RunDirectory.of(killed).write_status("running")  # as if killed before it could say that it is done
+    RunDirectory.of(killed).write_status("running")  # as if killed before its status was written
     records = RunDirectory.of(killed).metrics.read_bytes()
     RunDirectory.of(begun).create()
     RunDirectory.of(begun).write_config(begun)
     with pytest.raises(RunFailed):
         session.run(diverged)
-    (tmp_path / "runs").rename(tmp_path / "moved")  # runs are gone on with where they lie
+    (tmp_path / "runs").rename(tmp_path / "moved")  # runs are resumed where they are
     assert retried(tmp_path / "moved") == 0
     assert sorted(states(tmp_path / "moved").values()) == ["diverged", "done", "done", "done"]
     assert RunDirectory(tmp_path / "moved", run_name(killed)).metrics.read_bytes() == records
@@ -275,7 +277,7 @@ def test_one_that_fails_again_does_not_stop_the_others(compose, tmp_path, monkey
     assert sorted(states(tmp_path / "runs").values())[:2] == ["done", "done"]
 
 
-def test_a_run_that_would_be_another_today_is_told_and_left_alone(compose, tmp_path, monkeypatch, capsys):
+def test_a_run_that_would_have_another_name_today_is_reported_and_left_alone(compose, tmp_path, monkeypatch, capsys):
     config = compose()
     failing(monkeypatch, config)
     directory = RunDirectory.of(config)
@@ -284,7 +286,7 @@ def test_a_run_that_would_be_another_today_is_told_and_left_alone(compose, tmp_p
     )
     before = {path: path.read_bytes() for path in directory.path.iterdir() if path.is_file()}
     assert retried(tmp_path / "runs") == 1
-    assert re.search(r"left alone, its config\.yaml is that of digits-mlp-sgd-none-\w+ today", capsys.readouterr().out)
+    assert re.search(r"left alone, today its config\.yaml is that of digits-mlp-sgd-none-\w+", capsys.readouterr().out)
     assert {path: path.read_bytes() for path in directory.path.iterdir() if path.is_file()} == before
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [directory.name]
 
@@ -329,6 +331,6 @@ def test_an_interrupted_retry_keeps_what_was_done(tmp_path):
     process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert "to be retried" in process.stdout.readline() and "started" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130 and told.strip() == "interrupted; the same command goes on from here"
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 130 and message.strip() == "interrupted; the same command resumes from here"
     assert [*states(tmp_path).values()] == ["interrupted"]

@@ -32,7 +32,7 @@ def test_rows_are_appended_and_mirrored(tmp_path):
     assert lines == spy.rows == [{"step": 0, "train/loss": 2.5}, {"step": 1, "train/loss": None, "norm/path": None}]
 
 
-def test_going_on_keeps_what_the_checkpoint_vouches_for_and_mirrors_it_again(tmp_path):
+def test_resuming_keeps_the_log_lines_before_the_checkpoint_and_mirrors_them_again(tmp_path):
     path = tmp_path / "metrics.jsonl"
     first = recorder.Recorder(path, 0, wandb_mirror.Mirror())
     first.log({"step": 0})
@@ -108,18 +108,18 @@ def test_a_wandb_that_fails_stops_nothing(compose, monkeypatch, caplog, moment):
     assert len(directory.metrics.read_text().splitlines()) == 3
 
 
-def test_online_without_a_network_goes_on_within_seconds(compose, monkeypatch, caplog):
+def test_online_without_a_network_continues_within_seconds(compose, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(wandb_mirror, "SECONDS_TO_START", 2)
     began = time.monotonic()
     assert session.run(compose("logger=online")) == "done"
     assert time.monotonic() - began < 60  # of W&B's own, 90 would pass before the first step
-    (told,) = [record.message for record in caplog.records if "W&B stopped" in record.message]
-    assert "\n" not in told and "the run and its local records go on" in told
+    (message,) = [record.message for record in caplog.records if "W&B stopped" in record.message]
+    assert "\n" not in message and "the run and its local records go on" in message
 
 
-def test_online_without_an_account_goes_on_without_asking(shell, tmp_path):
+def test_online_without_an_account_continues_without_a_prompt(shell, tmp_path):
     environment = {"WANDB_API_KEY": "", "HOME": str(tmp_path), "WANDB_BASE_URL": "http://127.0.0.1:9"}
     ended = shell("logger=online", "train.steps=2", "runtime=cpu", env=environment, stdin=subprocess.DEVNULL)
     assert ended.returncode == 0, ended.stderr

@@ -1,4 +1,4 @@
-"""The committed results are what the committed declarations say, and the headline agrees with the released curves."""
+"""The committed results follow from the committed declarations, and the headline from the released curves."""
 
 import json
 
@@ -23,14 +23,14 @@ def test_fig3_is_there_at_both_scales():
 
 @pytest.mark.parametrize(("name", "scale"), MADE)
 def test_the_table_holds_exactly_the_declared_runs(name, scale):
-    declared = declaration.read_declaration(name, scale)
+    declared = declaration.read(name, scale)
     table = pd.read_csv(tables.Files.of(name, scale, RESULTS).table)
-    jobs = declaration.figure_runs(declared, "anywhere", committed=True)
+    jobs = declaration.runs(declared, "anywhere", committed=True)
     simulated = [panel["panel"] for panel in declared["at"]["panels"] if "simulate" in panel]
     of_runs = ~table["panel"].isin(simulated)
     assert set(table.loc[of_runs, "run"]) == {job.directory.name for job in jobs}
     if not jobs:
-        assert_simulated_alike(tables.of_runs(declared, []), table)
+        assert_simulated_alike(tables.make(declared, []), table)
 
 
 def assert_simulated_alike(found: pd.DataFrame, committed: pd.DataFrame) -> None:
@@ -49,19 +49,19 @@ def assert_simulated_alike(found: pd.DataFrame, committed: pd.DataFrame) -> None
 @pytest.mark.parametrize("name", declaration.names())
 def test_figures_at_cpu_scale_are_declared_in_float32(name):
     """Where bf16 is emulated it takes many times as long."""
-    panels = declaration.read_declaration(name, "cpu")["at"]["panels"]
+    panels = declaration.read(name, "cpu")["at"]["panels"]
     lines = [line for panel in panels for line in (panel.get("shared", []), *panel.get("vary", []))]
     assert not any("precision" in override for line in lines for override in line)
 
 
 @pytest.mark.parametrize(("name", "scale"), MADE)
 def test_the_verdicts_follow_from_the_table(name, scale):
-    declared, files = declaration.read_declaration(name, scale), tables.Files.of(name, scale, RESULTS)
-    table, measured = tables.read_tables(declared, files)
+    declared, files = declaration.read(name, scale), tables.Files.of(name, scale, RESULTS)
+    table, measured = tables.read(declared, files)
     committed = json.loads(files.verdicts.read_text())
     again = json.loads(json.dumps(figures.verdicts(declared, table, [], measured)))
     for of_the_runs in ("runs", "devices", "code"):
-        assert committed.pop(of_the_runs) or declaration.figure_runs(declared, "anywhere") == []
+        assert committed.pop(of_the_runs) or declaration.runs(declared, "anywhere") == []
         del again[of_the_runs]
     assert words(again) == words(committed)
     assert numbers(again) == pytest.approx(numbers(committed), rel=1e-9, abs=1e-12)  # logarithms differ in last digits
@@ -86,7 +86,7 @@ def words(value) -> dict[str, object]:
 
 @pytest.mark.parametrize("method", ["l2", "pathprox"])
 def test_fig3_on_mnist_is_within_three_percent_of_the_released_curves(method):
-    declared = declaration.read_declaration("fig3", "cpu")
+    declared = declaration.read("fig3", "cpu")
     table = pd.read_csv(tables.Files.of("fig3", "cpu", RESULTS).table)
     rows = claims.select(table, {"panel": "mlp", "regularizer": method})
     means = rows.groupby("step")["objective/path_norm"].agg(["mean", "count"])

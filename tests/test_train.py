@@ -260,7 +260,7 @@ def test_records_that_a_checkpoint_counts_on_must_be_there(compose):
     directory = RunDirectory.of(config)
     directory.write_status("running")
     directory.metrics.write_bytes(directory.metrics.read_bytes()[:-10])
-    with pytest.raises(CheckpointError, match="its checkpoint counts on"):
+    with pytest.raises(CheckpointError, match="its checkpoint was written at"):
         session.run(config)
 
 

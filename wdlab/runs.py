@@ -1,17 +1,17 @@
-"""The ledger of all runs, read off their directories; ``python -m wdlab.runs`` and ``make status`` print it.
+"""The list of all runs, read from their directories; ``python -m wdlab.runs`` and ``make status`` print it.
 
-    python -m wdlab.runs [FOLDER]                   every run with its state, step, and age of its last record
+    python -m wdlab.runs [FOLDER]                   every run with its state, step, and age of its last log line
     python -m wdlab.runs --status failed,stale      only those
-    python -m wdlab.runs --retry-failed             go on with what failed, was interrupted, or lost its process
+    python -m wdlab.runs --retry-failed             resume runs that failed, were interrupted, or lost their process
     python -m wdlab.runs --json                     a list with one object per run
 
-A run is ``done``, ``running`` (a process holds its lock), ``interrupted`` (stopped itself, with a checkpoint),
-``diverged``, ``failed``, ``stale`` (it was begun, did not end, and no process has it, as after a kill), ``unreadable``
-(its ``status.json`` is damaged) or ``new`` (nothing was begun). Locks are those of the filesystem; on one that does not
-carry them from machine to machine, a run on another machine looks stale.
+A run is ``done``, ``running`` (a process holds its lock), ``interrupted`` (stopped with a checkpoint), ``diverged``,
+``failed``, ``stale`` (started and not finished, and no process holds its lock, as after a kill), ``unreadable`` (its
+``status.json`` is damaged) or ``new`` (not started). Locks are those of the filesystem. On a filesystem that does not
+share locks between machines, a run on another machine is listed as stale.
 
-Keys of an object: ``run``, ``path``, ``state``; ``step``, that of the last record, of ``steps`` (null if unknown);
-``age_seconds`` of the last record (null if there is none); ``host`` and ``pid`` of the process that wrote the status;
+Keys of an object: ``run``, ``path``, ``state``; ``step``, that of the last log line, of ``steps`` (null if unknown);
+``age_seconds`` of the last log line (null if there is none); ``host`` and ``pid`` of the process that wrote the status;
 ``error``, its last line (null if there is none).
 """
 
@@ -38,13 +38,13 @@ from wdlab.records.identity import CONFIGS, compose_config, run_name
 STATES = ("done", "new", "running", "interrupted", "diverged", "failed", "stale", "unreadable")  # in order of the list
 RETRIED = ("interrupted", "failed", "stale")
 _WRITTEN = ("running", "interrupted", "failed", *FINISHED)
-_COMPLETED = ("train", "paths", "runtime", "logger")  # parts of an old config that may lack what has a default today
+_COMPLETED = ("train", "paths", "runtime", "logger")  # parts of an old config in which newer keys take their defaults
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A run as it is now; the module says what the fields mean."""
+    """A run in the list. The fields are explained at the top of this file."""
 
     run: str
     path: str
@@ -58,10 +58,10 @@ class Entry:
 
 
 def entries(root: Path) -> list[Entry]:
-    """All runs of a folder, in the order of ``STATES``, then by name.
+    """Return all runs of a folder, in the order of ``STATES``, then by name.
 
     Raises:
-        ConfigError: if it is no folder, or cannot be read.
+        ConfigError: if the folder does not exist, is a file, or cannot be read.
     """
     try:
         with os.scandir(root) as found:
@@ -72,7 +72,7 @@ def entries(root: Path) -> list[Entry]:
 
 
 def entry_of(directory: RunDirectory) -> Entry:
-    """One run, whatever is in its directory."""
+    """Return the entry of one run. Damaged files in its directory raise no error."""
     state, status, error = _state(directory)
     try:
         age = max(0.0, time.time() - directory.metrics.stat().st_mtime)
@@ -93,14 +93,15 @@ def entry_of(directory: RunDirectory) -> Entry:
 
 
 def _in_order(entry: Entry) -> tuple[int, str]:
+    """Return the key by which entries are sorted."""
     return STATES.index(entry.state), entry.run
 
 
 def _state(directory: RunDirectory) -> tuple[str, dict[str, Any], str | None]:
-    """A run's state, what its ``status.json`` says, and the last line of what went wrong."""
+    """Return a run's state, the content of its ``status.json``, and the last line of its error."""
     try:
         status, owned = directory.read("status.json"), directory.held
-        while not owned and (again := directory.read("status.json")) != status:  # began or ended between the looks
+        while not owned and (again := directory.read("status.json")) != status:  # it started or ended meanwhile
             status, owned = again, directory.held
         there = bool(status) or (directory.path / "status.json").exists()
         begun = there or directory.config.exists()
@@ -111,10 +112,10 @@ def _state(directory: RunDirectory) -> tuple[str, dict[str, Any], str | None]:
         return written, status, None
     if written == "diverged":
         return written, status, f"the loss was not finite at step {status.get('step')}"
-    if owned:
-        return "running", status if written == "running" else {}, None  # if not, it is that of the process before
+    if owned:  # any other status is that of an earlier process
+        return "running", status if written == "running" else {}, None
     if there and written not in _WRITTEN:
-        return "unreadable", status, "status.json: holds no status of a run"
+        return "unreadable", status, "status.json: contains no status of a run"
     if written == "failed":
         return written, status, (str(status.get("error")).splitlines() or [""])[-1]
     if written == "interrupted":
@@ -123,16 +124,17 @@ def _state(directory: RunDirectory) -> tuple[str, dict[str, Any], str | None]:
 
 
 def _steps(directory: RunDirectory) -> int | None:
+    """Return the number of steps in a run's config, None if it cannot be read."""
     try:
-        steps = directory.read_config("train")["train"]["steps"]
+        steps = directory.read_config()["train"]["steps"]
     except (ConfigError, KeyError, TypeError):
         return None
     return steps if isinstance(steps, int) else None
 
 
 def table(listed: Iterable[Entry], columns: int | None) -> Iterator[str]:
-    """Lines to read. Names are whole; an error that is longer than ``columns`` ends in dots."""
-    yield f"{'state':<12}{'step':>15}  {'last record':>11}  run"
+    """Yield the lines of the printed list. An error that is longer than ``columns`` is cut off; names never are."""
+    yield f"{'state':<12}{'step':>15}  {'last line':>11}  run"
     for entry in listed:
         steps = "?" if entry.steps is None else entry.steps
         yield f"{entry.state:<12}{f'{entry.step}/{steps}':>15}  {_age(entry.age_seconds):>11}  {_printable(entry.run)}"
@@ -144,13 +146,14 @@ def table(listed: Iterable[Entry], columns: int | None) -> Iterator[str]:
 
 
 def _detail(entry: Entry) -> str:
+    """Return the second line of an entry: its process or its error, "" without one."""
     if entry.state in ("running", "stale") and entry.pid is not None:
         return f"{'was ' * (entry.state == 'stale')}process {entry.pid} on {entry.host}"
     return entry.error or ""
 
 
 def _age(seconds: float | None) -> str:
-    """As ``3 min``: one unit is enough."""
+    """Return an age in one unit, such as ``3 min``."""
     if seconds is None:
         return "-"
     length, unit = next((u for u in _UNITS if seconds >= u[0]), _UNITS[-1])
@@ -158,49 +161,49 @@ def _age(seconds: float | None) -> str:
 
 
 def _printable(text: str) -> str:
-    """Without what could move a cursor, or is no text."""
+    """Escape the characters that could move the cursor of a terminal, and bytes that are not text."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def counts(every: Sequence[Entry]) -> str:
-    """One line: how many are in which state."""
+    """Return a line with the number of runs in each state."""
     of = Counter(entry.state for entry in every)
-    told = ", ".join(f"{of[state]} {state}" for state in STATES if of[state])
-    return f"{len(every)} runs: {told}" if every else "0 runs"
+    listed = ", ".join(f"{of[state]} {state}" for state in STATES if of[state])
+    return f"{len(every)} runs: {listed}" if every else "0 runs"
 
 
 def retry(chosen: Sequence[Entry]) -> dict[str, str]:
-    """Go on with runs from their own ``config.yaml``, one after another; torch is needed from here on.
+    """Resume runs from their own ``config.yaml``, one after another.
 
     Returns:
-        Why, for each run that did not end well. One that another process has taken is left to it.
+        The error of each run that did not end well, by its name. A run that another process has taken is left alone.
 
     Raises:
-        KeyboardInterrupt: if SIGINT or SIGTERM ended a run; a checkpoint was written first.
+        KeyboardInterrupt: if SIGINT or SIGTERM stopped a run; its checkpoint has been written.
     """
-
-    from wdlab import session  # torch is imported only here
+    from wdlab import session  # imported here, since listing runs needs no torch
 
     configure_log(OmegaConf.load(CONFIGS / "hydra" / "job_logging" / "wdlab.yaml"))
     defaults, bad = compose_config([]), {}
     for entry in chosen:
         try:
             session.run(_config(_directory(entry), defaults))
-        except (Exception, SystemExit) as error:  # whatever it is, the others can still do well
+        except (Exception, SystemExit) as error:  # the other runs may still succeed
             bad[entry.run] = explain(error) or repr(error)
             print(f"error: {_printable(bad[entry.run])}", flush=True)
     return bad
 
 
 def _directory(entry: Entry) -> RunDirectory:
+    """Return the directory of an entry."""
     return RunDirectory(Path(entry.path).parent, entry.run)
 
 
 def _config(directory: RunDirectory, defaults: DictConfig) -> DictConfig:
-    """What a run was started with, to be run where it lies.
+    """Return the config with which a run was started, for a run in the same directory.
 
     Raises:
-        ConfigError: if that is unreadable, or would be another run today.
+        ConfigError: if the config cannot be read, or belongs to a run of another name today.
     """
     config = OmegaConf.create(directory.read_config())
     for part in _COMPLETED:
@@ -209,17 +212,25 @@ def _config(directory: RunDirectory, defaults: DictConfig) -> DictConfig:
     OmegaConf.set_struct(config, True)
     name = run_name(config)
     if name != directory.name:
-        raise ConfigError(f"{directory.name}: left alone, its config.yaml is that of {name} today")
+        raise ConfigError(f"{directory.name}: left alone, today its config.yaml is that of {name}")
     return config
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line. Exit code 0; 1 if a retried run did not end well; 2 for bad input; 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m wdlab.runs", description="The ledger of all runs.")
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("results/runs"), help="of the run directories")
+    """Run the command line. Exit code 0; 1 if a retried run failed again; 2 for bad input; 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        prog="python -m wdlab.runs", description="List all runs, or retry those that failed."
+    )
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        default=Path("results/runs"),
+        help="folder of the run directories (results/runs)",
+    )
     parser.add_argument("--json", action="store_true", help="print a list with one object per run")
-    parser.add_argument("--status", metavar="STATE,...", help=f"only these: {', '.join(STATES)}")
-    parser.add_argument("--retry-failed", action="store_true", help=f"go on with runs that are {', '.join(RETRIED)}")
+    parser.add_argument("--status", metavar="STATE,...", help=f"only runs in these states: {', '.join(STATES)}")
+    parser.add_argument("--retry-failed", action="store_true", help=f"resume the runs that are {', '.join(RETRIED)}")
     given = parser.parse_args(arguments)
     sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -235,15 +246,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {explain(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; the same command resumes from here", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # whoever read has seen enough
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     sys.exit(code)
 
 
 def _states(given: str | None) -> tuple[str, ...]:
+    """Return the states named on the command line, all by default.
+
+    Raises:
+        ConfigError: for a state that does not exist.
+    """
     states = STATES if given is None else tuple(given.split(","))
     for state in states:
         if state not in STATES:
@@ -252,6 +268,7 @@ def _states(given: str | None) -> tuple[str, ...]:
 
 
 def _print(every: Sequence[Entry], states: Collection[str], as_json: bool) -> None:
+    """Print the runs that are in some states, as JSON or as lines with their number."""
     listed = [entry for entry in every if entry.state in states]
     if as_json:
         print(json.dumps([asdict(entry) for entry in listed], indent=2))
@@ -260,10 +277,11 @@ def _print(every: Sequence[Entry], states: Collection[str], as_json: bool) -> No
         print(line)
     print(counts(every))
     if any(entry.state in RETRIED for entry in listed):
-        print(f"--retry-failed goes on with those that are {', '.join(RETRIED)}")
+        print(f"--retry-failed resumes those that are {', '.join(RETRIED)}")
 
 
 def _retry_and_sum_up(chosen: Sequence[Entry]) -> int:
+    """Retry runs and print how they ended; return 1 if one failed again, else 0."""
     print(f"{counts(chosen)}; to be retried", flush=True)
     bad = retry(chosen) if chosen else {}
     after = [entry_of(_directory(entry)) for entry in chosen]

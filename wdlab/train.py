@@ -139,7 +139,7 @@ def main() -> None:
             if _errors:  # of a single run; a sweep raises its own
                 raise _errors[0]
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; the same command resumes from here", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         line = explain(error)

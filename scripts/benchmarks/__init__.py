@@ -1,1 +1,1 @@
-"""The sections of ``scripts/benchmark.py``: one module each, on what ``timing.py`` gives them."""
+"""The sections of ``scripts/benchmark.py``, one module each, based on ``timing`` and ``pages``."""

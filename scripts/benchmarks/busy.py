@@ -1,4 +1,4 @@
-"""What other work on the machine costs a run: every command alone, and beside one busy process per core."""
+"""The cost of other work on the machine: every command alone, and next to one busy process per core."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from functools import partial
 from benchmarks.stacked import seconds_of
 from benchmarks.timing import RATIO, Case, Options, Page, Part, part
 
-TARGET = 2.5  # times as long as alone
+TARGET = 2.5  # ratio of the times, busy to alone
 REPEATS = 3
 SMALL = ("dataset=digits", "runtime.device=cpu", "logger=disabled", "train.log_every=200", "train.eval_every=200")
 COMMANDS = {
@@ -27,21 +27,23 @@ COMMANDS = {
 
 
 def table(options: Options) -> Page | None:
-    """Measure; None on a GPU, and where every launch would take longer than what it measures."""
+    """Measure the commands; None on a GPU, and with tiny sizes, where starting Python would take most of the time."""
     if options.quick or options.device.type != "cpu":
         return None
     return Page("A busy machine", [_part(name, command, options) for name, command in COMMANDS.items()])
 
 
 def _part(name: str, command: tuple[str, ...], options: Options) -> Part:
+    """Measure one command."""
     words = ("-m", "wdlab.train", *command, *SMALL)
     problem = f"`python {' '.join(words)}`, from the start of Python to its end"
     base = Case("alone", partial(seconds_of, words), timed=True)
-    cases = [Case("beside one busy process per core", partial(_beside_others, words), TARGET, timed=True)]
+    cases = [Case("next to one busy process per core", partial(_next_to_others, words), TARGET, timed=True)]
     return part(name, problem, base, cases, options.at_most(REPEATS), RATIO)
 
 
-def _beside_others(words: tuple[str, ...]) -> float:
+def _next_to_others(words: tuple[str, ...]) -> float:
+    """Return the seconds of a command while every core is busy."""
     with busy_cores():
         return seconds_of(words)
 

@@ -34,7 +34,7 @@ def table(options: Options) -> Page | None:
     done: set[str] = set()
     rows = []
     for name in declaration.names():
-        jobs = [job for job in declaration.figure_runs(declaration.read_declaration(name, SCALE), "unused")]
+        jobs = [job for job in declaration.runs(declaration.read(name, SCALE), "unused")]
         new = {job.directory.name: job for job in jobs if job.directory.name not in done}
         done |= new.keys()
         if new:
@@ -63,7 +63,7 @@ def _row(name: str, jobs: Sequence[declaration.FigureRun]) -> Comparison:
 
 def declared_minutes(name: str) -> float:
     """Return the time that a figure's declaration states, in minutes."""
-    text = declaration.read_declaration(name, SCALE)["at"]["time"]
+    text = declaration.read(name, SCALE)["at"]["time"]
     number, unit = re.search(r"(\d+) (s|minutes|hours)\b", text).groups()
     return float(number) * {"s": 1 / 60, "minutes": 1, "hours": 60}[unit]
 

@@ -1,4 +1,4 @@
-"""What an epoch of ResNet-18 costs on a GPU, and how much of it the GPU is busy. Left out where there is none."""
+"""The cost of an epoch of ResNet-18 on a GPU, and the share of it in which the GPU is busy. Needs a GPU."""
 
 import importlib.util
 import threading
@@ -25,7 +25,7 @@ RUNTIMES = {
 
 
 def table(options: Options) -> Page | None:
-    """Measure; None where there is no CUDA device."""
+    """Measure the epochs; None without a CUDA device."""
     if options.device.type != "cuda":
         return None
     epochs = {
@@ -37,8 +37,8 @@ def table(options: Options) -> Page | None:
     images = next(iter(epochs.values())).images
     width = options.sized(64, 4)
     problem = (
-        f"an epoch of {images} random images of 3 x 32 x 32 that lie on the GPU, crop and flip included; ResNet-18 of "
-        f"width {width}, batches of {BATCH_SIZE}, SGD"
+        f"an epoch of {images} random images of 3 x 32 x 32 in the GPU's memory, crop and flip included; ResNet-18 "
+        f"of width {width}, batches of {BATCH_SIZE}, SGD"
     )
     made = part(
         f"ResNet-18, width {width}", problem, base, cases, options.at_most(REPEATS), SPEED_UP, (images, "images")
@@ -48,7 +48,7 @@ def table(options: Options) -> Page | None:
 
 
 class _Epoch:
-    """Trains for an epoch whenever it is called."""
+    """A network that trains for an epoch whenever it is called."""
 
     def __init__(self, options: Options, *runtime: str) -> None:
         network = ("dataset=cifar10", "model=resnet18", f"model.width={options.sized(64, 4)}")
@@ -65,13 +65,14 @@ class _Epoch:
 
 
 def _busy(epoch: Callable[[], None], options: Options) -> str:
-    """The share of an epoch in which the GPU works, and who says so."""
+    """Return the share of an epoch in which the GPU works, and how that was measured."""
     if importlib.util.find_spec("pynvml") is not None:
         return f"{_sampled(epoch, options):.0%} of an epoch (torch.cuda.utilization)"
     return f"{_profiled(epoch, options):.0%} of an epoch (time of its kernels in torch.profiler / wall time)"
 
 
 def _sampled(epoch: Callable[[], None], options: Options) -> float:
+    """Return the mean utilization that the driver reports during an epoch."""
     samples, over = [], threading.Event()
 
     def watch() -> None:
@@ -88,6 +89,7 @@ def _sampled(epoch: Callable[[], None], options: Options) -> float:
 
 
 def _profiled(epoch: Callable[[], None], options: Options) -> float:
+    """Return the time of all kernels of an epoch as a share of its wall time."""
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         options.synchronize()
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What a batch costs before a network sees it: ours in memory, beside torchvision's transforms and DataLoader."""
+"""The cost of loading a batch: ours in memory, next to torchvision's transforms in a DataLoader."""
 
 import itertools
 import statistics
@@ -15,27 +15,28 @@ from wdlab.data import Batches, Images
 from wdlab.data.augment import Augment
 
 REPEATS = 20
-LONGER = 50  # times options.milliseconds: many batches, so that whole epochs of ours are in it
+LONGER = 50  # times options.milliseconds, so that a measurement of ours contains whole epochs
 CIFAR, MNIST = (3, 32, 32), (1, 28, 28)
 CIFAR_MEAN, CIFAR_STD = [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]
 MNIST_MEAN, MNIST_STD = [0.1307], [0.3081]
 CIFAR_TARGET, MNIST_TARGET = 20.0, 70.0
 MNIST_REMARK = (
-    "The target is against torchvision's data set in a DataLoader, as users have it. The other three are given tensors "
-    "that were normalized once, as ours are; what is left to save there is collating examples one by one, and for the "
-    "last one, which indexes whole batches, drawing the order and the DataLoader's own turn. Ours is then one "
-    "index_select of 0.6 MB, so no loader that copies the batch can be 70 times slower."
+    "The target is against torchvision's data set in a DataLoader, as users have it. The other three loaders take "
+    "tensors that were normalized once, as ours are. Two of them collate examples one by one; the third, which indexes "
+    "whole batches, only draws the order in addition. Ours is one index_select of 0.6 MB, so no loader that copies the "
+    "batch can be 70 times slower."
 )
-STEADY = "random uint8 pixels; a batch in the middle of the stream, workers started, the epochs following each other"
+STEADY = "random uint8 pixels; a batch in the middle of a stream of epochs, with workers started"
 
 
 def table(options: Options) -> Page:
-    """Measure; no data set is needed."""
+    """Measure the batches; no data set is needed."""
     options = options.at_most(REPEATS)
     return Page("The cost of a batch", [_cifar(options, rotated=False), _cifar(options, rotated=True), _mnist(options)])
 
 
 def _cifar(options: Options, rotated: bool) -> Part:
+    """Measure a batch of CIFAR-10's shape with augmentation."""
     pixels, labels = loaders.random_images(CIFAR, options.sized(50_000, 600))
     batch_size = options.sized(128, 32)
     padding, turned = ("reflect", [RandomRotation(10)]) if rotated else ("zero", [])
@@ -47,13 +48,13 @@ def _cifar(options: Options, rotated: bool) -> Part:
     split = Images(pixels, labels, CIFAR_MEAN, CIFAR_STD, options.device, augment)
     base = _theirs("torchvision + DataLoader, 2 workers", theirs, options, loaders.AHEAD)
     title = f"CIFAR-10, {padding} padding, crop, flip{', rotation 10' if rotated else ''}"
-    problem = f"{len(labels)} images of 3 x 32 x 32, batches of {batch_size}, varied and normalized; {STEADY}"
+    problem = f"{len(labels)} images of 3 x 32 x 32, batches of {batch_size}, augmented and normalized; {STEADY}"
     ours = _ours(split, batch_size, options, None if rotated else CIFAR_TARGET)
     return part(title, problem, base, [ours], options, SPEED_UP, (batch_size, "images"))
 
 
 def _mnist(options: Options) -> Part:
-    """Ours against each of several DataLoaders; the target is against the first, torchvision's own data set in one."""
+    """Measure a batch of MNIST's shape against several DataLoaders; the first, of torchvision, has the target."""
     pixels, labels = loaders.random_images(MNIST, options.sized(60_000, 600))
     batch_size = options.sized(200, 32)
     split = Images(pixels, labels, MNIST_MEAN, MNIST_STD, options.device)
@@ -67,11 +68,14 @@ def _mnist(options: Options) -> Part:
     for k, other in enumerate(theirs):
         case = replace(ours, target=MNIST_TARGET if k == 0 else None, note="the fastest" if k == best else "")
         rows.append(compared(case, seconds[0], other, seconds[k + 1], SPEED_UP, items))
-    problem = f"{len(labels)} images of 1 x 28 x 28, batches of {batch_size}, normalized, nothing varied; {STEADY}"
+    problem = (
+        f"{len(labels)} images of 1 x 28 x 28, batches of {batch_size}, normalized, without augmentation; {STEADY}"
+    )
     return Part(title, problem, SPEED_UP, options.repeats, rows, items, [MNIST_REMARK])
 
 
 def _mnist_loaders(pixels: Tensor, images: Tensor, labels: Tensor, batch_size: int, options: Options) -> list[Case]:
+    """Return the DataLoaders to compare with."""
     pictures = loaders.torchvision_loader(pixels, labels, MNIST_MEAN, MNIST_STD, batch_size)
     alone, shared = (loaders.tensor_loader(images, labels, batch_size, workers) for workers in (0, loaders.WORKERS))
     indexing = loaders.indexing_loader(images, labels, batch_size)
@@ -89,11 +93,13 @@ def _mnist_loaders(pixels: Tensor, images: Tensor, labels: Tensor, batch_size: i
 
 
 def _theirs(what: str, loader: Any, options: Options, ahead: int = 0, note: str = "") -> Case:
+    """Return a case that takes batches from a DataLoader."""
     stream = loaders.endless(loader, options.device)
     return _case(what, lambda: next(stream), options, ahead, None, note)
 
 
 def _ours(split: Images, batch_size: int, options: Options, target: float | None) -> Case:
+    """Return a case that takes batches from our split in memory."""
     batches, steps = Batches(split, batch_size, seed=0), itertools.count()
     return _case("wdlab", lambda: batches(next(steps)), options, 0, target)
 
@@ -101,5 +107,6 @@ def _ours(split: Images, batch_size: int, options: Options, target: float | None
 def _case(
     what: str, once: Callable[[], Any], options: Options, ahead: int, target: float | None, note: str = ""
 ) -> Case:
+    """Return a case that takes batches one by one."""
     seconds = LONGER * options.milliseconds / 1000
     return Case(what, loaders.Steady(once, options, seconds, ahead), target, note, timed=True)

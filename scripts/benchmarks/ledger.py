@@ -1,4 +1,4 @@
-"""What it costs to look at many runs: the tidy table of ``analysis.load``, and the ledger."""
+"""The cost of reading many runs: the tidy table of ``analysis.load``, and the list of ``wdlab.runs``."""
 
 import json
 import math
@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks.timing import RATIO, Case, Options, Page, Part, part
 from wdlab import runs
 from wdlab.analysis import cache, load
@@ -20,11 +18,10 @@ from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import PROJECT, compose_config
 
 RUNS = (2_500, 5_000, 10_000)
-LINES = 5  # of metrics.jsonl
-METRICS = 25  # in each of them
-BOUND = 10.0  # seconds, for the table of the largest folder
+LINES = 5  # log lines of a run
+METRICS = 25  # in a log line
+BOUND = 10.0  # seconds that the table of the largest folder may take
 REPEATS = 3
-DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 PEAK = """
 import re, sys
 from pathlib import Path
@@ -37,74 +34,70 @@ print(peak() - start)
 
 
 def table(options: Options) -> Page:
-    """Measure; the runs are generated in a temporary folder, and none of them is trained."""
+    """Measure the reading of runs that are generated in a temporary folder without training."""
     options = options.at_most(REPEATS)
     counts = [options.sized(count, count // 250) for count in RUNS]
     with tempfile.TemporaryDirectory() as folder:
         roots = {count: Path(folder) / str(count) for count in counts}
         for count, root in roots.items():
             generate(root, count)
-        time.sleep(cache.SETTLED_NS / 1e9)
         parts = [_part(count, root, options, is_largest=count == counts[-1]) for count, root in roots.items()]
         remarks = [_memory(roots)] if sys.platform == "linux" else []
-    return Page("The cost of looking at many runs", parts, remarks)
+    return Page("The cost of reading many runs", parts, remarks)
 
 
 def generate(root: Path, count: int) -> None:
-    """Directories of random search: every run has a learning rate, a strength and numbers of its own."""
+    """Write the directories of a random search: runs that differ in learning rate, strength and metrics."""
     drawn = random.Random(0)
-    template = RunDirectory(root, "template")
-    template.create()
-    template.write_config(compose_config(["regularizer=l2"]))
-    config = template.read_config()
+    config = compose_config(["regularizer=l2"])
     for seed in range(count):
         directory = RunDirectory(root, f"digits-mlp-sgd-l2-{drawn.getrandbits(48):012x}")
         directory.create()
-        own = {
-            "seed": seed,
-            "optimizer": config["optimizer"] | {"lr": drawn.random()},
-            "regularizer": config["regularizer"] | {"strength": drawn.random() / 1000},
-        }
-        directory.config.write_text(yaml.dump(config | own, Dumper=DUMPER, sort_keys=False))
+        config["seed"] = seed
+        config["optimizer"]["lr"], config["regularizer"]["strength"] = drawn.random(), drawn.random() / 1000
+        directory.write_config(config)
         lines = [{f"metric/{m}": drawn.random() for m in range(METRICS)} | {"step": 100 * n} for n in range(LINES)]
         directory.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
         directory.write_status("done", step=100 * (LINES - 1))
-    template.config.unlink()
-    template.path.rmdir()
 
 
 def _part(count: int, root: Path, options: Options, is_largest: bool) -> Part:
+    """Measure one folder of runs."""
     base = Case(f"the bound, {BOUND:g} s", lambda: BOUND, timed=True)
     cases = [
         _case("analysis.load, for the first time", _forget, load, root, target=1.0 if is_largest else None),
         _case("analysis.load, again", Path.exists, load, root),
         _case("wdlab.runs", Path.exists, lambda folder: list(runs.table(runs.entries(folder), None)), root),
     ]
-    problem = f"{count} runs, each of {LINES} lines of {METRICS} metrics, with a config of its own; files in memory"
+    problem = f"{count} runs, each of {LINES} lines of {METRICS} metrics, each with its own config; files in memory"
     return part(f"{count} runs", problem, base, cases, options, RATIO, (count, "runs"))
 
 
 def _forget(root: Path) -> None:
-    (root / cache.KEPT).unlink(missing_ok=True)
+    """Delete the cache of a folder of runs."""
+    (root / cache.CACHE).unlink(missing_ok=True)
 
 
 def _case(
-    what: str, prepare: Callable[[Path], Any], look: Callable[[Path], Any], root: Path, target: float | None = None
+    what: str, prepare: Callable[[Path], Any], read: Callable[[Path], Any], root: Path, target: float | None = None
 ) -> Case:
+    """Return a case that times ``read`` alone, after ``prepare``."""
+
     def seconds() -> float:
         prepare(root)
         start = time.perf_counter()
-        look(root)
+        read(root)
         return time.perf_counter() - start
 
     return Case(what, seconds, target, timed=True)
 
 
 def _memory(roots: dict[int, Path]) -> str:
-    told = []
+    """Return a remark with the peak memory of a first load of each folder."""
+    peaks = []
     for count, root in roots.items():
         _forget(root)
         command = [sys.executable, "-c", PEAK, str(root)]
         done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
-        told.append(f"{math.ceil(int(done.stdout) / 1024)} MiB for {count} runs")
-    return f"Largest memory of a first load, above that of the imports: {', '.join(told)}."
+        peaks.append(f"{math.ceil(int(done.stdout) / 1024)} MiB for {count} runs")
+    return f"Largest memory of a first load, above that of the imports: {', '.join(peaks)}."

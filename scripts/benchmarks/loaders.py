@@ -1,4 +1,4 @@
-"""The input pipelines that ours are compared with: torchvision's transforms and torch's DataLoader."""
+"""The input pipelines to compare with: torchvision's transforms and torch's DataLoader."""
 
 import itertools
 import time
@@ -14,18 +14,18 @@ from torchvision import transforms
 from benchmarks.timing import Options
 
 WORKERS = 2
-AHEAD = 2 * WORKERS  # batches that DataLoader's workers prepare before they are asked for
+AHEAD = 2 * WORKERS  # batches that the workers of a DataLoader prepare in advance
 
 
 def random_images(shape: tuple[int, ...], count: int, classes: int = 10) -> tuple[Tensor, Tensor]:
-    """Random uint8 pixels (count, *shape) and int64 labels (count,)."""
+    """Return random uint8 pixels (count, *shape) and int64 labels (count,)."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=generator)
     return pixels, torch.randint(classes, (count,), generator=generator)
 
 
 class Pictures(Dataset):
-    """Examples as torchvision's CIFAR10 and MNIST have them: a PIL image of an array, then its transforms."""
+    """Examples made as in torchvision's CIFAR10 and MNIST: a PIL image of an array, then the transforms."""
 
     def __init__(self, pixels: Tensor, labels: Tensor, transform: Callable[[Image.Image], Tensor]) -> None:
         self._pixels, self._labels, self._transform = pixels.permute(0, 2, 3, 1).numpy(), labels.tolist(), transform
@@ -42,14 +42,14 @@ class Pictures(Dataset):
 def torchvision_loader(
     pixels: Tensor, labels: Tensor, mean: list[float], std: list[float], batch_size: int, *varied: Any
 ) -> DataLoader:
-    """torchvision's way, with two workers; ``varied`` are the transforms before ``ToTensor``."""
+    """Return a DataLoader as with torchvision, with two workers; ``varied`` are the transforms before ``ToTensor``."""
     transform = transforms.Compose([*varied, transforms.ToTensor(), transforms.Normalize(mean, std)])
     pictures = Pictures(pixels, labels, transform)
     return DataLoader(pictures, batch_size, shuffle=True, drop_last=True, num_workers=WORKERS, persistent_workers=True)
 
 
 def tensor_loader(images: Tensor, labels: Tensor, batch_size: int, workers: int) -> DataLoader:
-    """DataLoader over tensors that are normalized already; it still takes the examples one by one."""
+    """Return a DataLoader of normalized tensors. It still takes the examples one by one."""
     return DataLoader(
         TensorDataset(images, labels),
         batch_size,
@@ -61,30 +61,30 @@ def tensor_loader(images: Tensor, labels: Tensor, batch_size: int, workers: int)
 
 
 def indexing_loader(images: Tensor, labels: Tensor, batch_size: int) -> DataLoader:
-    """DataLoader without its own batching: the sampler yields the rows of a batch, which are taken at once."""
+    """Return a DataLoader that indexes whole batches: its sampler yields the rows of a batch."""
     examples = TensorDataset(images, labels)
     batches = BatchSampler(RandomSampler(examples), batch_size, drop_last=True)
     return DataLoader(examples, batch_size=None, sampler=batches)
 
 
 def endless(loader: Iterable[Any], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of one epoch after the other, on ``device``."""
+    """Yield the batches of one epoch after the other, on ``device``."""
     for _ in itertools.count():
         for images, labels in loader:
             yield images.to(device), labels.to(device)
 
 
 class Steady:
-    """Times what is done with a stream of batches while it flows: seconds of one batch.
+    """A timer of a stream of batches in its steady state. Calling it returns the seconds per batch.
 
-    Before it looks at the clock it takes what workers have prepared while other cases were timed; behind it, it waits
-    until they have prepared as much again, so that they do not work while the next case is timed.
+    Before the measurement it takes the batches that workers have prepared while other cases were timed. Afterwards it
+    waits until they have prepared as many again, so that they do not work while the next case is timed.
 
     Args:
-        once: takes the next batch, and does with it what is to be done.
-        options: of the command line.
-        seconds: how long a measurement lasts.
-        ahead: batches that workers prepare.
+        once: takes the next batch and processes it.
+        options: the options of the command line.
+        seconds: the duration of a measurement.
+        ahead: the number of batches that workers prepare.
     """
 
     def __init__(self, once: Callable[[], Any], options: Options, seconds: float, ahead: int = 0) -> None:

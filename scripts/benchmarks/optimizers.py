@@ -1,4 +1,4 @@
-"""What a step costs: the drop-in optimizers and the attached methods beside torch's fused AdamW."""
+"""The cost of a step: the drop-in optimizers and the attached methods, next to torch's fused AdamW."""
 
 import importlib
 from collections.abc import Callable, Iterable
@@ -13,24 +13,24 @@ from wdlab.models import MLP
 from wdlab.optimizers import SGDS, AdamS, PAdam
 from wdlab.regularizers import L2, DecoupledDecay, PathProx, PNormDecay, Regularizer, ScheduledDecay
 
-LR = 1e-4  # small, so that weights stay in their usual range however often a step is repeated
+LR = 1e-4  # so small that weights stay in their usual range over all repeated steps
 MOMENTUM = 0.9
-COPIES = 3  # of the base, torch's fused AdamW
+COPIES = 3  # of the base case, torch's fused AdamW
 SCHEDULED, PNORM = 5e-4, 1e-3  # strengths
 PROBLEM = (
     "one step on the parameters of a ReLU MLP, 784-{width}-{width}-{width}-{width}-{width}-10 with biases, float32, "
     "given fixed random gradients of scale 0.01"
 )
-EARLIER = "as stated in earlier measurements, not measured here"
+EARLIER = "from earlier measurements, not measured here"
 STATED = [
     ("released AdamS", "3.8-4.0", EARLIER),
     ("released pAdam", "5.7-8.7", EARLIER),
     ("released PathProx, balance and prox", "4.9-7.7", EARLIER),
 ]
 ALLOCATOR = (
-    "On the CPU, `make bench` tells the C library to keep freed memory. By default, cases that make large temporaries "
-    "(foreach, amsgrad, the AdamS of pytorch_optimizer) take two to three times as long in some processes, in which it "
-    "gives memory back to the system in every step; `PAdam` and `PNormDecay` write to places they keep."
+    "On the CPU, `make bench` sets the C library to keep freed memory. By default, the library gives memory back to "
+    "the system in every step of some processes, and cases that make large temporaries (foreach, amsgrad, the AdamS of "
+    "pytorch_optimizer) take two to three times as long there. `PAdam` and `PNormDecay` reuse their buffers."
 )
 
 Make = Callable[[list[Tensor]], torch.optim.Optimizer]
@@ -41,7 +41,7 @@ AdamW, Adam, SGD = (
 
 
 def table(options: Options) -> Table:
-    """Measure; afterwards weights and states must still be ordinary numbers, or the times mean nothing.
+    """Measure the steps. Afterwards weights and states must still be ordinary numbers, or the times mean nothing.
 
     Raises:
         RuntimeError: if a weight or a state is not finite, or if more than a few are denormal.
@@ -61,20 +61,20 @@ def table(options: Options) -> Table:
 
 
 class _Bench:
-    """Makes the cases, each with a network of its own, and remembers their optimizers."""
+    """A maker of cases, each with its own network. Their optimizers are kept, to be checked at the end."""
 
     def __init__(self, options: Options) -> None:
         self._device, self._width = options.device, options.width
         self._made: list[tuple[str, torch.optim.Optimizer]] = []
 
     def step(self, what: str, make: Make, target: float | None = None, note: str = "") -> Case:
-        """A case that takes steps of an optimizer."""
+        """Return a case that takes steps of an optimizer."""
         optimizer = make(list(self._network().parameters()))
         self._made.append((what, optimizer))
         return Case(what, optimizer.step, target, note)
 
     def attached(self, what: str, method: type[Regularizer], strength: float, **settings: object) -> Case:
-        """A case that takes steps of torch's fused Adam with a method attached."""
+        """Return a case that takes steps of torch's fused Adam with a method attached."""
         network = self._network()
         optimizer = Adam(list(network.parameters()))
         self._made.append((what, optimizer))
@@ -82,7 +82,7 @@ class _Bench:
         return Case(what, optimizer.step)
 
     def pathprox(self, what: str, target: float, **settings: object) -> Case:
-        """A case of what PathProx does behind a step."""
+        """Return a case of the work that PathProx does after a step."""
         network = self._network()
         optimizer = SGD(list(network.parameters()))
         self._made.append((what, optimizer))
@@ -91,6 +91,7 @@ class _Bench:
         return Case(what, torch.no_grad()(method.after_step), target, "without the base optimizer's step")
 
     def _network(self) -> nn.Module:
+        """Return a new MLP with random gradients."""
         torch.manual_seed(0)
         network = MLP((1, 28, 28), classes=10, width=self._width, depth=6)
         for p in network.parameters():
@@ -106,6 +107,7 @@ class _Bench:
 
 
 def _torch(bench: _Bench) -> list[Case]:
+    """Return the cases of torch's own optimizers."""
     return [
         bench.step("torch AdamW foreach", partial(torch.optim.AdamW, lr=LR, foreach=True)),
         bench.step("torch Adam fused", Adam),
@@ -114,6 +116,7 @@ def _torch(bench: _Bench) -> list[Case]:
 
 
 def _ours(bench: _Bench, compiled: bool) -> list[Case]:
+    """Return the cases of the drop-in optimizers and of the methods attached to torch's."""
     adams, padam = partial(AdamS, lr=LR, weight_decay=SCHEDULED), partial(PAdam, lr=LR, weight_decay=PNORM)
     sgds = partial(SGDS, lr=LR, momentum=MOMENTUM, weight_decay=SCHEDULED)
     return [
@@ -133,7 +136,11 @@ def _ours(bench: _Bench, compiled: bool) -> list[Case]:
 
 
 def _peers(bench: _Bench) -> list[Case]:
-    """What the package pytorch_optimizer has of these methods, if it is installed; the notes say how near it comes."""
+    """Return the cases of the package pytorch_optimizer; a note states whether they are the same methods.
+
+    Raises:
+        ImportError: if the package is not installed.
+    """
     theirs = importlib.import_module("pytorch_optimizer")
     adams, its_adams = (partial(make, weight_decay=SCHEDULED) for make in (AdamS, theirs.AdamS))
     sgds = partial(SGDS, momentum=MOMENTUM, weight_decay=SCHEDULED)
@@ -150,7 +157,7 @@ def _peers(bench: _Bench) -> list[Case]:
 
 
 def _compared(theirs: Callable, ours: Callable, steps: int = 10) -> str:
-    """How far two optimizers are apart after some float64 steps in which the decay takes a good part of the weights."""
+    """Return how far two optimizers are apart after some float64 steps with strong decay."""
     torch.manual_seed(0)
     start = [torch.randn(30, 20, dtype=torch.float64), torch.randn(30, dtype=torch.float64)]
     gradients = [[0.01 * torch.randn_like(w) for w in start] for _ in range(steps)]

@@ -1,4 +1,4 @@
-"""What a training step costs, in several precisions and memory layouts, beside a plain PyTorch loop."""
+"""The cost of a training step, in several precisions and memory layouts, next to a plain PyTorch loop."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ from torch import nn
 from benchmarks.setups import Setup, bare_step
 from benchmarks.timing import SPEED_UP, Case, Options, Page, Part, check_ordinary, part
 
-# Of a CPU with few cores.
+# Targets on a CPU with few cores.
 MLP_TARGETS = {"wdlab, fp32": 1.5, "wdlab, bf16": 2.2}
 RESNET_TARGETS = {16: 2.2, 64: 2.9}  # by width
 RESNET_REPEATS = {16: 20, 64: 7}
@@ -22,7 +22,7 @@ RUNTIMES = {
 
 
 def table(options: Options) -> Page:
-    """Measure; afterwards weights must still be ordinary numbers, or the times mean nothing.
+    """Measure the steps. Afterwards weights must still be ordinary numbers, or the times mean nothing.
 
     Raises:
         RuntimeError: if a weight is not finite, or if more than a few are denormal.
@@ -31,6 +31,7 @@ def table(options: Options) -> Page:
 
 
 def _mlp(options: Options) -> Part:
+    """Measure a step of the MLP."""
     network = ("dataset=mnist", "model=mlp", "model.depth=6", f"model.width={options.width}")
     cases = _Cases(options, options.sized(200, 20), network)
     base = cases.bare("PyTorch, fp32")
@@ -42,6 +43,7 @@ def _mlp(options: Options) -> Part:
 
 
 def _resnet(options: Options, width: int) -> Part:
+    """Measure a step of a ResNet."""
     model, size = options.sized("resnet18", "resnet8"), options.sized(width, width // 8)
     network = ("dataset=cifar10", f"model={model}", f"model.width={size}")
     cases = _Cases(options, options.sized(128, 4), network)
@@ -56,7 +58,7 @@ def _resnet(options: Options, width: int) -> Part:
 
 
 class _Cases:
-    """Makes the cases of one network, all with the same batch, and remembers their networks."""
+    """A maker of cases of one network, all with the same batch. Their networks are kept, to be checked at the end."""
 
     def __init__(self, options: Options, batch_size: int, network: tuple[str, ...]) -> None:
         self.batch_size, self._options, self._network = batch_size, options, network
@@ -64,13 +66,13 @@ class _Cases:
         self._made: list[tuple[str, nn.Module]] = []
 
     def bare(self, what: str) -> Case:
-        """A step as everybody writes it."""
+        """Return a case of the step of a plain PyTorch loop."""
         step, model = bare_step(self._options, *self._network)
         self._made.append((what, model))
         return Case(what, partial(step, *self._batch))
 
     def ours(self, what: str, target: float | None, *runtime: str) -> Case:
-        """The loop's step, with what the config says of the machine."""
+        """Return a case of the step of our loop, with the given ``runtime`` overrides."""
         setup = Setup(self._options, *self._network, *runtime)
         self._made.append((what, setup.model))
         note = setup.machine.matmul if setup.machine.precision == "fp32" and setup.switches.matmul == "medium" else ""
@@ -78,7 +80,7 @@ class _Cases:
         return Case(what, partial(setup.step(), *self._batch), target if on_cpu else None, note)
 
     def measured(self, title: str, problem: str, base: Case, cases: list[Case], options: Options) -> Part:
-        """The part, if weights are still ordinary numbers."""
+        """Measure the cases, then check that all weights are ordinary numbers."""
         made = part(title, problem, base, cases, options, SPEED_UP, (self.batch_size, "images"))
         for what, model in self._made:
             check_ordinary(what, model.parameters())

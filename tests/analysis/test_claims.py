@@ -98,7 +98,7 @@ def test_reaching_levels_is_interpolated_between_log_points_and_averaged():
     assert judged["a_mean"] == pytest.approx((0.0625 + 0.125) / 2) and judged["b_mean"] == pytest.approx(0.75)
 
 
-def test_a_level_that_is_never_reached_counts_as_the_whole_run_and_is_said():
+def test_a_level_that_is_never_reached_counts_as_the_whole_run_and_is_noted():
     rows = table({("a", s): 1 + STEPS / 50 for s in (0, 1)} | {("b", s): 0.5 - STEPS / 400 for s in (0, 1)})
     judged = claims.judge(claim(statistic={"name": "share_of_run_to_reach", "where_b_is_at": [1.0]}), rows)
     assert judged["a_mean"] == 1.0 and judged["verdict"] == "contradicted" and "never reached" in judged["note"]
@@ -139,7 +139,7 @@ def test_an_unknown_word_in_a_claim_is_refused(change):
 
 def test_a_step_that_is_not_logged_and_a_column_that_does_not_vary_are_refused():
     rows = ending([0.0, 0.0], [1.0, 1.0])
-    with pytest.raises(ConfigError, match="asks for step 33, which is not logged"):
+    with pytest.raises(ConfigError, match="names step 33, which is not logged"):
         claims.judge(claim(statistic={"name": "value_at", "step": 33}), rows)
     with pytest.raises(ConfigError, match=r"selects optimizer\.lr=1, which does not vary"):
         claims.judge(claim(a={"optimizer.lr": 1}), rows)

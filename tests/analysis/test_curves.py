@@ -31,7 +31,7 @@ def test_every_run_is_a_line_named_by_what_sets_it_apart(trained):
     plt.close(figure)
 
 
-def test_many_runs_are_told_apart():
+def test_many_runs_look_different():
     strengths = range(8)
     settings = {"regularizer.strength": strengths, "optimizer.strength": 1}
     metrics = {"epoch": 0.0, "test/loss": 1.0, "train/loss": 2.0}
@@ -55,8 +55,8 @@ def test_the_command_writes_picture_and_table_with_where_they_come_from(trained,
     assert session["device"] in curves.provenance(trained) and "fp32" in curves.provenance(trained)
 
 
-def test_a_metric_that_was_not_recorded_is_told(trained):
-    with pytest.raises(ConfigError, match=r"--metrics test/acuracy: not recorded; there are .*test/accuracy"):
+def test_a_metric_that_was_not_recorded_is_refused(trained):
+    with pytest.raises(ConfigError, match=r"--metrics test/acuracy: was not recorded; recorded are .*test/accuracy"):
         curves.draw(load(trained[0].parent), ["test/acuracy"])
 
 

@@ -22,11 +22,11 @@ SHORT = ["train.steps=20", "train.log_every=10", "train.eval_every=10", "model.w
 @pytest.fixture
 def short(monkeypatch):
     """fig3 at quick scale with 20 steps a run."""
-    declared = copy.deepcopy(declaration.read_declaration("fig3", "quick"))
+    declared = copy.deepcopy(declaration.read("fig3", "quick"))
     declared["at"]["seeds"] = [0, 1, 2]
     for panel in declared["at"]["panels"]:
         panel["shared"] += SHORT
-    monkeypatch.setattr(declaration, "read_declaration", lambda *_: declared)
+    monkeypatch.setattr(declaration, "read", lambda *_: declared)
     return declared
 
 
@@ -67,7 +67,7 @@ def test_runs_that_fail_leave_no_figure(short, tmp_path, monkeypatch):
 
 
 def test_panels_may_share_a_run_and_checkpoints_are_measured_once(measuring, in_process, tmp_path, monkeypatch):
-    """The shared runs are, say, a baseline that both panels are compared with."""
+    """The shared runs may be a baseline that both panels are compared with."""
     (panel,) = measuring["at"]["panels"]
     measuring["at"]["panels"].append(panel | {"panel": "twin"})
     reproduce.reproduce("fig2", "quick", "local", "disabled", tmp_path)
@@ -88,8 +88,8 @@ def test_a_picture_says_that_runs_diverged(short):
     rows = pd.DataFrame(
         {"panel": "mlp", "run": ["a", "a", "b", "b"], "seed": [0, 0, 1, 1], "step": [0, 9, 0, 9], "regularizer": "l2"}
     ).assign(**{"objective/path_norm": 1.0, "sparsity/active_units": 1.0, "train/loss": [1.0, 0.1, 1.0, np.nan]})
-    told = figures.draw(short, rows).get_supxlabel()
-    assert "Runs that diverged: 1; no mean is drawn where a seed is missing." in " ".join(told.split())
+    caption = figures.draw(short, rows).get_supxlabel()
+    assert "Runs that diverged: 1; no mean is drawn where a seed is missing." in " ".join(caption.split())
     assert "diverged" not in figures.draw(short, rows.fillna(0.2)).get_supxlabel()
     plt.close("all")
 
@@ -97,15 +97,15 @@ def test_a_picture_says_that_runs_diverged(short):
 @pytest.fixture
 def measuring(monkeypatch):
     """fig2 at quick scale with 20 steps a run and two strengths, and how often a run was measured."""
-    declared = copy.deepcopy(declaration.read_declaration("fig2", "quick"))
+    declared = copy.deepcopy(declaration.read("fig2", "quick"))
     (panel,) = declared["at"]["panels"]
     panel["shared"] += SHORT
     panel["vary"] = [["regularizer=l2,pathprox", "regularizer.strength=1e-3,1e-2"]]
-    monkeypatch.setattr(declaration, "read_declaration", lambda *_: declared)
+    monkeypatch.setattr(declaration, "read", lambda *_: declared)
     return declared
 
 
-def test_a_diverged_run_is_a_result_and_nothing_is_said_of_its_checkpoint(measuring, in_process, tmp_path):
+def test_a_diverged_run_is_a_result_and_its_probes_are_missing(measuring, in_process, tmp_path):
     measuring["at"]["panels"][0]["shared"] += ["optimizer.lr=1e30"]
     reproduce.reproduce("fig2", "quick", "local", "disabled", tmp_path)
     files = tables.Files.of("fig2", "quick", tmp_path)
@@ -132,17 +132,13 @@ def test_bad_input_is_one_clear_line(arguments, message, monkeypatch, capsys, tm
 
 
 def test_fig3_has_all_three_of_its_panels_at_paper_scale():
-    declared = declaration.read_declaration("fig3", "paper")
-    assert {job.panel for job in declaration.figure_runs(declared, "anywhere")} == {"mlp", "factorized", "vgg19"}
+    declared = declaration.read("fig3", "paper")
+    assert {job.panel for job in declaration.runs(declared, "anywhere")} == {"mlp", "factorized", "vgg19"}
 
 
 def test_the_mnist_panels_are_the_same_runs_at_cpu_and_paper_scale():
     cpu, paper = (
-        {
-            j.directory.name
-            for j in declaration.figure_runs(declaration.read_declaration("fig3", s), "x")
-            if j.panel != "vgg19"
-        }
+        {j.directory.name for j in declaration.runs(declaration.read("fig3", s), "x") if j.panel != "vgg19"}
         for s in ("cpu", "paper")
     )
     assert cpu == paper and len(cpu) == 12
@@ -171,7 +167,7 @@ def kinds(scale):
     """Of each combination of network, data and method in the figures' panels one run; the others differ in numbers."""
     found = {}
     for name in declaration.names():
-        for job in declaration.figure_runs(declaration.read_declaration(name, scale), "anywhere"):
+        for job in declaration.runs(declaration.read(name, scale), "anywhere"):
             kind = tuple(override for override in job.overrides if not override.startswith(NUMBERS))
             found.setdefault(kind, pytest.param(job.overrides, id=f"{name}-{job.panel}-{len(found)}"))
     return list(found.values())
@@ -186,4 +182,4 @@ def test_every_kind_of_run_at_paper_scale_takes_a_step(overrides, tiny_data, tmp
 
 def test_a_figure_that_is_not_there_is_refused():
     with pytest.raises(ConfigError, match="available: fig1, "):
-        declaration.read_declaration("fig0", "quick")
+        declaration.read("fig0", "quick")

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from wdlab import session
-from wdlab.analysis import cache, load
-from wdlab.errors import WdlabError
+from wdlab.analysis import cache, load, records
+from wdlab.errors import ConfigError, WdlabError
 from wdlab.records.directory import RunDirectory
 from wdlab.records.files import write_atomically
 from wdlab.records.identity import PROJECT, compose_config, run_name
@@ -58,7 +58,7 @@ def test_no_runs_make_an_empty_table(tmp_path):
     assert load(tmp_path).empty
 
 
-def test_strengths_over_time_are_told_apart(compose, tmp_path):
+def test_schedules_of_strength_are_in_the_table(compose, tmp_path):
     for over_time in ("constant", "early", "late"):
         session.run(compose("regularizer=l2", f"regularizer/over_time={over_time}"))
     table = load(tmp_path / "runs")
@@ -98,15 +98,14 @@ def test_the_last_row_of_a_run_that_diverged_has_no_accuracy(root):
     }
 
 
-# -- many runs, and what is kept between loads
+# -- many runs, and the cache
 
 LINES = [{"step": 0, "a": 0.5}, {"step": 10, "a": 0.1 + 0.2, "b": 3}, {"step": 20, "b": None}]
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch):
-    """A folder for runs whose files count as settled as soon as the clock has moved on."""
-    monkeypatch.setattr(cache, "SETTLED_NS", 0)
+def root(tmp_path):
+    """A folder for runs."""
     return tmp_path
 
 
@@ -129,13 +128,13 @@ def settle() -> None:
 def parsed(monkeypatch):
     """The names of the runs whose files were parsed."""
     names = []
-    parse = cache._parse
-    monkeypatch.setattr(cache, "_parse", lambda directory: names.append(directory.name) or parse(directory))
+    parse = records.parse
+    monkeypatch.setattr(records, "parse", lambda *arguments: names.append(arguments[0].name) or parse(*arguments))
     return names
 
 
 def loaded_twice(root, names=None) -> pd.DataFrame:
-    """The table, which is the same when it comes out of what was kept."""
+    """Return the table, which is the same when it comes from the cache."""
     first = load(root, names)
     settle()
     load(root, names)
@@ -160,14 +159,6 @@ def grown(directory):
     with directory.metrics.open("a") as file:
         file.write('{"step": 30, "a": 9.0}\n')
     return lambda table: list(table["a"])[3] == 9
-
-
-def rewritten_with_equal_size_and_time(directory):
-    before = directory.metrics.stat()
-    directory.metrics.write_text(directory.metrics.read_text().replace("0.5", "0.7"))
-    os.utime(directory.metrics, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert directory.metrics.stat().st_size == before.st_size
-    return lambda table: table["a"][0] == 0.7
 
 
 def replaced(directory):
@@ -203,7 +194,7 @@ def of_another_config(directory):
 
 
 CHANGES = [
-    *(grown, rewritten_with_equal_size_and_time, replaced, cut_off, emptied, deleted, moved_onto_another),
+    *(grown, replaced, cut_off, emptied, deleted, moved_onto_another),
     of_another_config,
 ]
 
@@ -219,15 +210,6 @@ def test_no_change_of_a_run_goes_unseen(root, change):
     assert seen(rows)
     settle()
     pd.testing.assert_frame_equal(loaded_twice(root), table)
-
-
-def test_what_may_change_again_at_the_same_instant_is_not_kept(root, parsed, monkeypatch):
-    monkeypatch.setattr(cache, "SETTLED_NS", 3_600_000_000_000)
-    write(root)
-    settle()
-    load(root)
-    load(root)
-    assert len(parsed) == 2 and not (root / cache.KEPT).exists()
 
 
 DAMAGES = {
@@ -254,11 +236,11 @@ def reformatted(path) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_of_what_was_kept_is_made_anew(root, damage, parsed):
+def test_a_damaged_cache_is_ignored_and_written_again(root, damage, parsed):
     write(root)
     settle()
     table = loaded_twice(root)
-    DAMAGES[damage](root / cache.KEPT)
+    DAMAGES[damage](root / cache.CACHE)
     pd.testing.assert_frame_equal(loaded_twice(root), table, check_exact=True)
     assert len(parsed) == (4 if damage == "a folder" else 2)  # in whose place no file can be put
     assert not list(root.glob(".*.tmp"))
@@ -268,7 +250,7 @@ def test_a_folder_that_cannot_be_written_is_loaded_all_the_same(root, monkeypatc
     write(root)
     settle()
     table = load(root)
-    (root / cache.KEPT).unlink()
+    (root / cache.CACHE).unlink()
     monkeypatch.chdir(root)
     root.chmod(0o555)
     as_root = os.geteuid() == 0
@@ -282,19 +264,19 @@ def test_a_folder_that_cannot_be_written_is_loaded_all_the_same(root, monkeypatc
         if as_root:
             os.seteuid(0)
         root.chmod(0o755)
-    assert not (root / cache.KEPT).exists()
+    assert not (root / cache.CACHE).exists()
 
 
 def test_processes_that_load_at_once_do_not_disturb_each_other(root):
     for seed in range(20):
         write(root, seed)
     settle()
-    code = "import sys; from wdlab.analysis import load, cache; cache.SETTLED_NS = 0\n"
+    code = "import sys; from wdlab.analysis import load\n"
     code += "for i in range(30): assert load(sys.argv[1])['run'].nunique() == 20\n"
     command = [sys.executable, "-c", code, str(root)]
     processes = [subprocess.Popen(command, cwd=PROJECT) for _ in range(3)]
     while any(process.poll() is None for process in processes):
-        (root / cache.KEPT).unlink(missing_ok=True)
+        (root / cache.CACHE).unlink(missing_ok=True)
         time.sleep(0.02)
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert not list(root.glob(".*.tmp"))
@@ -325,23 +307,31 @@ def test_damaged_records_are_named(root, text):
         load(root)
 
 
-@pytest.mark.parametrize(("text", "told"), [("seed: [", "cannot be read"), ("seed: 0\n", "is no config of a run")])
-def test_a_damaged_config_is_named(root, text, told):
+@pytest.mark.parametrize(("text", "message"), [("seed: [", "cannot be read"), ("seed: 0\n", "is no config of a run")])
+def test_a_damaged_config_is_named(root, text, message):
     write(root).config.write_text(text)
-    with pytest.raises(WdlabError, match=f"config.yaml: .*{told}"):
+    with pytest.raises(WdlabError, match=f"config.yaml: .*{message}"):
         load(root)
 
 
-def test_parts_of_configs_are_parsed_as_the_whole_is(tmp_path):
-    directory = RunDirectory(tmp_path, "a-run")
-    directory.create()
-    for text in (
-        "a: 1\nb:\n  c: [1, 2.5e-3]\n  d: |\n    x: 1\n\n    y: 2\nlist:\n- 1\n- e: 2\n# comment\nlast: null\n",
-        "a: &one {x: 1}\nb: *one\n",
-        'a: "first\n  second"\n"quoted": 2\nb: 1e-3\n',
-        "a: {b: 1,\nc: 2}\nd: 3\n",
-        "---\na: 1\n",
-        "a: 1\na: 2\n",
-    ):
-        directory.config.write_text(text)
-        assert directory.read_config() == yaml.safe_load(text)
+def test_a_config_is_read_from_its_parsed_copy_until_it_is_edited(root, monkeypatch):
+    directory = write(root, 3)
+    monkeypatch.setattr(yaml, "safe_load", lambda _: pytest.fail("parsed"))
+    assert directory.read_config()["seed"] == 3
+    monkeypatch.undo()
+    directory.config.write_text(directory.config.read_text().replace("seed: 3", "seed: 7"))
+    assert directory.read_config()["seed"] == 7
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[" * 100_000, "[1]", "{}", '{"sha256 of config.yaml": 1}'])
+def test_a_parsed_copy_that_is_missing_or_damaged_is_not_used(root, text):
+    directory = write(root, 3)
+    before = directory.read_config()
+    if text is None:
+        directory.parsed_config.unlink()
+    else:
+        directory.parsed_config.write_text(text)
+    assert directory.read_config() == before == yaml.safe_load(directory.config.read_text())
+    directory.config.unlink()
+    with pytest.raises(ConfigError, match=r"config\.yaml: cannot be read"):
+        directory.read_config()

@@ -1,4 +1,4 @@
-"""From run directories to tables, pictures and verdicts. Reads records only; imports nothing that trains."""
+"""Tables, pictures and verdicts from run directories. Only records are read; nothing that trains is imported."""
 
 from wdlab.analysis.load import load
 

@@ -1,6 +1,8 @@
-"""Any runs as curves over epochs: a picture and its table. For runs that belong to no figure.
+r"""Curves of any runs over epochs: a picture and its table. For runs that belong to no figure.
 
-    python -m wdlab.analysis.curves results/runs/<run> [results/runs/<run> ...] --metrics test/accuracy train/loss \\
+The command:
+
+    python -m wdlab.analysis.curves results/runs/<run> [results/runs/<run> ...] --metrics test/accuracy train/loss \
         --out results/examples/resnet18_cifar10
 """
 
@@ -27,14 +29,15 @@ CHARACTERS_PER_INCH = 17  # of a note under the picture
 
 
 def draw(table: pd.DataFrame, metrics: Sequence[str], note: str = "") -> Figure:
-    """One panel per metric over epochs, one line per run, named by the settings in which the runs differ.
+    """Draw one panel per metric over epochs, one line per run, labelled by the settings in which the runs differ.
 
-    Six runs have a colour each, and each metric of a panel a line style; more runs share colours, in other styles.
+    The first six runs have a colour each, and each metric of a panel has a line style. Further runs take the colours
+    again, in other line styles.
 
     Args:
-        table: of ``wdlab.analysis.load``.
-        metrics: columns of the table; of several joined by a plus sign (``train/loss+test/loss``) each is a line.
-        note: printed below.
+        table: a table by ``wdlab.analysis.load``.
+        metrics: columns of the table; metrics joined by a plus sign (``train/loss+test/loss``) share a panel.
+        note: a text to print below.
 
     Raises:
         ConfigError: if a metric is not in the table.
@@ -51,12 +54,13 @@ def draw(table: pd.DataFrame, metrics: Sequence[str], note: str = "") -> Figure:
 
 
 def _panel(axes: Axes, table: pd.DataFrame, metrics: Sequence[str]) -> None:
+    """Draw the metrics of a panel, a line for each run and metric."""
     for place, (run, label) in enumerate(_labels(table).items()):
         turn, color = divmod(place, len(style.PALETTE))
         for k, metric in enumerate(metrics, turn * len(metrics)):
             if metric not in table:
                 known = ", ".join(column for column in table if "/" in column)
-                raise ConfigError(f"--metrics {metric}: not recorded; there are {known}")
+                raise ConfigError(f"--metrics {metric}: was not recorded; recorded are {known}")
             points = table[table["run"] == run].dropna(subset=[metric])
             names = [label, metric if len(metrics) > 1 else ""]
             label_here = ", ".join(name for name in names if name)
@@ -69,7 +73,7 @@ def _panel(axes: Axes, table: pd.DataFrame, metrics: Sequence[str]) -> None:
 
 
 def _y_label(metrics: Sequence[str]) -> str:
-    """The metrics with their units; of several with the same last word that word, the legend names them."""
+    """Return the metrics with their units. Several that end in the same word are shown as that word alone."""
     last_words = {metric.rpartition("/")[2] for metric in metrics}
     shown = last_words if len(last_words) == 1 < len(metrics) else metrics
     units = [UNITS.get(name.rpartition("/")[2]) for name in shown]
@@ -77,7 +81,7 @@ def _y_label(metrics: Sequence[str]) -> str:
 
 
 def _labels(table: pd.DataFrame) -> dict[str, str]:
-    """What sets each run apart: the values of the settings that differ."""
+    """Return the label of each run: its values of the settings in which the runs differ."""
     settings = [c for c in table.columns[: list(table).index("step")] if c != "run"]
     first = table.groupby("run", sort=False)[settings].first()
     differing = [c for c in settings if first[c].map(repr).nunique() > 1]
@@ -89,7 +93,7 @@ def _labels(table: pd.DataFrame) -> dict[str, str]:
 
 
 def provenance(folders: Sequence[Path]) -> str:
-    """Where the runs were computed, for the note: device, threads, precision, commit."""
+    """Return what computed the runs, for the note: device, threads, precision, commit."""
     found = set()
     for folder in folders:
         for session in RunDirectory(folder.parent, folder.name).read("provenance.json").get("sessions", []):
@@ -99,17 +103,17 @@ def provenance(folders: Sequence[Path]) -> str:
 
 
 def main() -> None:
-    """The command line. Exit code 2 for bad input."""
-    parser = argparse.ArgumentParser(description="Any runs as curves over epochs: a picture and its table.")
-    parser.add_argument("runs", nargs="+", type=Path, help="their directories, all in one folder")
+    """Run the command line. The exit code is 2 for bad input."""
+    parser = argparse.ArgumentParser(description="Draw runs as curves over epochs: a picture and its table.")
+    parser.add_argument("runs", nargs="+", type=Path, help="run directories, all in one folder")
     parser.add_argument("--metrics", nargs="+", default=["train/loss+test/loss", "test/accuracy"], metavar="METRIC")
     parser.add_argument("--out", type=Path, required=True, help="<out>.png and <out>.csv are written")
-    parser.add_argument("--note", default="", help="printed below the picture, before where it was computed")
+    parser.add_argument("--note", default="", help="text below the picture, before the machine and commit")
     arguments = parser.parse_args()
     folders = arguments.runs
     try:
         if len({folder.parent for folder in folders}) > 1:
-            raise ConfigError("runs: must lie in one folder")
+            raise ConfigError("runs: must be in one folder")
         table = load(folders[0].parent, [folder.name for folder in folders])
         note = " ".join(part for part in (arguments.note, provenance(folders)) if part)
         figure = draw(table, arguments.metrics, note)

@@ -1,4 +1,7 @@
-"""The declaration of a figure: ``configs/figure/<name>.yaml``, its scales, and the runs that it names."""
+"""The declaration of a figure, ``configs/figure/<name>.yaml``: its scales, and the runs that it names.
+
+Called by ``figures``, ``tables`` and the scripts.
+"""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,12 +29,14 @@ class FigureRun:
 
 
 def names() -> list[str]:
-    """The figures there are."""
+    """Return the names of all figures: fig1, fig2, ..."""
     return sorted((p.stem for p in (CONFIGS / "figure").glob("*.yaml")), key=lambda n: (len(n), n))
 
 
-def read_declaration(name: str, scale: str) -> dict[str, Any]:
-    """``configs/figure/<name>.yaml`` with the chosen scale's part under ``at``.
+def read(name: str, scale: str) -> dict[str, Any]:
+    """Return the declaration of a figure, with the part of the chosen scale under ``at``.
+
+    The list of scale-downs becomes a text.
 
     Raises:
         ConfigError: for a figure or a scale that does not exist.
@@ -47,22 +52,25 @@ def read_declaration(name: str, scale: str) -> dict[str, Any]:
             raise ConfigError(f"figure {name}: claim {claim['id']} names panel {unknown.pop()}, which no scale has")
     if scale not in scales:
         raise ConfigError(f"SCALE={scale}: must be one of {', '.join(scales)}")
-    return declared | {"name": name, "scale": scale, "at": scales[scale]}
+    at = scales[scale] | {"scale_down": "; ".join(scales[scale]["scale_down"])}
+    return declared | {"name": name, "scale": scale, "at": at}
 
 
-def figure_runs(declared: Mapping[str, Any], root: str | Path, committed: bool = False) -> list[FigureRun]:
-    """Every run of the figure at its scale: panel x seed x (shared + one of vary).
+def runs(declared: Mapping[str, Any], root: str | Path, committed: bool = False) -> list[FigureRun]:
+    """Return every run of a figure at its scale: panel x seed x (shared + one of vary).
 
     Args:
-        declared: by ``declaration``.
+        declared: the declaration, by :func:`read`.
         root: the folder of the runs.
-        committed: the runs of the committed table, not those that would be made now.
+        committed: return the runs of the committed table, not those that would be made now.
     """
     found = []
     for panel in declared["at"]["panels"]:
         lines = [line for vary in panel.get("vary", ()) for line in _lines(vary)]
         shared = (*panel.get("shared", ()), *(panel.get("committed_with", ()) if committed else ()))
-        configs = [compose_config((*shared, *line)) for line in lines]  # composing takes all the time
+        configs = [
+            compose_config((*shared, *line)) for line in lines
+        ]  # once per line, since composing takes nearly all the time
         for seed in seeds(declared, panel) if lines else ():
             for line, config in zip(lines, configs, strict=True):
                 config["seed"] = seed
@@ -72,7 +80,7 @@ def figure_runs(declared: Mapping[str, Any], root: str | Path, committed: bool =
 
 
 def _lines(vary: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """What a line of ``vary`` stands for: every combination of its values, written as for Hydra's multirun."""
+    """Yield every combination of the values in a line of ``vary``, which is written as for Hydra's multirun."""
     choices = []
     for override in OverridesParser.create().parse_overrides(list(vary)):
         key = override.get_key_element()
@@ -82,5 +90,5 @@ def _lines(vary: Sequence[str]) -> Iterator[tuple[str, ...]]:
 
 
 def seeds(declared: Mapping[str, Any], panel: Mapping[str, Any]) -> list[int]:
-    """The seeds of a panel: its own, or those of the scale."""
+    """Return the seeds of a panel: its own, or those of the scale."""
     return list(panel.get("seeds", declared["at"]["seeds"]))

@@ -1,4 +1,4 @@
-"""Run directories -> one tidy table. Called by ``figures``, notebooks, and anyone with pandas."""
+"""One tidy table of run directories. Called by ``tables``, notebooks, and anyone with pandas."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,25 +9,27 @@ import numpy as np
 import pandas as pd
 
 from wdlab.analysis import cache
+from wdlab.analysis.records import Records
 from wdlab.errors import WdlabError
 from wdlab.records.identity import NAMED_KEYS, SCIENTIFIC_KEYS
 
 
 def load(root: str | Path = "results/runs", names: Iterable[str] | None = None) -> pd.DataFrame:
-    """One row per run and log point.
+    """Return a table with one row per run and log point.
 
     Columns: ``run, dataset, model, optimizer, regularizer`` (the names of the chosen configs), ``seed``, the settings
-    that differ between these runs under their config path (``optimizer.lr``; of ``lr_schedule`` and
-    ``regularizer.over_time`` the name stands under the key itself; a list is the text that the command line takes,
-    ``[0.9, 0.99]``, so that it can be grouped by), ``step``, then the metrics; a metric that was not due at a step, or
-    was not finite, is missing. The last row of each run is ``table.groupby("run").tail(1)``: pandas' ``last()`` would
-    give a run that diverged the values of an earlier step.
+    that differ between these runs, ``step``, then the metrics.
 
-    What has been read is kept in the folder, see ``wdlab.analysis.records``; the table is always that of the files.
+    A setting is named by its config path (``optimizer.lr``). The names of ``lr_schedule`` and
+    ``regularizer.over_time`` are under these keys themselves. A list is written as on the command line
+    (``[0.9, 0.99]``), so that it can be grouped by.
+
+    A metric that was not due at a step, or not finite, is missing. The last row of each run is
+    ``table.groupby("run").tail(1)``; pandas' ``last()`` would give a run that diverged the values of an earlier step.
 
     Args:
-        root: the folder of run directories.
-        names: which runs; all that have records if not given.
+        root: the folder of run directories. Its cache is used and updated, see ``wdlab.analysis.cache``.
+        names: the runs to load; all that have records if not given.
 
     Raises:
         WdlabError: if a named run has no records, or a file of a run is damaged.
@@ -45,34 +47,39 @@ def load(root: str | Path = "results/runs", names: Iterable[str] | None = None) 
     described = pd.DataFrame([{"run": name, **_settings(root / name, found[name].config)} for name in chosen])
     leading = ["run", *NAMED_KEYS, "seed"]
     varying = [c for c in described if c not in leading and described[c].map(repr).nunique() > 1]
-    lines = np.repeat(np.arange(len(parts)), [len(part.values) for part in parts])  # the run of each
-    of_each_run = pd.DataFrame({column: _joined(described[column].tolist()) for column in (*leading, *varying)})
-    of_each_line = of_each_run.take(lines).reset_index(drop=True)
-    return pd.DataFrame({**of_each_line, **_metrics(parts, len(lines))})
+    lines = np.repeat(np.arange(len(parts)), [len(part.values) for part in parts])  # the run of each row
+    run_columns = pd.DataFrame({column: _joined(described[column].tolist()) for column in (*leading, *varying)})
+    row_columns = run_columns.take(lines).reset_index(drop=True)
+    return pd.DataFrame({**row_columns, **_metrics(parts, len(lines))})
 
 
 def _joined(values: Sequence[Any]) -> pd.Series:
-    """One value per run, of the type that pandas finds when it joins tables that have one value each."""
+    """Return a column with one value per run, of the type that pandas gives to joined tables of one row each."""
     of_each_type = {type(value): value for value in values}.values()
     joined = pd.concat([pd.DataFrame({"value": [value]}) for value in of_each_type])
     return pd.Series(values, dtype=object).astype(joined["value"].dtype)
 
 
-def _metrics(parts: Sequence[cache.Records], lines: int) -> dict[str, np.ndarray]:
-    """The metrics of all runs, in order of appearance. What is a whole number in every line stays one."""
+def _metrics(parts: Sequence[Records], lines: int) -> dict[str, np.ndarray]:
+    """Return the metrics of all runs, in order of appearance. A metric that is an integer in every row stays one."""
     rows = {name: row for row, name in enumerate(dict.fromkeys(name for part in parts for name, _ in part.columns))}
     values = np.full((len(rows), lines), np.nan)
-    whole = np.zeros(len(rows), int)  # in how many runs
+    integers = np.zeros(len(rows), int)  # number of runs in which a metric is an integer everywhere
     end = 0
     for part in parts:
         start, end = end, end + len(part.values)
         at = [rows[name] for name, _ in part.columns]
         values[at, start:end] = part.values.T
-        whole[at] += [is_whole for _, is_whole in part.columns]
-    return {name: values[row].astype(int) if whole[row] == len(parts) else values[row] for name, row in rows.items()}
+        integers[at] += [is_integer for _, is_integer in part.columns]
+    return {name: values[row].astype(int) if integers[row] == len(parts) else values[row] for name, row in rows.items()}
 
 
 def _settings(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the scientific settings of a config, flat, by config path.
+
+    Raises:
+        WdlabError: if a part of the config is missing.
+    """
     try:
         flat: dict[str, Any] = {"seed": config["seed"], "runtime.precision": config["runtime"]["precision"]}
         for key in SCIENTIFIC_KEYS:
@@ -88,6 +95,7 @@ def _settings(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flatten(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return nested settings as one dict by path; a list becomes the text that the command line takes."""
     flat: dict[str, Any] = {}
     for key, value in node.items():
         path = f"{prefix}.{key}"

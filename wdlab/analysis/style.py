@@ -1,18 +1,47 @@
-"""How every figure looks: sizes, and one colour and line per method, told apart by the colour-blind and in grey."""
+"""The style of every figure: sizes, and a look for each method that is distinct in grey and for the colour-blind."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import matplotlib as mpl
+import pandas as pd
 
 # Okabe and Ito's: blue, vermilion, green, purple, black, sky blue.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9")
 LINES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "D", "^", "v")
 
-# Of each method its colour, line style and name.
-METHODS = {
-    "none": (PALETTE[4], ":", "no regularization"),
-    "l2": (PALETTE[0], "--", "weight decay (SGD)"),
-    "pathprox": (PALETTE[1], "-", "PathProx"),
+Method = tuple[str, float | None]  # name of the regularizer, its p if it has one
+
+
+class Look(NamedTuple):
+    """The colour, line style, marker and label of a method."""
+
+    color: str
+    line: str
+    marker: str
+    label: str
+
+
+# The methods of the repository, in the order in which a picture shows them.
+LOOKS: dict[Method, Look] = {
+    ("none", None): Look(PALETTE[4], ":", "x", "no regularization"),
+    ("l2", None): Look(PALETTE[0], "--", "o", "weight decay (SGD)"),
+    ("pathprox", None): Look(PALETTE[1], "-", "D", "PathProx"),
+    ("pnorm", 0.5): Look(PALETTE[1], "-", "o", "p = 0.5"),
+    ("pnorm", 0.8): Look(PALETTE[3], "-", "s", "p = 0.8"),
+    ("pnorm", 1.0): Look(PALETTE[2], "--", "D", "p = 1"),
+    ("pnorm", 1.5): Look(PALETTE[5], "-.", "^", "p = 1.5"),
+    ("decoupled", None): Look(PALETTE[0], ":", "v", "p = 2 (AdamW)"),
+    ("pnorm_prox", 1.0): Look("0.45", "--", "x", "soft threshold"),
+    ("lp", 0.8): Look(PALETTE[4], ":", "+", "Lp, p = 0.8, in the gradient"),
 }
-MARKERS = {"none": "x", "l2": "o", "pathprox": "D"}
+
+# Looks of methods that are not in LOOKS, in turn: the colours start with those that LOOKS has used least.
+_OTHER_COLORS = (*PALETTE[2:], *PALETTE[:2])
+_OTHER_LINES = ("-.", "-", "--", ":")
+_OTHER_MARKERS = ("s", "^", "v", "P", "*", "X", "h")
 
 RC = {
     "figure.dpi": 110,
@@ -30,6 +59,49 @@ RC = {
 }
 
 
-def context() -> object:
-    """The style, as a context manager around drawing and saving."""
+def context() -> AbstractContextManager[None]:
+    """Return the style as a context manager around drawing and saving."""
     return mpl.rc_context(RC)
+
+
+def looks(table: pd.DataFrame) -> dict[Method, Look]:
+    """Return the look of each method in a table, in the order in which a picture shows them.
+
+    The methods of ``LOOKS`` come first. Any other method is named by its name and p, and takes colour, line and marker
+    by its place among the others in alphabetical order.
+
+    Args:
+        table: the rows of a whole figure, so that a method has the same look in all panels.
+    """
+    present = set(_methods(table))
+    known = {method: look for method, look in LOOKS.items() if method in present}
+    others = sorted(present - set(LOOKS), key=str)
+    return known | {method: _other_look(method, place) for place, method in enumerate(others)}
+
+
+def by_method(rows: pd.DataFrame, of: Mapping[Method, Look]) -> Iterator[tuple[str, Look, pd.DataFrame]]:
+    """Yield name, look and rows of each method that the rows contain.
+
+    Args:
+        rows: some rows of a figure, such as those of a panel.
+        of: the looks of the figure's methods, by :func:`looks`.
+    """
+    methods = pd.Series(_methods(rows), index=rows.index, dtype=object)
+    for method, look in of.items():
+        part = rows[[each == method for each in methods]]
+        if len(part):
+            yield method[0], look, part
+
+
+def _methods(rows: pd.DataFrame) -> list[Method]:
+    """Return the method of each row."""
+    names = rows["regularizer"].tolist()
+    exponents = rows["regularizer.p"].tolist() if "regularizer.p" in rows else [None] * len(rows)
+    return [(name, None if pd.isna(p) else float(p)) for name, p in zip(names, exponents, strict=True)]
+
+
+def _other_look(method: Method, place: int) -> Look:
+    """Return the look of a method that is not in ``LOOKS``, by its place among such methods."""
+    name, p = method
+    turns = (kinds[place % len(kinds)] for kinds in (_OTHER_COLORS, _OTHER_LINES, _OTHER_MARKERS))
+    return Look(*turns, name if p is None else f"{name}, p = {p:g}")

@@ -1,4 +1,4 @@
-"""The tables of a figure: its runs, its simulations, what is measured of its checkpoints, and where they are kept."""
+"""The tables of a figure: that of its runs and simulations, and that of the probes of its checkpoints."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -13,69 +13,12 @@ from wdlab.analysis.declaration import FigureRun
 from wdlab.records.directory import RunDirectory
 from wdlab.records.files import write_atomically
 
-IN_A_RUNS_NAME = ("dataset", "model", "optimizer")  # and so not repeated in every row of what was measured on it
-
-
-def of_runs(declared: Mapping[str, Any], figure_jobs: list[FigureRun]) -> pd.DataFrame:
-    """The tidy table of a figure's runs and simulations, with the panel of each in a first column."""
-    parts = []
-    if figure_jobs:
-        panels = pd.DataFrame([{"panel": job.panel, "run": job.directory.name} for job in figure_jobs])
-        rows = load(figure_jobs[0].directory.path.parent, panels["run"].unique())
-        parts.append(panels.merge(rows, on="run", how="left"))
-    for panel in declared["at"]["panels"]:
-        if "simulate" in panel:
-            settings = dict(panel["simulate"])
-            rows = named(settings.pop("function"))(**settings)
-            rows.insert(0, "panel", panel["panel"])
-            parts.append(rows)
-    joined = pd.concat(parts, ignore_index=True)
-    for column, formula in declared.get("derived", {}).items():
-        joined[column] = joined.eval(formula)
-    return joined
-
-
-def of_checkpoints(declared: Mapping[str, Any], figure_jobs: list[FigureRun]) -> pd.DataFrame | None:
-    """What the declaration's ``measure`` finds on the runs, their panels and settings in front; None without one.
-
-    A run is measured once; what was found stays in its directory, also when the code that measures has changed: delete
-    it to measure anew. Of a run that diverged nothing is known: nan.
-    """
-    if "measure" not in declared:
-        return None
-    settings = of_runs(declared, figure_jobs)
-    dropped = (*_metrics(settings), *IN_A_RUNS_NAME)
-    settings = settings[[c for c in settings if c not in dropped]].drop_duplicates(["panel", "run"])
-    parts = []
-    for directory in directories(figure_jobs):
-        kept = directory.path / f"{declared['measure'].rpartition('.')[2]}.csv"
-        if not kept.exists():
-            write_atomically(kept, named(declared["measure"])(directory).to_csv(index=False))
-        found = pd.read_csv(kept).assign(run=directory.name)
-        if directory.status == "diverged":
-            found[found.select_dtypes("float").columns] = float("nan")
-        parts.append(found)
-    return settings.merge(pd.concat(parts, ignore_index=True), on="run")
-
-
-def directories(figure_jobs: list[FigureRun]) -> list[RunDirectory]:
-    """Those of the figure's runs, each once: panels may share one."""
-    return list({job.directory.name: job.directory for job in figure_jobs}.values())
-
-
-def _metrics(rows: pd.DataFrame) -> list[str]:
-    """The columns from the step on."""
-    return list(rows.columns[list(rows).index("step") :])
-
-
-def named(dotted: str) -> Callable[..., Any]:
-    module, _, function = dotted.rpartition(".")
-    return getattr(importlib.import_module(module), function)
+IN_A_RUNS_NAME = ("dataset", "model", "optimizer")  # columns that a table of probes does not repeat
 
 
 @dataclass(frozen=True)
 class Files:
-    """Where the committed parts of a figure are; ``measured`` only if it measures checkpoints."""
+    """The paths of a figure's committed files. ``measured`` exists only if the figure probes checkpoints."""
 
     table: Path
     measured: Path
@@ -85,7 +28,7 @@ class Files:
 
     @classmethod
     def of(cls, name: str, scale: str, results: str | Path = "results") -> "Files":
-        """The files of a figure at a scale under ``results``."""
+        """Return the files of a figure at a scale under ``results``."""
         root = Path(results)
         return cls(
             table=root / "tables" / scale / f"{name}.csv",
@@ -96,6 +39,68 @@ class Files:
         )
 
 
-def read_tables(declared: Mapping[str, Any], files: Files) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """The table of a figure and its measurements, if it has some, as they stand on disk."""
+def read(declared: Mapping[str, Any], files: Files) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Return the tables of a figure from its files: that of the runs, and that of the probes or None."""
     return pd.read_csv(files.table), pd.read_csv(files.measured) if "measure" in declared else None
+
+
+def make(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFrame:
+    """Return the tidy table of a figure's runs and simulations, with the panel in the first column."""
+    parts = []
+    if runs:
+        panels = pd.DataFrame([{"panel": run.panel, "run": run.directory.name} for run in runs])
+        rows = load(runs[0].directory.path.parent, panels["run"].unique())
+        parts.append(panels.merge(rows, on="run", how="left"))
+    for panel in declared["at"]["panels"]:
+        if "simulate" in panel:
+            settings = dict(panel["simulate"])
+            rows = import_function(settings.pop("function"))(**settings)
+            rows.insert(0, "panel", panel["panel"])
+            parts.append(rows)
+    joined = pd.concat(parts, ignore_index=True)
+    for column, formula in declared.get("derived", {}).items():
+        joined[column] = joined.eval(formula)
+    return joined
+
+
+def make_probes(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFrame | None:
+    """Return the table of the probes that the declaration's ``measure`` takes of each run's checkpoint.
+
+    Panels and settings of the runs are in the first columns. A run is probed once and the result stays in its
+    directory, even if the code of the probe changes: delete that file to probe again. The values of a run that diverged
+    are NaN.
+
+    Returns:
+        The table, or None if the declaration has no ``measure``.
+    """
+    if "measure" not in declared:
+        return None
+    settings = make(declared, runs)
+    dropped = (*_metrics(settings), *IN_A_RUNS_NAME)
+    settings = settings[[c for c in settings if c not in dropped]].drop_duplicates(["panel", "run"])
+    parts = []
+    for directory in run_directories(runs):
+        kept = directory.path / f"{declared['measure'].rpartition('.')[2]}.csv"
+        if not kept.exists():
+            write_atomically(kept, import_function(declared["measure"])(directory).to_csv(index=False))
+        found = pd.read_csv(kept).assign(run=directory.name)
+        if directory.status == "diverged":
+            found[found.select_dtypes("float").columns] = float("nan")
+        parts.append(found)
+    return settings.merge(pd.concat(parts, ignore_index=True), on="run")
+
+
+def run_directories(runs: list[FigureRun]) -> list[RunDirectory]:
+    """Return the directories of a figure's runs, each once, since panels may share a run."""
+    return list({run.directory.name: run.directory for run in runs}.values())
+
+
+def import_function(dotted: str) -> Callable[..., Any]:
+    """Import a function by its full name, such as ``wdlab.analysis.plots.pathprox.fig3``."""
+    module, _, function = dotted.rpartition(".")
+    return getattr(importlib.import_module(module), function)
+
+
+def _metrics(rows: pd.DataFrame) -> list[str]:
+    """Return the columns that are not settings: the step and all after it."""
+    return list(rows.columns[list(rows).index("step") :])

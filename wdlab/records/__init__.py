@@ -1,4 +1,4 @@
 """The files that a run leaves: identity, directory, records, checkpoints, provenance.
 
-Nothing is imported here, since some of these modules need no torch.
+This file imports nothing, so that the modules that need no torch can be imported without it.
 """

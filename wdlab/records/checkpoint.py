@@ -1,4 +1,4 @@
-"""Checkpoints: tensors and plain types only, whole or not there, the previous one kept. Called by the loop."""
+"""Checkpoints: tensors and plain types only, written completely or not at all. The previous one is kept."""
 
 import io
 import os
@@ -12,13 +12,13 @@ from wdlab.records.files import writing
 
 
 def save(run: RunDirectory, state: dict[str, Any]) -> None:
-    """Write ``state`` as the run's newest checkpoint; the one before stays as ``checkpoint.previous.pt``.
+    """Write ``state`` as the run's newest checkpoint. The one before stays as ``checkpoint.previous.pt``.
 
     Raises:
-        OSError: if it cannot be written. Those that were there stay as they are.
+        OSError: if the file cannot be written. Earlier checkpoints stay unmodified.
     """
-    content = io.BytesIO()  # torch.save into a file that cannot be written does not say why
-    torch.save({"run": run.name, **_by_itself(state)}, content)
+    content = io.BytesIO()  # torch.save to a full disk raises an error without the reason
+    torch.save({"run": run.name, **_without_other_memory(state)}, content)
     temporary = run.path / ".checkpoint.tmp"
     with writing(run.checkpoint, undo=temporary.unlink), temporary.open("wb") as file:
         file.write(content.getbuffer())
@@ -29,19 +29,19 @@ def save(run: RunDirectory, state: dict[str, Any]) -> None:
     temporary.replace(run.checkpoint)
 
 
-def _by_itself(state: Any) -> Any:
-    """A nested state whose tensors are all that lies in their memory; torch would save the rest of it too."""
+def _without_other_memory(state: Any) -> Any:
+    """Clone the tensors that are views of a larger storage; torch.save would write the whole storage."""
     if isinstance(state, dict):
-        return {key: _by_itself(value) for key, value in state.items()}
+        return {key: _without_other_memory(value) for key, value in state.items()}
     if isinstance(state, list | tuple):
-        return type(state)(map(_by_itself, state))
+        return type(state)(map(_without_other_memory, state))
     if isinstance(state, torch.Tensor) and state.untyped_storage().nbytes() > state.nbytes:
         return state.clone()
     return state
 
 
 def load(run: RunDirectory) -> dict[str, Any] | None:
-    """The newest checkpoint of a run, on the CPU, or None if it has none.
+    """Return the newest checkpoint of a run, on the CPU, or None if it has none.
 
     Raises:
         CheckpointError: if the file cannot be read or belongs to another run.
@@ -54,9 +54,10 @@ def load(run: RunDirectory) -> dict[str, Any] | None:
         owner = state["run"]
     except Exception as error:
         other = run.previous_checkpoint if path == run.checkpoint else None
-        after = "the checkpoint before it" if other is not None and other.exists() else "the start"
+        earlier = "the checkpoint before it" if other is not None and other.exists() else "the start"
+        kind = type(error).__name__
         raise CheckpointError(
-            f"{path}: damaged, cannot be read as a checkpoint ({type(error).__name__}); delete it to go on from {after}"
+            f"{path}: damaged, cannot be read as a checkpoint ({kind}); delete it to resume from {earlier}"
         ) from error
     if owner != run.name:
         raise CheckpointError(f"{path}: belongs to run {owner}")
@@ -64,10 +65,10 @@ def load(run: RunDirectory) -> dict[str, Any] | None:
 
 
 def require(run: RunDirectory) -> dict[str, Any]:
-    """The newest checkpoint of a run that is to be measured, on the CPU.
+    """Return the newest checkpoint of a run, on the CPU.
 
     Raises:
-        CheckpointError: if there is none, or as for :func:`load`.
+        CheckpointError: if there is none, or for the reasons of :func:`load`.
     """
     state = load(run)
     if state is None:

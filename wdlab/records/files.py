@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, with errors that name the file."""
+"""Files that are written completely or not at all, with errors that name the file."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file so that a reader sees the old or the new content, never a part."""
+    """Write a small text file so that a reader sees the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path, undo=temporary.unlink):
         temporary.write_text(text)
@@ -16,7 +16,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path, undo: Callable[[], object]) -> Iterator[None]:
-    """Where a file is written: if the disk is full, say, what is half written is undone, and the error names the file.
+    """Guard the writing of ``path``: on an OSError (such as a full disk) call ``undo``, and name the file in the error.
 
     Raises:
         OSError: with the file's name, which Python leaves out once a file is open.

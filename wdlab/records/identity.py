@@ -31,7 +31,7 @@ NAMED_KEYS = ("dataset", "model", "optimizer", "regularizer")
 
 
 def compose_config(overrides: Iterable[str]) -> DictConfig:
-    """The config that ``python -m wdlab.train <overrides>`` runs. Another Hydra application may be under way."""
+    """Return the config that ``python -m wdlab.train <overrides>`` runs, also inside another Hydra application."""
     with _own_hydra(), initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = hydra_compose("train", list(overrides))
     interpolations.read_environment(config)
@@ -40,7 +40,7 @@ def compose_config(overrides: Iterable[str]) -> DictConfig:
 
 @contextlib.contextmanager
 def _own_hydra() -> Iterator[None]:
-    """Put away what Hydra keeps once per process, for a while."""
+    """Set aside the state that Hydra keeps once per process, and put it back at the end."""
     kept = {kind: Singleton._instances.pop(kind, None) for kind in (GlobalHydra, JobRuntime, VersionBase)}
     try:
         yield
@@ -52,10 +52,10 @@ def _own_hydra() -> Iterator[None]:
 
 
 def scientific_config(config: DictConfig) -> dict[str, Any]:
-    """The part of a resolved config that decides the numbers: what a run is, not where or how it is recorded.
+    """Return the part of a config that decides the numbers, resolved: not where or how a run is recorded.
 
     Raises:
-        ConfigError: if a part of it is not there, or has no name.
+        ConfigError: if a group of keys is missing or has no name.
     """
     whole = OmegaConf.to_container(config, resolve=True)
     for key in (*SCIENTIFIC_KEYS, "runtime"):
@@ -71,11 +71,11 @@ def scientific_config(config: DictConfig) -> dict[str, Any]:
 
 
 def run_name(config: DictConfig) -> str:
-    """The run's name: the chosen configs, then a hash of everything scientific.
+    """Return the run's name: the names of the chosen configs, then a hash of the scientific config.
 
-    Equal numbers hash equally (1 and 1.0), and keys that are null are left out, so that a new optional key renames
-    nothing that ran before it. ``_target_`` is left out too, so that a class can move to another module: a choice is
-    identified by its group and name.
+    Equal numbers hash equally (1 and 1.0). Keys that are null are left out, so that a new optional key renames no
+    earlier run. ``_target_`` is left out too, so that a class can move to another module: a choice is identified by its
+    group and name.
     """
     scientific = scientific_config(config)
     text = json.dumps(_canonical(scientific), sort_keys=True, allow_nan=True)
@@ -84,6 +84,7 @@ def run_name(config: DictConfig) -> str:
 
 
 def _canonical(value: Any) -> Any:
+    """Return a value in the form that is hashed: without nulls and ``_target_``, integers as floats."""
     if isinstance(value, Mapping):
         return {str(k): _canonical(v) for k, v in value.items() if v is not None and k != "_target_"}
     if isinstance(value, list | tuple):

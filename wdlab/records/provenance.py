@@ -1,4 +1,4 @@
-"""Where the numbers of a run come from: package versions, the git commit and its uncommitted difference, the time."""
+"""The provenance of a run: package versions, the git commit and its uncommitted difference, the time."""
 
 import functools
 import hashlib
@@ -15,7 +15,7 @@ _DIFF_LIMIT = 200_000
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and the packages that can change a number."""
+    """Return the versions of Python and of the packages that can change a number."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -27,7 +27,7 @@ def package_versions() -> dict[str, str]:
 
 @functools.cache
 def code_version() -> dict[str, str]:
-    """Git commit of the checkout and its uncommitted difference as this process met them, {} outside a checkout."""
+    """Return the git commit and the uncommitted difference at the first call in this process; {} outside a checkout."""
     commit = _git("rev-parse", "HEAD")
     if not commit:
         return {}
@@ -40,6 +40,7 @@ def code_version() -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str:
+    """Return the output of a git command in the checkout, "" if it fails."""
     try:
         answer = subprocess.run(
             ["git", "-C", str(PROJECT), *arguments], capture_output=True, text=True, timeout=30, check=False
@@ -50,4 +51,5 @@ def _git(*arguments: str) -> str:
 
 
 def utc_now() -> str:
+    """Return the time in UTC as ``2026-01-31T12:00:00Z``."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

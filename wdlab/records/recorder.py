@@ -1,4 +1,4 @@
-"""The records of a run: a local table, always, and W&B as a mirror that may fail. Called by the loop and ``train``."""
+"""The recorder of a run: a local file of log lines, and W&B as a mirror that may fail. Called by ``session``."""
 
 import json
 import math
@@ -13,24 +13,28 @@ from wdlab.records.wandb_mirror import Mirror
 
 
 class Recorder:
-    """Appends one JSON line per log point and shows it to the mirror.
+    """The writer of ``metrics.jsonl``: appends one log line per log point, and passes it to the mirror.
 
     Args:
         path: ``metrics.jsonl``.
-        keep_bytes: how much of an existing file is valid; the rest, written after the checkpoint that is resumed from,
-            is cut off and will be computed again.
-        mirror: gets every row, those kept included.
+        keep_bytes: the size of the file at the checkpoint from which the run resumes. Later log lines are cut off, and
+            will be computed again.
+        mirror: receives every log line, those that are kept included.
 
     Raises:
-        CheckpointError: if the file is shorter than ``keep_bytes``, so that records which a checkpoint vouches for are
+        CheckpointError: if the file is shorter than ``keep_bytes``, so that log lines from before the checkpoint are
             gone, or if one of them is damaged.
     """
 
     def __init__(self, path: Path, keep_bytes: int, mirror: "Mirror") -> None:
         found = path.stat().st_size if path.exists() else 0
         if found < keep_bytes:
-            raise CheckpointError(f"{path}: holds {found} bytes, its checkpoint counts on {keep_bytes}; delete the run")
-        self._file = path.open("a+b", buffering=0)  # a line is out or it is not; nothing is left to fail later
+            raise CheckpointError(
+                f"{path}: holds {found} bytes, its checkpoint was written at {keep_bytes}; delete the run"
+            )
+        self._file = path.open(
+            "a+b", buffering=0
+        )  # unbuffered, so that a full disk fails the line itself and not a later one
         self._file.truncate(keep_bytes)
         self._file.seek(0)
         self._path, self._mirror = path, mirror
@@ -43,7 +47,7 @@ class Recorder:
             mirror.log(self.last)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append a row. Numbers that are not finite are written as null."""
+        """Append a log line. Numbers that are not finite are written as null."""
         self.last = {key: _finite(value) for key, value in row.items()}
         line = memoryview(json.dumps(self.last).encode() + b"\n")
         before = self._file.tell()
@@ -53,18 +57,18 @@ class Recorder:
         self._mirror.log(self.last)
 
     def sync(self) -> int:
-        """Put everything on the disk; returns the size of the file, for the checkpoint to vouch for."""
+        """Flush the file to the disk and return its size, which the checkpoint stores."""
         with writing(self._path, undo=lambda: None):
             os.fsync(self._file.fileno())
         return self._file.tell()
 
     def close(self) -> None:
-        """Close the table; the mirror is finished by whoever made it."""
+        """Close the file. The caller finishes the mirror."""
         self._file.close()
 
 
 def _row(line: bytes) -> dict[str, Any]:
-    """A line of the table, {} if it is none."""
+    """Parse a log line; {} if it is damaged."""
     try:
         row = json.loads(line)
     except ValueError:
@@ -73,4 +77,5 @@ def _row(line: bytes) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
+    """Return a value, None in place of a float that is not finite."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,1 +1,1 @@
-"""What figures need in addition to runs: probes of checkpoints, and one weight without a network."""
+"""Studies that figures need in addition to runs: probes of checkpoints, and one weight without a network."""

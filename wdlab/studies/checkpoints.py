@@ -1,6 +1,7 @@
-"""What is measured of finished runs, from their checkpoints. Named in ``configs/figure``, called by
-``analysis.figures``; every function takes a run and returns the rows of a table with a column ``step``. What it says of
-a run that diverged is not used."""
+"""Probes of the checkpoints of finished runs. Named in ``configs/figure``, called by ``analysis.tables``.
+
+Every probe takes a run and returns a table with a column ``step``. The result for a run that diverged is not used.
+"""
 
 import numpy as np
 import pandas as pd
@@ -17,11 +18,14 @@ from wdlab.records.directory import RunDirectory
 
 DECADES = (-13, 1)  # of |w| in a histogram
 BINS_PER_DECADE = 4
-MIDDLE = 1e-4  # what is smaller but not zero is neither dead nor alive
+MIDDLE = 1e-4  # a weight below it that is not zero is in the middle, neither dead nor alive
 
 
 def unit_norms(run: RunDirectory) -> pd.DataFrame:
-    """Of every homogeneous unit at the beginning and the end: ``pair, unit`` (numbers), ``input_norm, output_norm``."""
+    """Return the norms of every homogeneous unit at the beginning and at the end of training.
+
+    Columns: ``step, pair, unit`` (numbers), ``input_norm, output_norm``.
+    """
     model, state = _as_begun(run), checkpoint.require(run)
     parts = [_norms(model, 0)]
     model.load_state_dict(state["model"])
@@ -30,6 +34,7 @@ def unit_norms(run: RunDirectory) -> pd.DataFrame:
 
 
 def _norms(model: nn.Module, step: int) -> pd.DataFrame:
+    """Return the norms of every homogeneous unit of a network as rows of ``step``."""
     parts = []
     with torch.no_grad():
         for number, (first, second) in enumerate(homogeneous_pairs(model)):
@@ -40,10 +45,9 @@ def _norms(model: nn.Module, step: int) -> pd.DataFrame:
 
 
 def weight_sizes(run: RunDirectory) -> pd.DataFrame:
-    """A histogram of ``log10_size`` (the left edge of a bin) of the decayed weights: their ``share``.
+    """Return a histogram of the decayed weights: the ``share`` in each bin, by its left edge ``log10_size``.
 
-    Beside it, the same in every row: the shares that are ``zero`` (below 1e-13) and in the ``middle`` (below 1e-4, but
-    not zero).
+    Two more shares are the same in every row: ``zero`` (below 1e-13) and ``middle`` (below 1e-4, but not zero).
     """
     model, state = _as_begun(run), checkpoint.require(run)
     model.load_state_dict(state["model"])
@@ -58,8 +62,11 @@ def weight_sizes(run: RunDirectory) -> pd.DataFrame:
 
 
 def pruned(run: RunDirectory) -> pd.DataFrame:
-    """What taking out the dead units gives, in one row: the shares of ``parameters`` and ``latency`` (of a batch, on
-    this machine) that are left, the ``test_accuracy`` and by how much it changed."""
+    """Return the effect of pruning the dead units, in one row.
+
+    Columns: ``step``, the shares of ``parameters`` and ``latency`` (of a batch, on this machine) that are left, the
+    ``test_accuracy`` after pruning, and ``test_accuracy_change``.
+    """
     found = evaluate.evaluate(run.path, [], prune=True)
     before, after = found["footprint"], found["pruned"]["footprint"]
     accuracies = [where["metrics"]["test/accuracy"] for where in (found, found["pruned"])]
@@ -74,5 +81,5 @@ def pruned(run: RunDirectory) -> pd.DataFrame:
 
 
 def _as_begun(run: RunDirectory) -> nn.Module:
-    """A run's network with its initial weights."""
-    return build(OmegaConf.load(run.path / "config.yaml"))[0]
+    """Return a run's network with its initial weights."""
+    return build(OmegaConf.create(run.read_config()))[0]

@@ -1,4 +1,4 @@
-"""What can be followed without a network or data. Named in ``configs/figure``, called by ``analysis.figures``."""
+"""One weight under a penalty, without network or data. Named in ``configs/figure``, called by ``analysis.tables``."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ from scipy.optimize import brentq
 
 from wdlab.regularizers import Lp, PNormDecay, Regularizer
 
-EPSILON = 1e-12  # of the gradient form: as good as none
+EPSILON = 1e-12  # of the gradient form; so small that it changes no path
 METHODS = {"lp": Lp, "pnorm": PNormDecay}
-DECIMALS = 9  # of every number in a row; processors differ in later ones
+DECIMALS = 9  # of every number in a row; later decimals differ between processors
 COLUMNS = (
     *("run", "regularizer", "p", "seed", "target", "start", "step", "weight", "fixed_point", "distance"),
     *("jumps", "step_size", "low", "high"),
@@ -27,30 +27,31 @@ def one_weight(
     steps: int,
     log_every: int,
 ) -> pd.DataFrame:
-    """Gradient descent on ``(w - target)^2 / 2`` with the penalty ``s |w|^p``, in its gradient and decoupled (P2).
+    """Follow gradient descent on ``(w - target)^2 / 2`` with penalty ``s |w|^p``, in the gradient and decoupled (P2).
 
-    Both have the same fixed points, the solutions of ``w - target + s p sign(w) |w|^(p-1) = 0``, and 0 for p < 2. Of
-    these a path belongs to the one that gradient flow from its start ends in, the ``fixed_point``.
+    Both forms have the same fixed points: the solutions of ``w - target + s p sign(w) |w|^(p-1) = 0``, and 0 for p < 2.
+    The ``fixed_point`` of a path is the one in which gradient flow from its start ends.
 
     A weight that jumps across zero in the last quarter of its path does not settle. For p < 1 each jump magnifies
-    rounding, so two machines soon follow different paths: what is kept of it after its first jump is how often and how
-    far it jumps.
+    rounding, so that two machines soon follow different paths. Therefore only the number and the length of its jumps
+    are kept after its first jump.
 
     Args:
-        p: exponents.
-        targets: where the loss is least.
-        starts: of each weight; where not given a weight starts at its target.
-        lr: step size.
+        p: the exponents.
+        targets: the minima of the loss.
+        starts: the first values of the weights; by default a weight starts at its target.
+        lr: the step size.
         strength: s.
-        steps: how many.
-        log_every: between the rows of a path.
+        steps: the number of steps.
+        log_every: the number of steps between two rows of a path.
 
     Returns:
         A row per path and logged step: ``run, regularizer`` (lp: in the gradient, pnorm: decoupled), ``p, target,
         start, seed`` (the number of the path among those of a method and p), ``step, weight, fixed_point, distance``
-        (to the fixed point). Of a path that does not settle, weight and distance are nan after its first jump. The
-        same in all rows of a path, over its last quarter: ``jumps`` (the share of its steps that cross zero),
-        ``step_size`` (the median length of a step), ``low`` and ``high`` (the quartiles of the weight).
+        (to the fixed point). In a path that does not settle, weight and distance are NaN after its first jump. Four
+        columns describe the last quarter of a path and are the same in all its rows: ``jumps`` (the share of its steps
+        that cross zero), ``step_size`` (the median length of a step), ``low`` and ``high`` (the quartiles of the
+        weight).
     """
     points = [(t, s) for t in targets for s in (starts if starts is not None else [t])]
     parts = []
@@ -99,15 +100,17 @@ def _rows(path: np.ndarray, at: float, log_every: int) -> pd.DataFrame:
 
 
 def _method(kind: type, weights: torch.Tensor, strength: float, p: float) -> Regularizer:
+    """Create the regularizer of a form."""
     options = {"epsilon": EPSILON} if kind is Lp else {}
     return kind([weights], strength, p, **options)
 
 
 def fixed_point(p: float, strength: float, target: float, start: float) -> float:
-    """Where gradient flow on ``(w - target)^2 / 2 + s |w|^p`` ends that starts at ``start``; target and start >= 0.
+    """Return the end of gradient flow on ``(w - target)^2 / 2 + s |w|^p`` from ``start``; target and start >= 0.
 
-    Above zero its slope is ``w - target + s p w^(p-1)``. For p >= 1 this grows with w; for p < 1 it is least at ``w*``
-    and falls from infinity before: below its first zero (everywhere, if it has none) the flow ends at 0.
+    Above zero the slope is ``w - target + s p w^(p-1)``. For p >= 1 the slope grows with w. For p < 1 it falls from
+    infinity to its minimum at ``w*`` and grows from there: a flow that starts below the first zero of the slope ends at
+    0, as does every flow if there is no zero.
 
     Raises:
         ValueError: for a negative target or start.

@@ -201,7 +201,6 @@ def _train_together(members: Sequence[_Member], stop_requested: Callable[[], boo
 
 def _failed(directory: RunDirectory, error: BaseException) -> WdlabError | None:
     """Record an error of the whole stack in a run's status, and return it; None if the run had ended before."""
-
     if directory.finished:
         return None
     try:

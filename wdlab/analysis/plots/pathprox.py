@@ -1,4 +1,4 @@
-"""The figures of P1 (PathProx, arXiv 2210.03069). Called by ``figures`` through their names in ``configs/figure``."""
+"""The plots of P1 (PathProx, arXiv 2210.03069). Called by ``figures``, by their names in ``configs/figure``."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,55 +13,53 @@ from wdlab.analysis import claims, style
 
 
 def fig1(table: pd.DataFrame, units: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
-    """Imbalance against iteration (left), and output against input norm of every unit at the beginning and the end."""
+    """Draw imbalance against iteration (left), and the norms of every unit at the beginning and at the end (right)."""
     figure, rows_of_axes = plt.subplots(
         len(panels), 3, figsize=(9.6, 3.3 * len(panels)), squeeze=False, layout="constrained"
     )
+    looks = style.looks(table)
     for axes, panel in zip(rows_of_axes, panels, strict=True):
         rows, dots = (part[part["panel"] == panel["panel"]] for part in (table, units))
-        _curves(axes[0], rows, "imbalance", {})
+        _curves(axes[0], rows, looks, "imbalance", {})
         axes[0].set_title(panel["title"])
         axes[0].set_ylim(bottom=0)
         axes[0].set_xlabel("iteration")
         axes[0].set_ylabel("imbalance (share of the penalty)")
         axes[0].xaxis.set_major_formatter(EngFormatter(sep=""))
         axes[0].legend()
-        ends = [dots[dots["step"] == step] for step in (0, dots["step"].max())]
-        for scatter, part, title in zip(axes[1:], ends, ("at the beginning", "at the end"), strict=True):
-            largest = 1.05 * max(part["input_norm"].max(), part["output_norm"].max())
-            scatter.plot([0, largest], [0, largest], color="0.5", linewidth=1)
-            for name, of_method in part.groupby("regularizer", sort=False):
-                color, _, label = style.METHODS[name]
-                marker = style.MARKERS[name]
-                scatter.plot(
-                    *(of_method[norm] for norm in ("input_norm", "output_norm")),
-                    marker,
-                    color=color,
-                    mfc="none",
-                    ms=3,
-                    alpha=0.5,
-                    label=label,
-                )
-            scatter.set_xlim(0, largest)
-            scatter.set_ylim(0, largest)
-            scatter.set_aspect("equal")
+        for scatter, step, title in zip(
+            axes[1:], (0, dots["step"].max()), ("at the beginning", "at the end"), strict=True
+        ):
+            _unit_norms(scatter, dots[dots["step"] == step], looks)
             scatter.set_title(title)
-            scatter.set_xlabel("input norm |w|")
-            scatter.set_ylabel("output norm |v|")
     return figure
 
 
+def _unit_norms(axes: Axes, units: pd.DataFrame, looks: Mapping[style.Method, style.Look]) -> None:
+    """Draw a dot per unit at its input and output norm, and the line on which both are equal."""
+    largest = 1.05 * max(units["input_norm"].max(), units["output_norm"].max())
+    axes.plot([0, largest], [0, largest], color="0.5", linewidth=1)
+    for _, look, part in style.by_method(units, looks):
+        dots = {"color": look.color, "mfc": "none", "ms": 3, "alpha": 0.5, "label": look.label}
+        axes.plot(part["input_norm"], part["output_norm"], look.marker, **dots)
+    axes.set_xlim(0, largest)
+    axes.set_ylim(0, largest)
+    axes.set_aspect("equal")
+    axes.set_xlabel("input norm |w|")
+    axes.set_ylabel("output norm |v|")
+
+
 def fig2(table: pd.DataFrame, pruned: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
-    """Test accuracy against active units (left) and the parameters left by pruning; and latency against parameters."""
+    """Draw test accuracy against active units, and test accuracy and latency against the parameters left by pruning."""
     figure, rows_of_axes = plt.subplots(
         len(panels), 3, figsize=(9.6, 3.3 * len(panels)), squeeze=False, layout="constrained"
     )
-    ends = claims.last_lines(table)
+    ends, looks = claims.last_lines(table), style.looks(table)
     for axes, panel in zip(rows_of_axes, panels, strict=True):
         last, small = (part[part["panel"] == panel["panel"]] for part in (ends, pruned))
-        _points(axes[0], last, "sparsity/active_units", "test/accuracy")
-        _points(axes[1], small, "parameters", "test_accuracy")
-        _points(axes[2], small, "parameters", "latency")
+        _points(axes[0], last, looks, "sparsity/active_units", "test/accuracy")
+        _points(axes[1], small, looks, "parameters", "test_accuracy")
+        _points(axes[2], small, looks, "parameters", "latency")
         axes[0].set_title(panel["title"])
         axes[0].set_xlabel("active units (non-zero path)")
         axes[1].set_title("dead units taken out")
@@ -81,40 +79,30 @@ def fig2(table: pd.DataFrame, pruned: pd.DataFrame, panels: list[Mapping[str, An
     return figure
 
 
-def _points(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
-    """A marker per strength at the mean over seeds, with the range of both; joined in the order of strengths."""
-    for name, part in rows.groupby("regularizer", sort=False):
-        color, line, label = style.METHODS[name]
+def _points(axes: Axes, rows: pd.DataFrame, looks: Mapping[style.Method, style.Look], x: str, y: str) -> None:
+    """Draw a marker per strength at the mean over seeds, with the range of both, joined in the order of strengths."""
+    for _, look, part in style.by_method(rows, looks):
         found = claims.over_seeds(part, "regularizer.strength", [x, y])
         bars = [[found[key]["mean"] - found[key]["min"], found[key]["max"] - found[key]["mean"]] for key in (y, x)]
-        axes.errorbar(
-            found[x]["mean"],
-            found[y]["mean"],
-            *bars,
-            color=color,
-            linestyle=line,
-            marker=style.MARKERS[name],
-            ms=4.5,
-            mfc="white",
-            elinewidth=0.8,
-            label=label,
-        )
+        drawn = {"color": look.color, "linestyle": look.line, "marker": look.marker, "label": look.label}
+        axes.errorbar(found[x]["mean"], found[y]["mean"], *bars, **drawn, ms=4.5, mfc="white", elinewidth=0.8)
 
 
 def fig3(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
-    """Objective (upper row) and active units (lower row) against iteration, one column per panel.
+    """Draw the objective (upper row) and the active units (lower row) against iteration, one column per panel.
 
-    Lines are means over seeds, bands reach from the lowest to the highest seed; diamonds are the authors' released
-    curves where they were read off (P1). The first tenth of a run may leave the frame of the objective at its top.
+    Lines are means over seeds, bands reach from the lowest to the highest seed. Diamonds are the authors' released
+    curves, where they were read off. The first tenth of a run may leave the frame of the objective at its top.
     """
     figure, axes = plt.subplots(
         2, len(panels), figsize=(3.6 * len(panels) + 0.6, 5.2), sharex="col", squeeze=False, layout="constrained"
     )
+    looks = style.looks(table)
     for column, panel in enumerate(panels):
         rows = table[table["panel"] == panel["panel"]]
         objective, active = axes[0, column], axes[1, column]
-        _curves(objective, rows, "objective/path_norm", panel.get("reference", {}))
-        _curves(active, rows, "sparsity/active_units", panel.get("reference", {}))
+        _curves(objective, rows, looks, "objective/path_norm", panel.get("reference", {}))
+        _curves(active, rows, looks, "sparsity/active_units", panel.get("reference", {}))
         objective.set_title(panel["title"])
         settled = rows.loc[rows["step"] >= rows["step"].max() / 10, "objective/path_norm"]
         if settled.notna().any():
@@ -130,15 +118,19 @@ def fig3(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def _curves(axes: Axes, rows: pd.DataFrame, metric: str, reference: Mapping[str, Mapping]) -> None:
-    """Mean and range over seeds of a metric by step, per regularizer, with the reference points of that metric."""
-    for name, part in rows.groupby("regularizer", sort=False):
-        color, line, label = style.METHODS[name]
+def _curves(
+    axes: Axes,
+    rows: pd.DataFrame,
+    looks: Mapping[style.Method, style.Look],
+    metric: str,
+    reference: Mapping[str, Mapping],
+) -> None:
+    """Draw mean and range over seeds of a metric by step, per method, with the reference points of that metric."""
+    for name, look, part in style.by_method(rows, looks):
         by_step = claims.over_seeds(part, "step", [metric])[metric]
-        axes.plot(by_step.index, by_step["mean"], color=color, linestyle=line, label=label)
-        axes.fill_between(by_step.index, by_step["min"], by_step["max"], color=color, alpha=0.2, linewidth=0)
+        axes.plot(by_step.index, by_step["mean"], color=look.color, linestyle=look.line, label=look.label)
+        axes.fill_between(by_step.index, by_step["min"], by_step["max"], color=look.color, alpha=0.2, linewidth=0)
         points = reference.get(metric, {}).get(name, {})
         if points:
-            axes.plot(
-                list(points), list(points.values()), "D", color=color, mfc="white", ms=5, label=f"{label}, as released"
-            )
+            label = f"{look.label}, as released"
+            axes.plot(list(points), list(points.values()), "D", color=look.color, mfc="white", ms=5, label=label)

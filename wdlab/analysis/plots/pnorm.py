@@ -1,5 +1,7 @@
-"""The figures of P2 (p-norm weight decay, arXiv 2404.10824). Called by ``figures`` through their names in
-``configs/figure``."""
+"""The plots of P2 (p-norm weight decay, arXiv 2404.10824).
+
+Called by ``figures``, which finds them by name in ``configs/figure``.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,28 +16,18 @@ from matplotlib.ticker import NullFormatter, PercentFormatter
 from wdlab.analysis import claims, style
 
 FORMS = {"lp": "in the gradient", "pnorm": "decoupled (pWD)"}
-STEPS_SHOWN = 80  # of a path; nothing moves behind them
-MARKERS = "osD^v"
-# Of accuracy (the higher the better), of loss: what is near AdamW; what the closer look shows.
+STEPS_SHOWN = 80  # of a path; later nothing moves any more
+# Positive for an accuracy, negative for a loss. NEAR: the distance from AdamW that counts as near. CLOSER: the distance
+# from the best value that the closer view shows.
 NEAR, NEAR_NATS = 0.01, -0.05
 CLOSER, CLOSER_NATS = 0.08, -0.5
-# (regularizer, p) of each method: colour, line style, marker, name.
-METHODS = {
-    ("pnorm", 0.5): (style.PALETTE[1], "-", "o", "p = 0.5"),
-    ("pnorm", 0.8): (style.PALETTE[3], "-", "s", "p = 0.8"),
-    ("pnorm", 1.0): (style.PALETTE[2], "--", "D", "p = 1"),
-    ("pnorm", 1.5): (style.PALETTE[5], "-.", "^", "p = 1.5"),
-    ("decoupled", None): (style.PALETTE[0], ":", "v", "p = 2 (AdamW)"),
-    ("pnorm_prox", 1.0): ("0.45", "--", "x", "soft threshold"),
-    ("lp", 0.8): (style.PALETTE[4], ":", "+", "Lp, p = 0.8, in the gradient"),
-}
 
 
 def fig4(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
-    """Paths of one weight (upper row) and where it ends against the loss's minimum (lower row); gradient and decoupled.
+    """Draw paths of one weight (upper row), and its end against the loss's minimum (lower row).
 
-    Thin lines: exact fixed points. Bars: where a weight that does not settle is in half of the steps of the last
-    quarter of its path.
+    Left the penalty is in the gradient, right it is decoupled. Thin lines are exact fixed points. Bars span the middle
+    half of the values of a weight that does not settle, in the last quarter of its path.
     """
     figure, axes = plt.subplots(2, 2, figsize=(7.2, 5.6), sharey="row", layout="constrained")
     titles = {panel["panel"]: panel["title"] for panel in panels}
@@ -53,7 +45,7 @@ def fig4(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
 
 
 def _paths(axes: Axes, rows: pd.DataFrame) -> None:
-    """The weight by step, a line per start, with the fixed points they should end at."""
+    """Draw the weight by step, a line per start, and the fixed points at which the lines should end."""
     for value in rows["fixed_point"].unique():
         axes.axhline(value, color="0.6", linewidth=1)
     for (start, path), color, line in zip(rows.groupby("start"), 2 * style.PALETTE, 3 * style.LINES, strict=False):
@@ -63,12 +55,12 @@ def _paths(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def _ends(axes: Axes, rows: pd.DataFrame) -> None:
-    """The weight at the end of its path, or the middle and range of one that does not settle, against its target.
+    """Draw the end of each path against its target, and a curve of fixed points per p.
 
-    A curve of fixed points per p.
+    For a weight that does not settle a bar shows its range, and the marker is in the middle of it.
     """
     last = rows[rows["step"] == rows["step"].max()]
-    for (p, part), color, marker in zip(last.groupby("p"), style.PALETTE, MARKERS, strict=False):
+    for (p, part), color, marker in zip(last.groupby("p"), style.PALETTE, style.MARKERS, strict=False):
         part = part.sort_values("target")
         axes.plot(part["target"], part["fixed_point"], color=color, alpha=0.5, linewidth=1)
         ends = part["weight"].fillna((part["low"] + part["high"]) / 2)
@@ -78,21 +70,11 @@ def _ends(axes: Axes, rows: pd.DataFrame) -> None:
     axes.set_xlabel("target: where the loss is least")
 
 
-def _by_method(rows: pd.DataFrame) -> list[tuple[tuple, pd.DataFrame]]:
-    """The rows of each method that is there, in the order of ``METHODS``, with its looks."""
-    exponent = rows["regularizer.p"]
-    parts = []
-    for (name, p), looks in METHODS.items():
-        part = rows[(rows["regularizer"] == name) & (exponent.isna() if p is None else np.isclose(exponent, p or 0))]
-        if len(part):
-            parts.append((looks, part))
-    return parts
-
-
 def fig5(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
-    """Test accuracy against the share of weights that are not zero: a curve over strengths per p; right: closer.
+    """Draw test accuracy against the share of weights that are not zero: a curve over strengths per method.
 
-    Grey: more than 90 % zeros, no more than a point below the best strength of AdamW.
+    The right column is a closer view. Grey is the region of more than 90 % zeros in which the accuracy is at most a
+    point below that of AdamW's best strength.
     """
     figure, grid = _against_density(table, panels, "test/accuracy", "test accuracy", NEAR, CLOSER)
     for axes in grid.flat:
@@ -101,9 +83,10 @@ def fig5(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
 
 
 def fig7(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
-    """Test loss against the share of weights that are not zero: a curve over strengths per p; right: closer.
+    """Draw test loss against the share of weights that are not zero: a curve over strengths per method.
 
-    Grey: more than 90 % zeros, no more than 0.05 nats above the best strength of AdamW.
+    The right column is a closer view. Grey is the region of more than 90 % zeros in which the loss is at most 0.05 nats
+    above that of AdamW's best strength.
     """
     return _against_density(table, panels, "test/loss", "test loss (nats per character)", NEAR_NATS, CLOSER_NATS)[0]
 
@@ -111,10 +94,19 @@ def fig7(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
 def _against_density(
     table: pd.DataFrame, panels: list[Mapping[str, Any]], metric: str, label: str, near: float, closer: float
 ) -> tuple[Figure, np.ndarray]:
-    """A metric's last value against the share of weights that are not zero; a row per panel, its axes for the grid.
+    """Draw the last value of a metric against the share of weights that are not zero, one row per panel.
 
-    ``near`` is how far below (above, if negative) AdamW a value may be to be near it; ``closer`` how far below (above)
-    the best one the axes on the right reach. They are left out where they would show hardly less than the left ones.
+    Args:
+        table: the rows of the figure.
+        panels: its panels.
+        metric: a column of the table.
+        label: of the metric.
+        near: how far below AdamW (above, if negative) a value still counts as near.
+        closer: how far below (above) the best value the axes on the right reach. These axes are left out if they would
+            show hardly less than the left ones.
+
+    Returns:
+        The figure and its axes.
     """
     ends = claims.last_lines(table)
     ends = ends.assign(density=1 - ends["sparsity/weights"])
@@ -124,12 +116,13 @@ def _against_density(
     figure, grid = plt.subplots(
         *shape, figsize=(4.2 * shape[1] + 1.4 * (not zoom), 3.4 * shape[0] + 0.4), squeeze=False, layout="constrained"
     )
+    looks = style.looks(ends)
     for axes, panel in zip(grid, panels, strict=True):
         rows = ends[ends["panel"] == panel["panel"]]
-        for looks, part in _by_method(rows):
+        for _, look, part in style.by_method(rows, looks):
             found = claims.over_seeds(part, "regularizer.strength", ["density", metric])
             for one in axes:
-                _strengths(one, found["density"], found[metric], *looks)
+                _strengths(one, found["density"], found[metric], look)
         axes[0].set_title(panel["title"])
         axes[0].set_ylabel(label)
         best = rows[metric].max() if closer > 0 else rows[metric].min()
@@ -148,7 +141,7 @@ def _against_density(
 
 
 def _near_adamw(axes: Axes, rows: pd.DataFrame, metric: str, near: float) -> None:
-    """Shade where more than 90 % of the weights are zero and the metric is near, or better than, AdamW's best."""
+    """Shade the region with more than 90 % zeros and a metric that is near AdamW's best, or better."""
     means = rows[rows["regularizer"] == "decoupled"].groupby("regularizer.strength")[metric].mean()
     if means.empty:
         return
@@ -159,20 +152,20 @@ def _near_adamw(axes: Axes, rows: pd.DataFrame, metric: str, near: float) -> Non
     axes.set_ylim(limits)
 
 
-def _strengths(axes: Axes, x: pd.DataFrame, y: pd.DataFrame, color: str, line: str, marker: str, label: str) -> None:
-    """A marker per strength at the mean over seeds, bars over the range; x and y have columns mean, min, max."""
+def _strengths(axes: Axes, x: pd.DataFrame, y: pd.DataFrame, look: style.Look) -> None:
+    """Draw a marker per strength at the mean over seeds, with bars over the range; x, y have columns mean, min, max."""
     bars = [np.maximum(0, [v["mean"] - v["min"], v["max"] - v["mean"]]) for v in (y, x)]
-    looks = {"color": color, "linestyle": line, "marker": marker, "ms": 4.5, "mfc": "white", "elinewidth": 0.7}
-    axes.errorbar(x["mean"], y["mean"], *bars, label=label, **looks)
+    drawn = {"color": look.color, "linestyle": look.line, "marker": look.marker, "label": look.label}
+    axes.errorbar(x["mean"], y["mean"], *bars, **drawn, ms=4.5, mfc="white", elinewidth=0.7)
 
 
 def fig6(table: pd.DataFrame, sizes: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
-    """Histograms of log10 |w|, one below the other for each p, with the share of zeros as a bar on the left."""
-    names = [label for (_, _, _, label), _ in _by_method(sizes)]
+    """Draw histograms of log10 |w|, one below the other for each method, with a bar on the left for the zeros."""
+    looks = style.looks(sizes)
     figure, grid = plt.subplots(
-        len(names),
+        len(looks),
         len(panels),
-        figsize=(4.6 * len(panels) + 0.6, 1.15 * len(names) + 1),
+        figsize=(4.6 * len(panels) + 0.6, 1.15 * len(looks) + 1),
         sharex=True,
         squeeze=False,
         layout="constrained",
@@ -180,21 +173,25 @@ def fig6(table: pd.DataFrame, sizes: pd.DataFrame, panels: list[Mapping[str, Any
     for column, panel in zip(grid.T, panels, strict=True):
         rows = sizes[sizes["panel"] == panel["panel"]]
         column[0].set_title(panel["title"])
-        for axes, ((color, _, _, label), part) in zip(column, _by_method(rows), strict=True):
-            width = float(np.diff(np.sort(part["log10_size"].unique())[:2])[0])
-            shares = claims.over_seeds(part, "log10_size", ["share"])["share"]
-            zero = claims.over_seeds(part.drop_duplicates("run").assign(at=-14), "at", ["zero"])["zero"]
-            for found, wide in ((shares, width), (zero, 4 * width)):
-                bars = np.maximum(0, [found["mean"] - found["min"], found["max"] - found["mean"]])
-                axes.bar(
-                    found.index, found["mean"], wide, yerr=bars, align="edge", color=color, error_kw={"elinewidth": 0.6}
-                )
-            axes.set_yscale("log")
-            axes.set_ylim(1e-4, 1.3)
-            strength = part["regularizer.strength"].iloc[0]
-            axes.text(0.3, 0.8, f"{label}, s = {strength:g}", transform=axes.transAxes, fontsize=8)
-            axes.axvline(-13, color="0.7", linewidth=0.8)
+        for axes, (_, look, part) in zip(column, style.by_method(rows, looks), strict=True):
+            _histogram(axes, part, look)
         column[-1].set_xticks([-13.5, -12, -9, -6, -3, 0], ["zero", "-12", "-9", "-6", "-3", "0"])
         column[-1].set_xlabel("log10 |w|")
     figure.supylabel("share of weights", fontsize=9)
     return figure
+
+
+def _histogram(axes: Axes, rows: pd.DataFrame, look: style.Look) -> None:
+    """Draw the mean share of weights per bin, with the range over seeds, and the share of zeros at the left."""
+    width = float(np.diff(np.sort(rows["log10_size"].unique())[:2])[0])
+    shares = claims.over_seeds(rows, "log10_size", ["share"])["share"]
+    zero = claims.over_seeds(rows.drop_duplicates("run").assign(at=-14), "at", ["zero"])["zero"]
+    for found, wide in ((shares, width), (zero, 4 * width)):
+        bars = np.maximum(0, [found["mean"] - found["min"], found["max"] - found["mean"]])
+        drawn = {"yerr": bars, "align": "edge", "color": look.color, "error_kw": {"elinewidth": 0.6}}
+        axes.bar(found.index, found["mean"], wide, **drawn)
+    axes.set_yscale("log")
+    axes.set_ylim(1e-4, 1.3)
+    strength = rows["regularizer.strength"].iloc[0]
+    axes.text(0.3, 0.8, f"{look.label}, s = {strength:g}", transform=axes.transAxes, fontsize=8)
+    axes.axvline(-13, color="0.7", linewidth=0.8)
