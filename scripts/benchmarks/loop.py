@@ -82,9 +82,8 @@ class Fit:
     def fit(self, log_every: int = LOG_EVERY) -> float:
         """Seconds of a step of the loop, with its share of records and metrics."""
         setup, clock = self._begin(), _Clock(self._steps, self._options)
-        experiment = Experiment(
-            setup.model, self._data, setup.optimizer, setup.regularizer, setup.lr_factor, setup.machine, seed=0
-        )
+        parts = setup.model, self._data, setup.optimizer, setup.regularizer, setup.lr_factor, setup.machine
+        experiment = Experiment(*parts, seed=0)
         recorder = Recorder(self._run.metrics, 0, Mirror())
         settings = OmegaConf.create(self._settings | {"log_every": log_every})
         outcome = loop.fit(OneRun(experiment, settings, self._run, recorder), settings, float("inf"), clock)
