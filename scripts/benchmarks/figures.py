@@ -1,4 +1,4 @@
-"""How long the figures take at ``cpu`` scale, from a few steps of each panel's runs, against their declared times."""
+"""The time of each figure at ``cpu`` scale, from a few steps of its runs, against its declared time."""
 
 import os
 import re
@@ -28,7 +28,7 @@ START = 10.0  # seconds of the command around its runs
 
 
 def table(options: Options) -> Page | None:
-    """Measure; None on a GPU, or without the data sets (``WDLAB_DATA``)."""
+    """Return the measurements; None on a GPU, or without the data sets (``WDLAB_DATA``)."""
     if options.quick or options.device.type != "cpu" or "WDLAB_DATA" not in os.environ:
         return None
     done: set[str] = set()
@@ -69,7 +69,7 @@ def declared_minutes(name: str) -> float:
 
 
 def _seconds_of_run(overrides: Sequence[str]) -> float:
-    """Return how long a whole run takes: its steps, evaluations and log lines, from two short ones."""
+    """Return the seconds of a whole run with its evaluations and log lines, computed from two short runs."""
     torch.set_num_threads(1)
     config = compose_config([*overrides, "runtime=cpu", "runtime.threads=1", "logger=disabled"])
     settings = config["train"]

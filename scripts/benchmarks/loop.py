@@ -1,4 +1,4 @@
-"""What the loop, its records and its metrics cost, and how fast a run is from end to end."""
+"""The cost of the loop, its records and its metrics, and the speed of a run from end to end."""
 
 import gc
 import itertools
@@ -24,7 +24,7 @@ from wdlab.records.recorder import Recorder
 from wdlab.records.wandb_mirror import Mirror
 
 LOOP_TARGET = 1.03
-WARM = 10  # steps before the clock is looked at
+WARM = 10  # steps before the clock is started
 LOG_EVERY = 10
 POINTS = 10  # log points of one measurement
 NEVER = 10**9
@@ -39,7 +39,7 @@ OUTSIDE = (
 
 
 def table(options: Options) -> Page:
-    """Measure; random images, records in a temporary folder."""
+    """Return the measurements, on random images and with records in a temporary folder."""
     overhead, line = _overhead(options), _metrics(options)
     overhead.remarks += _shortfall(overhead, line)
     parts = [overhead, line, _seldom(options), *_end_to_end(options)]
@@ -47,7 +47,7 @@ def table(options: Options) -> Page:
 
 
 def _shortfall(overhead: Part, line: Part) -> list[str]:
-    """Where the time goes if the loop misses its target, from what was measured."""
+    """Return a remark on where the time goes for each case in which the loop misses its target."""
     missed = [row.case for row in overhead.rows if row.met == "no"]
     of_a_step = {row.case: row.value for row in line.rows}
     parts = ", ".join(f"{moment} {of_a_step[moment]:.2f}" for moment in MOMENTS)
@@ -80,7 +80,7 @@ class Fit:
         self._start = {name: value.clone() for name, value in setup.model.state_dict().items()}
 
     def fit(self, log_every: int = LOG_EVERY) -> float:
-        """Seconds of a step of the loop, with its share of records and metrics."""
+        """Return the seconds of a step of the loop, with its share of records and metrics."""
         setup, clock = self._begin(), _Clock(self._steps, self._options)
         parts = setup.model, self._data, setup.optimizer, setup.regularizer, setup.lr_factor, setup.machine
         experiment = Experiment(*parts, seed=0)
@@ -94,7 +94,7 @@ class Fit:
         return clock.seconds
 
     def bare(self) -> float:
-        """Seconds of a step of the bare loop: same network, optimizer, batches, precision."""
+        """Return the seconds of a step of a bare loop with the same network, optimizer, batches and precision."""
         setup, clock = self._begin(), _Clock(self._steps, self._options)
         batches = Batches(self._data.train, self._settings["batch_size"], seed=0)
         step = plain_step(setup.model, setup.optimizer, lambda: None)
@@ -111,7 +111,7 @@ class Fit:
 
 
 class _Clock:
-    """Asked after every step; starts behind ``WARM`` steps and says when so many more are done."""
+    """A stop request that times a run: it starts a clock after ``WARM`` steps and is True after ``steps`` more."""
 
     def __init__(self, steps: int, options: Options) -> None:
         self._steps, self._options, self._asked, self._started = steps, options, 0, 0.0
@@ -170,7 +170,7 @@ def _overhead(options: Options) -> Part:
 
 
 class _LogPoint:
-    """Steps as the loop makes them where it logs, with an L2 penalty, so that its gradient is measured too."""
+    """Steps of the loop that are logged, with an L2 penalty so that the metrics of the penalty are measured too."""
 
     def __init__(self, options: Options, train: int, others: int) -> None:
         self._setup = Setup(options, *_mlp(options), "regularizer=l2", f"regularizer.strength={L2_STRENGTH}")
@@ -181,19 +181,17 @@ class _LogPoint:
             self._setup.model, data, self._setup.regularizer, machine.autocast, options.sized(1000, 20)
         )
         self._update = Step(machine.training_form(self._setup.model), self._setup.optimizer, machine)
-        self._batches, self._steps = (
-            Batches(data.train, self._setup.config["train"]["batch_size"], 0),
-            itertools.count(),
-        )
+        self._batches = Batches(data.train, self._setup.config["train"]["batch_size"], 0)
+        self._steps = itertools.count()
 
     def step(self) -> None:
-        """A step that is not logged."""
+        """Take a step that is not logged."""
         self._setup.switches()
         self._update.backward(*self._batches(next(self._steps)))
         self._setup.optimizer.step()
 
     def seconds(self, *moments: str) -> float:
-        """Of some of what happens at a log point, the mean of several."""
+        """Return the mean seconds of some of the ``MOMENTS`` of a log point."""
         self._setup.switches()
         total = 0.0
         for _ in range(POINTS):
@@ -205,7 +203,7 @@ class _LogPoint:
         return total / POINTS
 
     def measure(self, whole_splits: bool, sharpness: bool) -> None:
-        """Of the network as it is."""
+        """Measure the present network."""
         self._setup.switches()
         self.metrics.measure(whole_splits, sharpness)
 
@@ -246,7 +244,7 @@ def _seldom(options: Options) -> Part:
 
 
 def _end_to_end(options: Options) -> list[Part]:
-    """Steps per second of a run, beside a plain loop over torchvision's transforms and DataLoader."""
+    """Return the steps per second of a run and of a plain loop over torchvision's transforms and DataLoader."""
     resnet = ("dataset=cifar10", "model=resnet8", f"model.width={options.sized(16, 2)}")
     resnet = (*resnet, *_settings(options.sized(128, 20)))
     name = (
@@ -279,7 +277,7 @@ def _against_a_plain_loop(
 
 
 class _Plain:
-    """Seconds of a step of a plain loop, behind as many as the loop's clock leaves out."""
+    """Return the seconds of a step of a plain loop, after as many steps as the clock of the loop leaves out."""
 
     def __init__(self, options: Options, network: tuple[str, ...], config: DictConfig, count: int, steps: int) -> None:
         dataset, batch_size = config["dataset"], config["train"]["batch_size"]

@@ -1,4 +1,4 @@
-"""What a run trains with, as a config says it, and torch's global switches: shared by the sections that train."""
+"""The parts of a run, built from a config, and torch's global switches. Shared by the sections that train."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Self
@@ -22,7 +22,7 @@ SGD = ("optimizer=sgd", "optimizer.lr=0.1")
 
 
 class Switches(NamedTuple):
-    """torch's settings of float32 products and threads. They are global, so every case puts its own in force."""
+    """Torch's global settings of float32 products and threads, which every case sets anew."""
 
     matmul: str
     cudnn_tf32: bool
@@ -30,12 +30,12 @@ class Switches(NamedTuple):
 
     @classmethod
     def now(cls) -> Self:
-        """Those in force."""
+        """Return the present settings."""
         threads = torch.get_num_threads()
         return cls(torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, threads)
 
     def __call__(self) -> None:
-        """Put them in force."""
+        """Apply the settings."""
         torch.set_float32_matmul_precision(self.matmul)
         torch.backends.cudnn.allow_tf32 = self.cudnn_tf32
         if torch.get_num_threads() != self.threads:
@@ -46,7 +46,7 @@ AS_TORCH_HAS_THEM = Switches.now()
 
 
 class Setup:
-    """Everything that ``python -m wdlab.train <overrides>`` trains with, but for the data set.
+    """The parts of the run of ``python -m wdlab.train <overrides>``, without the data set.
 
     Args:
         options: of the command line.
@@ -67,7 +67,7 @@ class Setup:
         AS_TORCH_HAS_THEM()
 
     def step(self) -> Callable[[Tensor, Tensor], None]:
-        """The loop's training step."""
+        """Take a training step of the loop."""
         update = Step(self.machine.training_form(self.model), self.optimizer, self.machine)
 
         def step(inputs: Tensor, labels: Tensor) -> None:
@@ -78,19 +78,19 @@ class Setup:
         return step
 
     def images(self, count: int, varied: bool = False) -> Images:
-        """Random images of the data set's shape; ``varied`` as its training images are, if they are."""
+        """Return random images of the data set's shape; with ``varied`` they are augmented as in training."""
         dataset = self.config["dataset"]
         pixels, labels = random_images(tuple(dataset["shape"]), count)
         augment = Augment.of(dataset["augment"]) if varied else None
         return Images(pixels, labels, list(dataset["mean"]), list(dataset["std"]), self.machine.device, augment)
 
     def data(self, train: int, others: int) -> Data:
-        """Random splits with so many examples."""
+        """Return splits of random images with the given numbers of examples."""
         return Data(self.images(train, varied=True), self.images(others), self.images(others), "random")
 
 
 def bare_step(options: Options, *overrides: str) -> tuple[Callable[[Tensor, Tensor], None], nn.Module]:
-    """The training step of a plain PyTorch loop, as torch is without any settings; and its network."""
+    """Return the training step of a plain PyTorch loop under torch's default settings, and its network."""
     model = build(compose_config([*SGD, *overrides]))[0].to(options.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     return plain_step(model, optimizer, AS_TORCH_HAS_THEM), model
@@ -99,7 +99,7 @@ def bare_step(options: Options, *overrides: str) -> tuple[Callable[[Tensor, Tens
 def plain_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, switches: Callable[[], Any]
 ) -> Callable[[Tensor, Tensor], None]:
-    """Forward, backward and the optimizer's step, nothing else."""
+    """Return a training step of forward, backward and the optimizer's step, and nothing else."""
 
     def step(inputs: Tensor, labels: Tensor) -> None:
         switches()

@@ -1,4 +1,4 @@
-"""How much faster a sweep of MLPs is as one batched program (``hydra/launcher=stacked``) than run after run."""
+"""The speed of a sweep of MLPs as one batched program (``hydra/launcher=stacked``) against run after run."""
 
 import itertools
 import os
@@ -33,7 +33,7 @@ NEVER = 10**6
 
 
 def table(options: Options) -> Page:
-    """Measure; records in temporary folders."""
+    """Return the measurements, with records in temporary folders."""
     parts = [_training(options), _wide(options)]
     if not options.quick:  # every launch takes seconds
         parts.append(_end_to_end(options))
@@ -60,7 +60,7 @@ class Sweep:
         self._options, self._data = options, data
 
     def side_by_side(self) -> float:
-        """Seconds of a step of all runs, side by side."""
+        """Return the seconds of a step of all runs, side by side."""
 
         def fit(members: list[StackedRun], settings: DictConfig) -> None:
             loop.fit(Stack(members, settings), settings, NEVER)
@@ -68,7 +68,7 @@ class Sweep:
         return self._timed(fit, together=True)
 
     def one_by_one(self) -> float:
-        """Seconds of a step of all runs, one after another."""
+        """Return the seconds of a step of all runs, one after another."""
 
         def fit(members: list[StackedRun], settings: DictConfig) -> None:
             for member in members:
