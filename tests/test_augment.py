@@ -61,9 +61,9 @@ def test_a_square_is_hidden_by_the_mean_behind_everything_else():
 
 
 def test_nothing_to_vary_is_no_augmentation():
-    assert Augment.of(None) is None
-    assert Augment.of({"crop": 0, "padding": "zero", "flip": False, "rotation": None}) is None
-    assert Augment.of({"crop": None, "flip": True}) == Augment(flip=True)
+    assert Augment.from_config(None) is None
+    assert Augment.from_config({"crop": 0, "padding": "zero", "flip": False, "rotation": None}) is None
+    assert Augment.from_config({"crop": None, "flip": True}) == Augment(flip=True)
 
 
 AUGMENTS = [

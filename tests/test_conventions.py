@@ -75,7 +75,7 @@ def test_the_commands_do_without_docstrings_and_asserts():
         "    try: runpy.run_module(module, run_name='__main__')\n"
         "    except SystemExit as ended: ended.code and sys.exit(module)\n"
         "from wdlab.sweeps import compose\n"
-        "print(compose.left_to_the_jobs('model.width=8', ['model']))\n"
+        "print(compose.as_sweep_override('model.width=8', ['model']))\n"
     )
     done = subprocess.run(
         [sys.executable, "-OO", "-W", "ignore", "-c", code],

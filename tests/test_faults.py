@@ -146,7 +146,7 @@ def test_a_sweep_told_to_stop_ends_at_a_step_and_the_same_command_finishes(tmp_p
     stopped = [path for path in folder.glob("*-*") if RunDirectory(folder, path.name).status == "interrupted"]
     assert stopped and all((path / "checkpoint.pt").exists() for path in stopped)
     again = subprocess.run(command, cwd=tmp_path, env=environment, **pipes, check=False)
-    assert again.returncode == 0 and "sweep: 4 done\n" in again.stdout and "going on at step" in again.stdout
+    assert again.returncode == 0 and "sweep: 4 done\n" in again.stdout and "resumed at step" in again.stdout
 
 
 @pytest.mark.long

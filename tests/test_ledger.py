@@ -318,7 +318,7 @@ def test_a_killed_process_makes_a_run_stale_and_a_retry_ends_it_as_if_never_kill
         process.communicate()
     assert states(tmp_path / "killed") == {entry.run: "stale"}
     assert retried(tmp_path / "killed") == 0
-    assert f"{entry.run}: going on at step" in capsys.readouterr().out
+    assert f"{entry.run}: resumed at step" in capsys.readouterr().out
     session.run(compose_config([*short, f"paths.runs={tmp_path / 'whole'}"]))
     same_ending(RunDirectory(tmp_path / "whole", entry.run), RunDirectory(tmp_path / "killed", entry.run))
 

@@ -89,4 +89,4 @@ def test_a_sweep_on_a_terminal_shows_one_bar_and_a_line_per_run_and_joblib_gives
 
 @pytest.mark.parametrize(("seconds", "shown"), [(5, "0:05"), (65.4, "1:05"), (3700, "1:01:40")])
 def test_clock(seconds, shown):
-    assert progress.clock(seconds) == shown
+    assert progress.format_duration(seconds) == shown

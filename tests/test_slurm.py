@@ -140,7 +140,7 @@ def test_drained_requeued_out_of_time_and_still_bitwise_that_of_local(cluster, l
     for run, number in ((requeued, 0), (out_of_time, 1)):
         assert len(sessions(run)) == 2
         output = (cluster.home / "cluster" / "slurm" / array / f"{array}_{number}_0_log.out").read_text()
-        assert f"{run.name}: started" in output and f"{run.name}: going on at step" in output
+        assert f"{run.name}: started" in output and f"{run.name}: resumed at step" in output
     assert all(session["threads"] == 1 for run in there for session in sessions(run))
     assert {path.name for path in cluster.home.iterdir()} == {"jobs.json", "cluster", "local"}
 

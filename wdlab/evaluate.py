@@ -28,7 +28,7 @@ from wdlab.records import checkpoint
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import compose_config
 from wdlab.settings import read_runtime
-from wdlab.tracing import left_as_it_was
+from wdlab.tracing import attributes_restored
 from wdlab.validation import check_data_is_the_same
 
 SETTABLE = ("runtime.", "paths.data=")
@@ -79,7 +79,7 @@ def evaluate(
 
     def measured(network: nn.Module, method: Any, *more: Any) -> dict[str, float]:
         examples = config["train"].get("sharpness_examples") or metrics.SHARPNESS_EXAMPLES
-        with left_as_it_was(network):
+        with attributes_restored(network):
             return metrics.Metrics(network, splits, method, machine.autocast, examples, *more).measure(True, sharpness)
 
     of_trained = measured(model, built.regularizer, refresh_average)

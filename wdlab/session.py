@@ -17,7 +17,7 @@ from wdlab.build import Built, build_experiment
 from wdlab.engine import device, parallel, stopping
 from wdlab.engine.experiment import Experiment
 from wdlab.engine.one_run import OneRun
-from wdlab.engine.progress import clock
+from wdlab.engine.progress import format_duration
 from wdlab.errors import ConfigError, RunFailed, WdlabError, describe_error, explain
 from wdlab.records import checkpoint, recorder, wandb_mirror
 from wdlab.records.directory import FINISHED, RunDirectory
@@ -144,7 +144,7 @@ class Session:
         if start and not same_machine:
             log.warning("%s: resumed on another machine or setting; equal up to rounding only", directory.name)
         directory.write_status("running", step=start["step"] if start else 0)
-        log.info("%s: %s", directory.name, f"going on at step {start['step']}" if start else "started")
+        log.info("%s: %s", directory.name, f"resumed at step {start['step']}" if start else "started")
         if log.isEnabledFor(logging.INFO):
             self._log_decay(trained)
 
@@ -167,7 +167,7 @@ class Session:
         if outcome in FINISHED:
             self.directory.write("summary.json", last | {"seconds_of_last_session": round(seconds, 3)})
         self.directory.write_status(outcome, step=last["step"])
-        self._outcome = f"{outcome} after {clock(seconds)}{_result(last)}"
+        self._outcome = f"{outcome} after {format_duration(seconds)}{_result(last)}"
 
     def log_outcome(self) -> None:
         """Log the outcome."""

@@ -23,12 +23,12 @@ def trace(model: nn.Module) -> fx.Graph:
     Raises:
         Exception: any, from ``torch.fx`` or the model's own code, if the forward cannot be traced.
     """
-    with left_as_it_was(model):
+    with attributes_restored(model):
         return fx.symbolic_trace(model).graph
 
 
 @contextlib.contextmanager
-def left_as_it_was(model: nn.Module) -> Iterator[None]:
+def attributes_restored(model: nn.Module) -> Iterator[None]:
     """Restore the attributes of the model and of its modules on leaving.
 
     A forward may store values on a module, such as activations. Inside this context they may be symbols of a graph, or

@@ -25,7 +25,7 @@ from wdlab.errors import ConfigError, RunFailed, describe_error, explain
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import CONFIGS
 from wdlab.session import is_sweep_job, log, run
-from wdlab.sweeps.compose import left_to_the_jobs
+from wdlab.sweeps.compose import as_sweep_override
 from wdlab.sweeps.register import register
 
 
@@ -42,8 +42,8 @@ def _hydra_main(config: DictConfig) -> str:
     """
     _resolve_paths(config)
     in_sweep = is_sweep_job()
-    notice = stopping.StopFiles.of_this_job() if in_sweep else None
-    if notice is not None and notice.is_set:
+    stop_files = stopping.StopFiles.of_this_job() if in_sweep else None
+    if stop_files is not None and stop_files.is_set:
         return "skipped"
     if in_sweep and sys.stderr.isatty():
         log.setLevel(logging.WARNING)  # the sweep shows a progress bar of its own
@@ -57,7 +57,7 @@ def _hydra_main(config: DictConfig) -> str:
     except KeyboardInterrupt:
         if stopping.is_orphan():  # the sweep that would end this process is dead
             os._exit(130)
-        if stopping.is_worker() or (notice is not None and notice.interrupted):
+        if stopping.is_worker() or (stop_files is not None and stop_files.interrupted):
             return "interrupted"  # an exception would make the launcher end the others in the middle of a step
         raise
     except Exception as error:
@@ -65,8 +65,8 @@ def _hydra_main(config: DictConfig) -> str:
             raise
         line = explain(error)
         log.error("error: %s", line or describe_error(error), exc_info=line is None)
-        if notice is not None and config["fail_fast"]:
-            notice.set_failed()
+        if stop_files is not None and config["fail_fast"]:
+            stop_files.set_failed()
         raise RunFailed(line or describe_error(error)) from error  # which can be sent between processes
 
 
@@ -122,7 +122,7 @@ def _check_command_line(arguments: list[str]) -> list[str]:
             raise ConfigError(f"{group}={name}: {group}={chosen[group]} is given too; give one of them")
     if not (parsed.multirun or "hydra.mode=MULTIRUN" in parsed.overrides):
         return arguments
-    later = {override: left_to_the_jobs(override, groups) for override in parsed.overrides}
+    later = {override: as_sweep_override(override, groups) for override in parsed.overrides}
     return [later.get(argument, argument) for argument in arguments]
 
 
@@ -132,7 +132,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets exceptions through to here
     register()
     try:
-        with stopping.as_interrupt():
+        with stopping.sigterm_as_interrupt():
             _errors.clear()
             sys.argv[1:] = _check_command_line(sys.argv[1:])
             _hydra_main()

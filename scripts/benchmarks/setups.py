@@ -81,7 +81,7 @@ class Setup:
         """Return random images of the data set's shape; with ``varied`` they are augmented as in training."""
         dataset = self.config["dataset"]
         pixels, labels = random_images(tuple(dataset["shape"]), count)
-        augment = Augment.of(dataset["augment"]) if varied else None
+        augment = Augment.from_config(dataset["augment"]) if varied else None
         return Images(pixels, labels, list(dataset["mean"]), list(dataset["std"]), self.machine.device, augment)
 
     def data(self, train: int, others: int) -> Data:

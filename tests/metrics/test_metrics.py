@@ -19,8 +19,8 @@ def tensors(*values):
 
 def test_weight_norms_are_over_all_weights_together():
     weights = tensors([[3.0, 0.0]], [[0.0, -4.0], [12.0, 0.0]])
-    assert norms.together(norms.each_norm(weights)).item() == pytest.approx(13.0)
-    assert sparsity.sizes(weights)[0].sum().item() == pytest.approx(19.0)
+    assert norms.total_norm(norms.each_norm(weights)).item() == pytest.approx(13.0)
+    assert sparsity.l1_norms_and_zeros(weights)[0].sum().item() == pytest.approx(19.0)
 
 
 @pytest.mark.parametrize("layouts", [(0, 0), (1, 1), (0, 1), (1, 0)])
@@ -42,7 +42,7 @@ def test_path_norm_and_active_units():
 
 
 def share_of_zeros(weights):
-    return (sparsity.sizes(weights)[1].sum() / sum(w.numel() for w in weights)).item()
+    return (sparsity.l1_norms_and_zeros(weights)[1].sum() / sum(w.numel() for w in weights)).item()
 
 
 def test_zero_weights_are_those_below_the_threshold():
@@ -172,7 +172,7 @@ def test_the_norm_at_a_log_point_is_that_of_the_new_weights():
         make_step(metrics, optimizer, *data.train.examples(slice(None)))
     after_a_step, again = metrics.measure(False), metrics.measure(False)
     assert after_a_step["norm/weight_l2"] == again["norm/weight_l2"]
-    assert again["norm/weight_l2"] == pytest.approx(norms.together(norms.each_norm(metrics.weights)).item())
+    assert again["norm/weight_l2"] == pytest.approx(norms.total_norm(norms.each_norm(metrics.weights)).item())
 
 
 def as_it_is(model):

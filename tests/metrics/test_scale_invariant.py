@@ -55,7 +55,7 @@ def test_the_effective_learning_rate_survives_a_common_factor():
     assert after[key] == pytest.approx(before[key], rel=1e-6)
     assert after["update/relative"] == pytest.approx(before["update/relative"], rel=1e-6)
     weights = [m.weight for m in normalized_network() if isinstance(m, nn.Linear)]
-    assert before[key] == pytest.approx(0.5 / norms.together(norms.each_norm(weights)).item() ** 2)
+    assert before[key] == pytest.approx(0.5 / norms.total_norm(norms.each_norm(weights)).item() ** 2)
 
 
 def test_gradient_times_weight_is_a_sum_over_layers():

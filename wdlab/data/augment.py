@@ -58,7 +58,7 @@ class Augment:
     cutout: int = 0
 
     @classmethod
-    def of(cls, config: Mapping[str, Any] | None) -> Self | None:
+    def from_config(cls, config: Mapping[str, Any] | None) -> Self | None:
         """Return the augmentation that ``dataset.augment`` describes, or None if it varies nothing."""
         augment = cls(**{key: value for key, value in (config or {}).items() if value is not None})
         return None if augment == cls(padding=augment.padding) else augment

@@ -98,7 +98,7 @@ def _load_images(config: Mapping[str, Any], root: str | Path, device: torch.devi
     pixels, labels, test_pixels, test_labels = _images_as_described(config, root)
     train, val = _split_rows(labels, config)
     mean, std = list(config["mean"]), list(config["std"])
-    augment = Augment.of(config.get("augment"))
+    augment = Augment.from_config(config.get("augment"))
     return Data(
         train=Images(pixels[train], with_label_noise(labels[train], config), mean, std, device, augment),
         val=Images(pixels[val], labels[val], mean, std, device),

@@ -52,7 +52,7 @@ class Progress:
             self._last_line = now
             left = (now - self._started) / (step - self._first) * (self._steps - step)
             shown = f", train loss {loss:.4g}" if loss is not None else ""
-            log.info("%s: step %d of %d%s, about %s left", self._name, step, self._steps, shown, clock(left))
+            log.info("%s: step %d of %d%s, about %s left", self._name, step, self._steps, shown, format_duration(left))
 
 
 def on_terminal() -> bool:
@@ -60,7 +60,7 @@ def on_terminal() -> bool:
     return sys.stderr.isatty() and not is_worker()
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a duration in seconds as text: m:ss or h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

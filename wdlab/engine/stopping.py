@@ -139,7 +139,7 @@ def forward_signals(stop_files: StopFiles) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def as_interrupt() -> Iterator[None]:
+def sigterm_as_interrupt() -> Iterator[None]:
     """Context manager in which SIGTERM raises KeyboardInterrupt, as SIGINT (Ctrl-C) does."""
 
     def on_signal(*_: object) -> None:

@@ -69,9 +69,9 @@ class Metrics:
         of_weights = torch.stack([by_parameter.get(id(w), zero) for w in self.weights])
         lr = self.regularizer.optimizer.param_groups[0]["lr"]
         self._step_values = {
-            "gradient/loss_norm": norms.together(gradient_norms),
+            "gradient/loss_norm": norms.total_norm(gradient_norms),
             "scale_invariant/gradient_times_weight": scale_invariant.gradient_times_weight(of_weights, self._old_norms),
-            "scale_invariant/effective_lr": scale_invariant.effective_lr(lr, norms.together(self._old_norms)),
+            "scale_invariant/effective_lr": scale_invariant.effective_lr(lr, norms.total_norm(self._old_norms)),
         }
 
     @torch.no_grad()
@@ -87,7 +87,7 @@ class Metrics:
         self._state, new_norms = state, state[0]
         self._step_values |= self._penalty.values()
         self._step_values |= {
-            "update/relative": norms.together(update_norms) / norms.together(self._old_norms),
+            "update/relative": norms.total_norm(update_norms) / norms.total_norm(self._old_norms),
             "scale_invariant/angular_update": scale_invariant.angular_update(
                 self._old_norms, new_norms, update_norms, products
             ),
@@ -117,7 +117,7 @@ class Metrics:
         self._step_values, self._state = {}, None
         l2, l1, zeros = state
         values |= {
-            "norm/weight_l2": norms.together(l2),
+            "norm/weight_l2": norms.total_norm(l2),
             "norm/weight_l1": l1.sum(),
             "sparsity/weights": zeros.sum() / sum(w.numel() for w in self.weights),
         }
@@ -160,7 +160,7 @@ def _lists(weights: list[Tensor]) -> list[list[Tensor]]:
 
 def _sums(weights: list[Tensor]) -> list[Tensor]:
     """Return the L2 norm, the L1 norm and the number of zeros of every weight, each (len(weights),)."""
-    return [norms.each_norm(weights), *sparsity.sizes(weights)]
+    return [norms.each_norm(weights), *sparsity.l1_norms_and_zeros(weights)]
 
 
 def _pairs_if_any(model: nn.Module) -> list[Pair]:

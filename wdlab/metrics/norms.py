@@ -11,7 +11,7 @@ def each_norm(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack(torch._foreach_norm([t.detach() for t in tensors])).double()
 
 
-def together(norms: Tensor) -> Tensor:
+def total_norm(norms: Tensor) -> Tensor:
     """Return the L2 norm of several tensors as one long vector, from the ``norms`` (tensors,) of each; 0-dim."""
     return torch.linalg.vector_norm(norms)
 

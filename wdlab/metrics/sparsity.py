@@ -8,7 +8,7 @@ from torch import Tensor
 ZERO = 1e-13  # a weight below this counts as zero, as in the released code of P2
 
 
-def sizes(weights: Sequence[Tensor]) -> Tensor:
+def l1_norms_and_zeros(weights: Sequence[Tensor]) -> Tensor:
     """Return the L1 norm of each weight tensor, and the number of its elements with ``|w| < 1e-13``.
 
     Returns:

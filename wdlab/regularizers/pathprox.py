@@ -9,14 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from wdlab.homogeneous import (
-    Pair,
-    homogeneous_pairs,
-    output_norms,
-    pairs_form_a_chain,
-    unit_paths,
-    weights,
-)
+from wdlab.homogeneous import Pair, homogeneous_pairs, output_norms, pairs_form_a_chain, unit_paths, weights
 from wdlab.regularizers.base import Regularizer, Schedules
 from wdlab.regularizers.checks import check_strength
 from wdlab.regularizers.description import Row

@@ -80,7 +80,7 @@ def _set_value(config: DictConfig, override: Override) -> None:
         raise ConfigCompositionException(f"Error merging override {override.input_line}") from error
 
 
-def left_to_the_jobs(override: str, groups: Collection[str]) -> str:
+def as_sweep_override(override: str, groups: Collection[str]) -> str:
     """Return ``key=value`` as a sweep over one value, ``key=choice(value)``, if the key is a setting in a config group.
 
     Hydra first composes the sweep itself, without the overrides that are swept over. Without this, ``model.width=8``

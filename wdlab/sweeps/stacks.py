@@ -105,25 +105,25 @@ def group_into_stacks(jobs: Sequence[StackCandidate], most: int) -> list[list[St
 
 def train_stack(
     jobs: Sequence[StackCandidate],
-    notice: stopping.StopFiles | None = None,
+    stop_files: stopping.StopFiles | None = None,
     on_start: Callable[[StackCandidate], None] = lambda job: None,
 ) -> None:
     """Train the jobs that can be stacked; set the ``outcome`` of each, or the ``reason`` why it has none.
 
     Args:
         jobs: with one ``stack_key``.
-        notice: the stop files of the sweep.
+        stop_files: the stop files of the sweep.
         on_start: called for each job that is trained here, before it is trained.
 
     Raises:
         KeyboardInterrupt: if SIGINT, SIGTERM or the stop files ended it.
     """
-    if notice is not None and notice.is_set:
+    if stop_files is not None and stop_files.is_set:
         for job in jobs:
             on_start(job)
             job.outcome = "skipped"
         return
-    with contextlib.ExitStack() as exits, stopping.exit_requests(notice) as stop_requested:
+    with contextlib.ExitStack() as exits, stopping.exit_requests(stop_files) as stop_requested:
         by_step: dict[int, list[_Member]] = {}
         beside = None
         for job in jobs:
@@ -144,8 +144,8 @@ def train_stack(
             _train_together(members, stop_requested)
             if stop_requested():
                 raise KeyboardInterrupt
-    if notice is not None and any(isinstance(job.outcome, Exception) and job.config["fail_fast"] for job in jobs):
-        notice.set_failed()
+    if stop_files is not None and any(isinstance(job.outcome, Exception) and job.config["fail_fast"] for job in jobs):
+        stop_files.set_failed()
 
 
 class _Member(NamedTuple):
