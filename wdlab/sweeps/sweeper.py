@@ -29,6 +29,7 @@ from wdlab.sweeps.progress import SweepProgress
 from wdlab.sweeps.slurm import SlurmLauncher
 from wdlab.sweeps.stacked_launcher import StackedLauncher
 from wdlab.sweeps.summary import print_counts, sum_up
+from wdlab.validation import code_error
 
 
 class Sweep(Sweeper):
@@ -63,8 +64,6 @@ class Sweep(Sweeper):
             RunFailed: at the end, if runs did not end well.
             KeyboardInterrupt: if SIGINT or SIGTERM ended the sweep.
         """
-        from wdlab.validation import code_error
-
         if parallel.group().size > 1:
             raise ConfigError("-m: torchrun shares one run between processes; start a sweep without it")
         composer = Composer(self.hydra_context.config_loader, self.config)
