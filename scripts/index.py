@@ -29,7 +29,7 @@ def _verdicts(files: tables.Files) -> str:
     """Return the verdicts of a figure at a scale, as a link to its picture."""
     if not files.verdicts.exists():
         return NOT_MADE
-    return f"[{figures.counted(files)}]({files.picture.relative_to(PROJECT)})"
+    return f"[{figures.verdict_counts(files)}]({files.picture.relative_to(PROJECT)})"
 
 
 def written(readme: str) -> str:

@@ -62,7 +62,7 @@ def test_a_resumed_run_keeps_its_threads(compose, monkeypatch):
 
 @pytest.mark.parametrize("factor", [0.4, 12.0])
 def test_bf16_warns_where_it_is_slower_than_fp32(compose, caplog, monkeypatch, factor):
-    monkeypatch.setattr(cpu, "bf16_factor", lambda convolution: factor)
+    monkeypatch.setattr(cpu, "bf16_time_ratio", lambda convolution: factor)
     device._warn_of_slow_bf16.cache_clear()
     config = compose("runtime.precision=bf16")
     with caplog.at_level("WARNING", logger="wdlab"):
@@ -76,7 +76,7 @@ def test_bf16_warns_where_it_is_slower_than_fp32(compose, caplog, monkeypatch, f
 
 @pytest.mark.parametrize("convolution", [False, True])
 def test_the_cost_of_bf16_is_measured(convolution):
-    assert cpu.bf16_factor(convolution) > 0
+    assert cpu.bf16_time_ratio(convolution) > 0
 
 
 def test_the_processors_name_has_its_instruction_set():

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
 
-from wdlab.homogeneous import homogeneous_pairs, pairs_form_a_chain, unit_paths, weights
+from wdlab.homogeneous import homogeneous_pairs, pairs_form_a_chain, unit_path_norms, weights
 from wdlab.models import MLP, FactorizedMLP
 
 
@@ -315,14 +315,14 @@ def test_scaling_units_changes_neither_function_nor_paths(float64):
     torch.manual_seed(0)
     network = MLP((1, 4, 4), classes=3, width=6, depth=4)
     pairs, inputs = homogeneous_pairs(network), torch.randn(8, 1, 4, 4)
-    before, paths = network(inputs), torch.cat(unit_paths(pairs))
+    before, paths = network(inputs), torch.cat(unit_path_norms(pairs))
     for first, second in pairs:
         c = torch.rand(6) + 0.5
         first.weight.data.mul_(c[:, None])
         first.bias.data.mul_(c)
         second.weight.data.div_(c)
     assert torch.allclose(network(inputs), before, rtol=1e-12, atol=1e-12)
-    assert torch.allclose(torch.cat(unit_paths(pairs)), paths, rtol=1e-12)
+    assert torch.allclose(torch.cat(unit_path_norms(pairs)), paths, rtol=1e-12)
 
 
 def test_weights_are_those_of_layers_and_never_biases_or_norms():

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, prune
 
 from tests.problem import problem, same, steps
 from wdlab.footprint import footprint, footprints
-from wdlab.homogeneous import homogeneous_pairs, unit_paths
+from wdlab.homogeneous import homogeneous_pairs, unit_path_norms
 from wdlab.models import MLP, FactorizedMLP
 from wdlab.pruning import prune_dead_units
 from wdlab.regularizers import PathProx
@@ -484,10 +484,10 @@ def test_units_that_pathprox_kills_are_pruned(network, strength):
     method = PathProx.for_model(model, strength)
     method.attach(optimizer)
     steps(model, optimizer, inputs, labels, count=6)
-    dead = [int((path == 0).sum()) for path in unit_paths(method.pairs)]
+    dead = [int((path == 0).sum()) for path in unit_path_norms(method.pairs)]
     assert all(0 < count < 8 for count in dead)
     pruned = prune_dead_units(model)
-    assert [8 - len(path) for path in unit_paths(homogeneous_pairs(pruned))] == dead
+    assert [8 - len(path) for path in unit_path_norms(homogeneous_pairs(pruned))] == dead
     assert_same_function(pruned, model, inputs)
 
 

@@ -165,7 +165,7 @@ def column_norms(weight: Tensor) -> Tensor:
     return torch.linalg.vector_norm(weight, dim=other, dtype=_norm_dtype(weight))
 
 
-def unit_paths(pairs: Iterable[Pair]) -> list[Tensor]:
+def unit_path_norms(pairs: Iterable[Pair]) -> list[Tensor]:
     """Return ``|w| |v|`` of every unit, one tensor (units,) per pair, whose sum is the pair's path-norm."""
     return [input_norms(first) * output_norms(second) for first, second in pairs]
 

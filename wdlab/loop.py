@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, Self
 
+from wdlab.engine.observer import LOG_INTERVALS, is_due
 from wdlab.engine.progress import Progress
-from wdlab.engine.run_log import LOG_EVENTS, is_due
 from wdlab.settings import TrainSettings
 
 
@@ -78,7 +78,7 @@ def fit(
     with program, Progress(program.name, steps, program.first) as progress:
         for step in range(program.first, steps):
             done = step + 1
-            is_logged = any(is_due(settings, event, done) for event in LOG_EVENTS)
+            is_logged = any(is_due(settings, event, done) for event in LOG_INTERVALS)
             program.backward(step)
             if is_logged:
                 program.observe(step)

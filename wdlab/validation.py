@@ -101,12 +101,12 @@ def _try_forward(model: torch.nn.Module, config: DictConfig, checked: Settings, 
             try:
                 _forward_without_values(model, config, size)
             except Exception as error:  # it reads a value, say, or cannot be copied
-                if _wants_more_examples(error):
+                if _needs_larger_batch(error):
                     raise
                 loaded = data.load(config["dataset"], checked.paths.data, torch.device("cpu"))
                 build(config).model(loaded.train.examples(slice(0, min(size, 2)))[0])
         except ValueError as error:
-            if _wants_more_examples(error):
+            if _needs_larger_batch(error):
                 raise ConfigError(f"train.{key}={config['train'][key]}: is too small, {error}") from error
             raise
 
@@ -126,7 +126,7 @@ def _forward_without_values(model: torch.nn.Module, config: DictConfig, size: in
     shadow(torch.empty(max(1, size), *config["dataset"]["shape"], dtype=kind, device="meta"))
 
 
-def _wants_more_examples(error: Exception) -> bool:
+def _needs_larger_batch(error: Exception) -> bool:
     """Return True for the error of batch norm that it has a single value per channel."""
     return isinstance(error, ValueError) and str(error).startswith("Expected more than 1 value per channel")
 

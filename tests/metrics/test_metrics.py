@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.metrics.examples import Examples, make_step, random_images
 from wdlab import regularizers
-from wdlab.homogeneous import unit_paths
+from wdlab.homogeneous import unit_path_norms
 from wdlab.metrics import Metrics, cross_entropy, norms, objective, sparsity
 from wdlab.models import GPT, MLP, ResNet
 
@@ -36,7 +36,7 @@ def test_path_norm_and_active_units():
     first, second = nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)
     first.weight.data = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
     second.weight.data = torch.tensor([[2.0, 0.0]])
-    paths = unit_paths([(first, second)])
+    paths = unit_path_norms([(first, second)])
     assert norms.path_norm(paths).item() == pytest.approx(10.0)
     assert sparsity.active_units(paths).item() == 0.5
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from wdlab.homogeneous import unit_paths
+from wdlab.homogeneous import unit_path_norms
 from wdlab.metrics.sparsity import active_units
 from wdlab.optimizers import SGDS, AdamS, PAdam
 from wdlab.records.identity import PROJECT
@@ -126,7 +126,7 @@ def test_agrees_with_the_released_steps_on_a_network(build, vectors, float64):
         optimizer.step()
         for name, expected in golden["expected"][step].items():
             check(parameters[name], expected, step)
-        paths = unit_paths(pairs)
+        paths = unit_path_norms(pairs)
         assert float(torch.cat(paths).sum()) == pytest.approx(golden["path_norm"][step], rel=TOLERANCE)
         assert 100 * float(active_units(paths)) == pytest.approx(golden["active_percent"][step], rel=TOLERANCE)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from wdlab.homogeneous import homogeneous_pairs, input_norms, output_norms, unit_paths
+from wdlab.homogeneous import homogeneous_pairs, input_norms, output_norms, unit_path_norms
 from wdlab.models import MLP, FactorizedMLP
 from wdlab.regularizers import PathProx
 from wdlab.regularizers.pathprox_step import Factors, multiply_, prox_factors
@@ -41,7 +41,7 @@ def test_balance_leaves_the_function_alone_and_equalizes_path_norms(model, float
         with torch.no_grad():
             multiply_(tensors_of(pair), undone)  # the balance alone: input norms are left as they were
     assert torch.allclose(network(inputs), before, rtol=1e-12, atol=1e-12)
-    norms = [path.sum().item() for path in unit_paths(pairs)]
+    norms = [path.sum().item() for path in unit_path_norms(pairs)]
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-12)
 
 
@@ -68,7 +68,7 @@ def test_a_step_normalizes_inputs_and_makes_exact_zeros():
     step_without_loss(optimizer)
     for first, _ in method.pairs:
         assert input_norms(first).tolist() == pytest.approx([1.0] * 8, rel=1e-6)
-    shares = torch.cat(unit_paths(method.pairs)) == 0
+    shares = torch.cat(unit_path_norms(method.pairs)) == 0
     assert 0 < shares.sum() < len(shares)
 
 

@@ -130,7 +130,7 @@ def numbers(claim: Mapping[str, Any]) -> str:
     return f"difference {claim['mean_difference']:.3g} [{low:.3g}, {high:.3g}], {rest}"
 
 
-def counted(files: Files) -> str:
+def verdict_counts(files: Files) -> str:
     """Count a figure's verdicts at a scale: ``2 reproduced, 1 contradicted (exploratory)``."""
     judged = json.loads(files.verdicts.read_text())["claims"]
     found = Counter(claim["verdict"] for claim in judged)
@@ -165,7 +165,7 @@ def write(declared: Mapping[str, Any], runs: list[FigureRun], results: str | Pat
     for path in (files.table, files.picture, files.verdicts):
         path.parent.mkdir(parents=True, exist_ok=True)
     tables.make(declared, runs).to_csv(files.table, index=False)
-    probes = tables.make_probes(declared, runs)
+    probes = tables.probe_table(declared, runs)
     if probes is not None:
         probes.to_csv(files.measured, index=False, float_format="%.4g")
     rows, probes = tables.read(declared, files)

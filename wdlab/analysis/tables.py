@@ -63,7 +63,7 @@ def make(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFrame:
     return joined
 
 
-def make_probes(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFrame | None:
+def probe_table(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFrame | None:
     """Return the table of the probes that the declaration's ``measure`` takes of each run's checkpoint.
 
     Panels and settings of the runs are in the first columns. A run is probed once and the result stays in its

@@ -91,7 +91,7 @@ def _share_in_trial(values: Tensor, threads: int) -> float:
 
 
 @functools.cache
-def bf16_factor(convolution: bool) -> float:
+def bf16_time_ratio(convolution: bool) -> float:
     """Return the time of a bfloat16 product divided by that of a float32 product; above 1 if bfloat16 is emulated.
 
     Args:

@@ -134,7 +134,7 @@ def set_up(
 
 @functools.cache  # once for all runs of a sweep
 def _warn_of_slow_bf16(convolves: bool) -> None:
-    if (factor := cpu.bf16_factor(convolves)) > 1:
+    if (factor := cpu.bf16_time_ratio(convolves)) > 1:
         log.warning("runtime.precision=bf16: products take %.1f times as long as in fp32 on this processor", factor)
 
 

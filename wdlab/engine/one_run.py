@@ -10,7 +10,7 @@ from wdlab.data import Batches
 from wdlab.engine.averaging import Average
 from wdlab.engine.device import Machine
 from wdlab.engine.experiment import Experiment, set_random_state
-from wdlab.engine.run_log import NullLog, RunLog
+from wdlab.engine.observer import NullObserver, RunObserver
 from wdlab.metrics import cross_entropy
 from wdlab.records.directory import RunDirectory
 from wdlab.records.recorder import Recorder
@@ -98,9 +98,11 @@ class OneRun:
             settings.label_smoothing,
         )
         self._finite = torch.tensor(start is None or start["finite"], device=machine.device)
-        self._log: RunLog | NullLog = NullLog()
+        self._observer: RunObserver | NullObserver = NullObserver()
         if recorder:
-            self._log = RunLog(experiment, settings, run, recorder, self._batches.steps_per_epoch, self._average)
+            self._observer = RunObserver(
+                experiment, settings, run, recorder, self._batches.steps_per_epoch, self._average
+            )
 
     def _restore(self, start: dict[str, Any]) -> None:
         experiment = self._experiment
@@ -114,7 +116,7 @@ class OneRun:
     @property
     def last(self) -> dict[str, Any]:
         """The newest log line."""
-        return self._log.last
+        return self._observer.last
 
     def __enter__(self) -> Self:
         self._handle = self._experiment.regularizer.attach(self._optimizer)
@@ -128,9 +130,9 @@ class OneRun:
         self._experiment.model.train()
         self._set_lr(self.first)
         if self._start is None:
-            self._log.record(0, self._finite)
+            self._observer.record(0, self._finite)
             return True
-        return not self.any_true(not self._start["finite"] and self._log.last_step == self.first)
+        return not self.any_true(not self._start["finite"] and self._observer.last_step == self.first)
 
     def backward(self, step: int) -> None:
         """Compute the gradients of update ``step + 1``."""
@@ -139,7 +141,7 @@ class OneRun:
 
     def observe(self, step: int) -> None:
         """Measure gradients and weights between backward and the update."""
-        self._log.before_update()
+        self._observer.before_update()
 
     def update(self, step: int) -> None:
         """Make update ``step + 1``."""
@@ -151,16 +153,16 @@ class OneRun:
 
     def record(self, step: int) -> bool:
         """Write the log line of the state after ``step`` updates; return False if the run has diverged."""
-        self._log.after_update()
-        is_finite = self._log.record(step, self._finite)
+        self._observer.after_update()
+        is_finite = self._observer.record(step, self._finite)
         if self.any_true(not is_finite):
-            self._log.save(step, False)
+            self._observer.save(step, False)
             return False
         return True
 
     def save(self, step: int) -> None:
         """Write a checkpoint of the state after ``step`` updates."""
-        self._log.save(step, self._finite)
+        self._observer.save(step, self._finite)
 
     def any_true(self, flag: bool) -> bool:
         """Return True if ``flag`` is true in one of the processes that share the run."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
-from wdlab.homogeneous import homogeneous_pairs, unit_paths
+from wdlab.homogeneous import homogeneous_pairs, unit_path_norms
 from wdlab.models.modes import evaluation
 from wdlab.tracing import DROPOUT, IDENTITY, RELU, RESHAPE, Kind, TracedModel
 
@@ -146,7 +146,7 @@ class _Bounds:
         while between is not self._node_of[id(first)]:
             steepest, between = steepest * self._factor(between), between.args[0]
         source = self._operand(between.args[0])
-        path = unit_paths([(first, second)])[0].double().sum().item()
+        path = unit_path_norms([(first, second)])[0].double().sum().item()
         windows = math.prod(_windows_per_pixel_of(layer) for layer in (first, second))
         return None if source is None else source * steepest * path * math.sqrt(windows)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from wdlab.data import Data, Split
-from wdlab.homogeneous import Pair, homogeneous_pairs, unit_paths, weights
+from wdlab.homogeneous import Pair, homogeneous_pairs, unit_path_norms, weights
 from wdlab.metrics import lipschitz, norms, objective, scale_invariant, sharpness, sparsity
 from wdlab.metrics.gradients import PenaltyGradient
 from wdlab.regularizers import Regularizer
@@ -112,7 +112,7 @@ class Metrics:
             A number for every metric, and for every tensor of ``also`` under its name. A metric that has no value
             (no pairs, no bound known) is left out.
         """
-        paths = unit_paths(self.pairs)
+        paths = unit_path_norms(self.pairs)
         values, state = self._step_values, self._state or _sums(self.weights)
         self._step_values, self._state = {}, None
         l2, l1, zeros = state

@@ -29,5 +29,5 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
 
 
 def path_norm(paths: list[Tensor]) -> Tensor:
-    """Return the sum over units of ``|w| |v|``, float64, from the result of ``wdlab.homogeneous.unit_paths``."""
+    """Return the sum over units of ``|w| |v|``, float64, from the result of ``wdlab.homogeneous.unit_path_norms``."""
     return torch.cat(paths).double().sum()

@@ -28,7 +28,7 @@ def active_units(paths: list[Tensor]) -> Tensor:
     """Return the share of homogeneous units with a non-zero path ``|w| |v|``, in [0, 1]; nan if one is not finite.
 
     Args:
-        paths: the result of ``wdlab.homogeneous.unit_paths``.
+        paths: the result of ``wdlab.homogeneous.unit_path_norms``.
     """
     path = torch.cat(paths)
     return torch.where(torch.isfinite(path).all(), (path > 0).double().mean(), torch.nan)

@@ -45,11 +45,11 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def is_adam(group: dict[str, Any]) -> bool:
+def is_adam_group(group: dict[str, Any]) -> bool:
     """Return True for an optimizer's group of Adam's kind, with two moments as torch's Adam and AdamW keep them."""
     return "betas" in group and "amsgrad" in group
 
 
-def is_sgd(group: dict[str, Any]) -> bool:
+def is_sgd_group(group: dict[str, Any]) -> bool:
     """Return True for an optimizer's group of SGD's kind, with torch's momentum and dampening."""
     return "momentum" in group and "dampening" in group

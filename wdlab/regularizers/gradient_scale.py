@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from wdlab.regularizers.checks import as_number, is_adam, is_sgd
+from wdlab.regularizers.checks import as_number, is_adam_group, is_sgd_group
 from wdlab.regularizers.over_time import Observed, OverTime
 from wdlab.schedules import Clock
 from wdlab.tensors import accumulation_dtype, is_sharded, local_shards, over_shards, square_sums
 
-Memory = Mapping[Tensor, Mapping[str, Any]]  # ``mean_square`` and ``updates`` of each parameter so far
+MeanSquares = Mapping[Tensor, Mapping[str, Any]]  # ``mean_square`` and ``updates`` of each parameter so far
 
 
 class GradientScale(OverTime):
@@ -47,13 +47,13 @@ class GradientScale(OverTime):
 
     def check(self, optimizer: torch.optim.Optimizer, clock: Clock) -> None:
         for group in optimizer.param_groups:
-            if is_sgd(group):
+            if is_sgd_group(group):
                 check_momentum(group["momentum"], group["dampening"])
-            elif not is_adam(group):
+            elif not is_adam_group(group):
                 raise ValueError(f"GradientScale: needs Adam, AdamW or SGD, got {type(optimizer).__name__}")
 
     def obstacle_to_stacking(self, optimizer: torch.optim.Optimizer) -> str | None:
-        return None if is_sgd(optimizer.param_groups[0]) else super().obstacle_to_stacking(optimizer)
+        return None if is_sgd_group(optimizer.param_groups[0]) else super().obstacle_to_stacking(optimizer)
 
     def observe(self, method: Observed) -> None:
         optimizer = method.optimizer
@@ -78,7 +78,7 @@ class GradientScale(OverTime):
         return not (isinstance(step, Tensor) and not step.is_cpu) and int(step) != memory.get("updates", 0)
 
     def factor(self, step: int, optimizer_group: dict[str, Any], clock: Clock = Clock()) -> float | Tensor:  # noqa: B008
-        if is_sgd(optimizer_group):
+        if is_sgd_group(optimizer_group):
             return sgd_factor(as_number(optimizer_group["momentum"]), as_number(optimizer_group["dampening"]))
         return self._inverse_root
 
@@ -119,7 +119,7 @@ class Scale(NamedTuple):
         return {p: {"mean_square": average, "updates": updates} for p, average, updates in self.averages}
 
 
-def adam_scale(optimizer: torch.optim.Optimizer, memory: Memory) -> Scale | None:
+def adam_scale(optimizer: torch.optim.Optimizer, memory: MeanSquares) -> Scale | None:
     """Return ``1 / sqrt(V)`` of an optimizer of Adam's kind for the present gradients; None if there are no gradients.
 
     Args:
@@ -130,7 +130,7 @@ def adam_scale(optimizer: torch.optim.Optimizer, memory: Memory) -> Scale | None
     count, found = 0, []
     cohorts: dict[tuple[float, int, bool], list[tuple[Tensor, Any]]] = {}  # of one bias correction: to be done together
     for group in optimizer.param_groups:
-        if is_adam(group):
+        if is_adam_group(group):
             beta, amsgrad = as_number(group["betas"][1]), group["amsgrad"]
             for p in group["params"]:
                 if (g := p.grad) is None or g.numel() == 0:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from wdlab.regularizers.base import Params, Regularizer, Schedules
-from wdlab.regularizers.checks import check_choice, check_number, is_adam
+from wdlab.regularizers.checks import check_choice, check_number, is_adam_group
 from wdlab.regularizers.penalties import Absolute, Bridge, HalfSquare, Penalty
 from wdlab.regularizers.views import ActiveGroup
 from wdlab.tensors import add_, local_shards, scalar_for, scale_
@@ -53,7 +53,7 @@ class InLoss(Regularizer):
         return super().obstacle_to_stacking(optimizer)
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.route in ("first", "second", "separate") and not all(map(is_adam, optimizer.param_groups)):
+        if self.route in ("first", "second", "separate") and not all(map(is_adam_group, optimizer.param_groups)):
             raise ValueError(f"route={self.route!r}: needs Adam or AdamW, got {type(optimizer).__name__}")
 
     def after_backward(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from wdlab.homogeneous import Pair, homogeneous_pairs, output_norms, pairs_form_a_chain, unit_paths, weights
+from wdlab.homogeneous import Pair, homogeneous_pairs, output_norms, pairs_form_a_chain, unit_path_norms, weights
 from wdlab.regularizers.base import Regularizer, Schedules
 from wdlab.regularizers.checks import check_strength
 from wdlab.regularizers.description import Row
@@ -165,7 +165,7 @@ class PathProx(Regularizer):
                 prox_step_(tensors, ts, balance, self.regularize_bias)
 
     def penalty(self) -> Tensor:
-        paths = unit_paths(self.pairs)
+        paths = unit_path_norms(self.pairs)
         if self.regularize_bias:
             paths = [
                 row_norms_with_bias(first.weight, first.bias, True) * output_norms(second)

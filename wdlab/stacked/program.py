@@ -17,11 +17,11 @@ from torch import Tensor
 
 from wdlab.data import StackedBatches
 from wdlab.engine.experiment import Experiment
-from wdlab.engine.run_log import RunLog, is_due
+from wdlab.engine.observer import RunObserver, is_due
 from wdlab.metrics import Evaluated
 from wdlab.records.directory import RunDirectory
 from wdlab.records.recorder import Recorder
-from wdlab.regularizers.checks import is_sgd
+from wdlab.regularizers.checks import is_sgd_group
 from wdlab.regularizers.hooks import run_after_step, run_before_step
 from wdlab.schedules import Clock
 from wdlab.settings import TrainSettings
@@ -79,14 +79,14 @@ class Stack:
                     getattr(run.experiment, part).load_state_dict(run.start[part])
         self._network = Network([experiment.model for experiment in experiments])
         group = experiments[0].optimizer.param_groups[0]
-        self._step = (SGDStep if is_sgd(group) else AdamStep)(self._network, group, self.first > 0)
+        self._step = (SGDStep if is_sgd_group(group) else AdamStep)(self._network, group, self.first > 0)
         self._share_moments()
         self._lrs = as_column(self._numbers(self._base_lrs))
         self._methods = self._methods_of_runs()
         finite = torch.tensor([run.start is None or run.start["finite"] for run in runs])
         self._finite = finite.to(self._network.weights[0].device)
         per_epoch = self._batches.steps_per_epoch
-        self._logs = [RunLog(run.experiment, settings, run.run, run.recorder, per_epoch) for run in runs]
+        self._observers = [RunObserver(run.experiment, settings, run.run, run.recorder, per_epoch) for run in runs]
         self.last: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
@@ -104,8 +104,8 @@ class Stack:
         evaluated = self._evaluated(0) if self.first == 0 else []
         for k, run in enumerate(self._runs):
             if run.start is None:
-                self._logs[k].record(0, self._finite[k], evaluated[k])
-            elif not self._finite[k] and self._logs[k].last_step == self.first:
+                self._observers[k].record(0, self._finite[k], evaluated[k])
+            elif not self._finite[k] and self._observers[k].last_step == self.first:
                 run.outcome = "diverged"
         return bool(self._active())
 
@@ -117,7 +117,7 @@ class Stack:
         """Measure gradients and weights between backward and the update."""
         self._write_back(step, self._lr_factor(step))
         for k in self._active():
-            self._logs[k].before_update()
+            self._observers[k].before_update()
 
     def update(self, step: int) -> None:
         """Make update ``step + 1`` of every run."""
@@ -137,13 +137,13 @@ class Stack:
         self._write_back(step, self._lr_factor(step - 1))
         evaluated = self._evaluated(step)
         for k in self._active():
-            self._logs[k].after_update()
-            if not self._logs[k].record(step, self._finite[k], evaluated[k]):
+            self._observers[k].after_update()
+            if not self._observers[k].record(step, self._finite[k], evaluated[k]):
                 self._finite[k] = False
                 self._save(step, [k])
                 self._runs[k].outcome = "diverged"
         active = self._active()
-        self.last = self._logs[active[0]].last if active else {}
+        self.last = self._observers[active[0]].last if active else {}
         return bool(active)
 
     def save(self, step: int) -> None:
@@ -157,7 +157,7 @@ class Stack:
     def _save(self, step: int, which: Sequence[int]) -> None:
         self._write_back(step, self._lr_factor(max(0, step - 1)))
         for k in which:
-            self._logs[k].save(step, self._finite[k])
+            self._observers[k].save(step, self._finite[k])
 
     def _active(self) -> list[int]:
         """Return the runs that are still trained."""

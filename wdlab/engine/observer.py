@@ -14,7 +14,7 @@ from wdlab.records.directory import RunDirectory
 from wdlab.records.recorder import Recorder
 from wdlab.settings import TrainSettings
 
-LOG_EVENTS = ("log_every", "eval_every", "sharpness_every")  # settings, each the distance between two events
+LOG_INTERVALS = ("log_every", "eval_every", "sharpness_every")  # settings, each the distance between two events
 FINITE_KEYS = ("norm/weight_l2", "train/loss")  # where these are not finite, a run has diverged
 
 
@@ -24,7 +24,7 @@ def is_due(settings: TrainSettings, event: str, step: int) -> bool:
     return every is not None and (step % every == 0 or step == settings.steps)
 
 
-class RunLog:
+class RunObserver:
     """Measures, records and saves a run.
 
     Args:
@@ -111,7 +111,7 @@ class RunLog:
         checkpoint.save(self._run, state | {name: getattr(self._experiment, name).state_dict() for name in parts})
 
 
-class NullLog:
+class NullObserver:
     """The log of a process that does not lead: nothing is measured, recorded or saved."""
 
     last: ClassVar[dict[str, Any]] = {}
