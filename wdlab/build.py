@@ -1,4 +1,4 @@
-"""The way from a configuration to what a run trains with: model, optimizer, regularizer, schedule, data, machine."""
+"""Construction of the objects that a run trains with from its config: model, optimizer, regularizer, schedule, data."""
 
 import contextlib
 import functools
@@ -25,14 +25,16 @@ from wdlab.schedules import Clock
 
 @dataclass(frozen=True)
 class Built:
-    """The parts of a run that its config describes, on the CPU. They can be unpacked in this order.
+    """The objects that a run's config describes, on the CPU.
+
+    ``model, optimizer, regularizer, lr_factor = built`` unpacks all but the random state.
 
     Attributes:
-        model: the network.
-        optimizer: of all its parameters.
-        regularizer: not attached to the optimizer yet.
-        lr_factor: the learning-rate schedule.
-        random_state: torch's after the initial weights were drawn; training starts from it.
+        model: the network, with its initial weights.
+        optimizer: the optimizer of all parameters of ``model``.
+        regularizer: the regularizer of ``model``, not attached to the optimizer.
+        lr_factor: the learning-rate schedule, see ``wdlab.schedules``.
+        random_state: the state of torch's CPU generator after the objects were built; training starts from it.
     """
 
     model: nn.Module
@@ -42,21 +44,25 @@ class Built:
     random_state: torch.Tensor
 
     def __iter__(self) -> Iterator[Any]:
-        """Iterate over the parts, without the random state."""
+        """Iterate over model, optimizer, regularizer and lr_factor, in this order."""
         return iter((self.model, self.optimizer, self.regularizer, self.lr_factor))
 
     def __getitem__(self, index: int) -> Any:
-        """Return one of the parts."""
+        """Return the part at position ``index`` of the iteration order."""
         return tuple(self)[index]
 
 
 def build(config: DictConfig) -> Built:
     """Build the model, optimizer, regularizer and learning-rate schedule of a config.
 
-    The initial weights depend on ``seed`` only. ``model.to(device)`` moves what all of them hold.
+    The initial weights depend on ``seed``, ``model`` and the data set's shape and classes only. Optimizer and
+    regularizer refer to the model's parameters, so ``model.to(device)`` moves the parameters for all three.
+
+    Args:
+        config: the composed config of a run.
 
     Raises:
-        ConfigError: naming the key, the value and what is allowed.
+        ConfigError: if a part cannot be built. The message names the key, the value and what is allowed.
     """
     torch.manual_seed(config["seed"])
     shape, classes = tuple(config["dataset"]["shape"]), config["dataset"]["classes"]
@@ -73,33 +79,47 @@ def build(config: DictConfig) -> Built:
 
 
 def _instantiate(config: DictConfig, key: str, **arguments: Any) -> Any:
+    """Return the object that ``config[key]`` describes; ``arguments`` are passed to its class or function."""
     with _as_config_error(key):
         return instantiate_node(OmegaConf.to_container(config[key], resolve=True), **arguments)
 
 
 def instantiate_node(node: dict[str, Any], **arguments: Any) -> Any:
-    """Return the object that a config node describes by its ``_target_``; a null key is left to its default.
+    """Return the object that a config node describes.
+
+    Args:
+        node: ``_target_`` (dotted name of a class or function) and keyword arguments, which may be nodes themselves.
+            ``name`` and arguments that are None are not passed on. With ``_partial_: true`` the result is a partial
+            function.
+        arguments: further keyword arguments.
 
     Raises:
-        ValueError: if ``_target_`` is no name.
+        ValueError: if ``_target_`` is missing or not a string.
     """
     target = node.get("_target_")
     if not isinstance(target, str):
         raise ValueError(f"_target_={target}: must be the name of a class or a function")
-    if node.get("_partial_"):  # Hydra's own wrapper checks its policy in every call, 60 microseconds each
+    if node.get("_partial_"):  # a partial function made by Hydra takes 60 microseconds more per call
         options = {key: value for key, value in _arguments(node).items() if key not in ("_target_", "_partial_")}
         return functools.partial(get_method(target), **options, **arguments)
     return instantiate(_arguments(node), _convert_="all", **arguments)
 
 
 def _arguments(node: dict[str, Any]) -> dict[str, Any]:
-    """Return a node without names and nulls, in nodes within the node too."""
+    """Return a copy of a node without ``name`` and without None values, in nested nodes too."""
     kept = {key: value for key, value in node.items() if key != "name" and value is not None}
     return {key: _arguments(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 @contextlib.contextmanager
 def _as_config_error(key: str) -> Iterator[None]:
+    """Context manager that raises an error in the construction of an object as a ConfigError whose message is one line.
+
+    This concerns ValueError, TypeError and Hydra's InstantiationException. Other errors pass unmodified.
+
+    Args:
+        key: the key of the config whose object is built inside; it begins the line.
+    """
     try:
         yield
     except Exception as error:
@@ -113,7 +133,7 @@ def _as_config_error(key: str) -> Iterator[None]:
         lacking = re.search(r"missing \d+ required (?:positional|keyword-only) arguments?: '(\w+)'", line)
         if lacking:
             line = f"{lacking[1]}=None: must be given"
-        inner = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)  # how Hydra names a node within the node
+        inner = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)  # Hydra's path of a nested node
         key = f"{key}.{inner[1]}" if inner else key
         joined = "." if line.split("=")[0].isidentifier() and "=" in line else ": "
         raise ConfigError(f"{key}{joined}{line}") from error
@@ -126,18 +146,19 @@ def build_experiment(
     threads: int | None = None,
     built: Built | None = None,
 ) -> Experiment:
-    """Build everything a config trains with, on the machine that it trains on.
+    """Build everything that a run trains with, placed on the device that it trains on.
 
     Args:
-        config: of the run.
-        neighbour: another experiment in this process, of the same data set and runtime, which shares both.
-        stacked: number of runs that are trained side by side; 0 for a run that is trained alone.
-        threads: of the run's earlier session, see :func:`wdlab.engine.device.set_up`.
-        built: what the check of the config has built, to be trained now; it is built here if None.
+        config: the composed config of the run.
+        neighbour: another experiment in this process with the same data set and runtime settings, whose ``data`` and
+            ``machine`` are used; None loads the data and sets up the machine.
+        stacked: the number of runs that are trained side by side; 0 for a run that is trained alone.
+        threads: the number of CPU threads of the run's previous session, see :func:`wdlab.engine.device.set_up`.
+        built: the objects that the check of the config has built; None builds them here.
     """
     if built is None:
         built = build(config)
-    else:  # the state after the build: without it dropout's masks would depend on what the checks drew
+    else:  # the state after the build; otherwise dropout's masks depend on what the checks drew
         torch.manual_seed(config["seed"])
         torch.set_rng_state(built.random_state)
     if neighbour is None:
@@ -151,6 +172,6 @@ def build_experiment(
 
 
 def examples_of_batch(config: DictConfig) -> int:
-    """Return the number of predictions of a batch: one per image, or one per character of its texts."""
+    """Return the number of predictions in a training batch: one per image, or one per character of each text."""
     shape = config["dataset"]["shape"]
     return config["train"]["batch_size"] * (shape[0] if len(shape) == 1 else 1)

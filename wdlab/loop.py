@@ -1,4 +1,4 @@
-"""The training loop: a fixed order of moments in an update, whatever the method, the data set or the number of runs."""
+"""The training loop. Every update does the same operations in the same order, for every method and number of runs."""
 
 import time
 from collections.abc import Callable
@@ -10,12 +10,12 @@ from wdlab.settings import TrainSettings
 
 
 class Program(Protocol):
-    """The interface that the loop drives: one run (``OneRun``), or several side by side (``Stack``).
+    """The interface that :func:`fit` drives: one run (``OneRun``), or several runs side by side (``Stack``).
 
     Attributes:
-        name: for the progress bar.
-        first: number of updates made in earlier sessions.
-        last: the newest log line, of one of the runs.
+        name: the text shown by the progress bar.
+        first: the number of updates that earlier sessions of the run have made.
+        last: the newest log line of the run; for a stack, of one run that is still trained.
     """
 
     name: str
@@ -23,13 +23,13 @@ class Program(Protocol):
     last: dict[str, Any]
 
     def __enter__(self) -> Self:
-        """Attach the methods for as long as the loop runs."""
+        """Attach the methods (regularizers) to their optimizers; they stay attached until ``__exit__``."""
 
     def __exit__(self, *error: object) -> None:
-        """Detach the methods."""
+        """Detach the methods from their optimizers."""
 
     def begin(self) -> bool:
-        """Record the state at the beginning; return False if no run is left to train."""
+        """Write the log line of step 0 for a new run; return False if every run has diverged in an earlier session."""
 
     def backward(self, step: int) -> None:
         """Compute the gradients of update ``step + 1``."""
@@ -38,7 +38,7 @@ class Program(Protocol):
         """Measure gradients and weights between backward and the update, for the log line of update ``step + 1``."""
 
     def update(self, step: int) -> None:
-        """Make update ``step + 1``: clip, methods, optimizer, average."""
+        """Make update ``step + 1``: clip the gradient, run the methods and the optimizer, update the weight average."""
 
     def record(self, step: int) -> bool:
         """Write the log line of the state after ``step`` updates; return False if every run has diverged."""
@@ -47,7 +47,7 @@ class Program(Protocol):
         """Write a checkpoint of the state after ``step`` updates."""
 
     def any_true(self, flag: bool) -> bool:
-        """Return True if ``flag`` is true in one of the processes that share the run."""
+        """Return True if ``flag`` is true in at least one of the processes that share the run."""
 
 
 def fit(
@@ -56,21 +56,22 @@ def fit(
     checkpoint_seconds: float,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> str:
-    """Train to ``settings.steps`` updates.
+    """Train until ``settings.steps`` updates are made, a stop is requested, or every run has diverged.
 
-    A log line belongs to the state after ``step`` updates. There is one at step 0, every ``log_every`` updates (with
-    the whole splits evaluated every ``eval_every``, and the sharpness every ``sharpness_every``), and at the last step
-    with all that is measured at all.
+    A log line describes the state after ``step`` updates. One is written at step 0, after every ``log_every`` updates,
+    and after the last update. Whole splits are also evaluated every ``eval_every`` updates, and the sharpness is also
+    measured every ``sharpness_every`` updates (never if null); both are part of the last log line too.
 
     Args:
-        program: the run, or the runs, at the beginning or restored from checkpoints.
-        settings: of the training.
-        checkpoint_seconds: time between checkpoints.
-        stop_requested: called in every step; True ends the training after it, with a checkpoint.
+        program: the run or the stack of runs, new or restored from checkpoints.
+        settings: the settings of ``train``.
+        checkpoint_seconds: seconds from one checkpoint to the next.
+        stop_requested: called after every update; if it returns True, a checkpoint is written and the training ends.
 
     Returns:
-        ``done``, ``interrupted``, or ``diverged`` if no run is left (a loss was not finite since the last log line, or
-        a weight or loss at a log line is not).
+        ``done`` after the last update; ``interrupted`` if a stop was requested before it; ``diverged`` if every run has
+        diverged. A run diverges if a training loss since the previous log line, or the weights or the training loss of
+        the whole split at a log line, are not finite.
     """
     steps, saved_at = settings.steps, time.monotonic()
     if not program.begin():

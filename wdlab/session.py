@@ -1,4 +1,4 @@
-"""One session of a run: lock, resume, train, record the outcome. The command lines and stacks go through it."""
+"""One session of a run: lock its directory, resume, train, record the outcome. Used by ``train`` and by ``sweeps``."""
 
 import contextlib
 import logging
@@ -30,15 +30,21 @@ log = logging.getLogger("wdlab")
 
 
 def run(config: DictConfig) -> str:
-    """Do one run, or what is left of it.
+    """Train the run of a config, or resume it; do nothing if it is finished.
+
+    Args:
+        config: the composed config of the run.
 
     Returns:
-        ``done``, or ``locked`` if another process has the run.
+        ``done``, or ``locked`` if another process holds the run's lock. A process that does not lead (see
+        :mod:`wdlab.engine.parallel`) returns what ``loop.fit`` returned there, or the recorded status of the run
+        (``RunDirectory.status``) if the leader does not train.
 
     Raises:
         WdlabError: before training, for input that cannot be used (CheckpointError for a damaged checkpoint).
-        RunFailed: if the run diverged, or an error ended it; the traceback is in its ``status.json``.
-        KeyboardInterrupt: if SIGINT or SIGTERM ended it, after a checkpoint was written.
+        RunFailed: if the run diverged (now or in an earlier session), or an error ended it. The traceback of the error
+            is in the run's ``status.json``.
+        KeyboardInterrupt: if a stop was requested (see ``stopping.exit_requests``), after a checkpoint was written.
     """
     directory = RunDirectory.of(config)
     if directory.finished:
@@ -58,7 +64,7 @@ def run(config: DictConfig) -> str:
     except OSError as error:
         raise ConfigError(f"paths.runs={config['paths']['runs']}: cannot be written, {error}") from error
     with lock:
-        if directory.finished:  # by another process, since the first check
+        if directory.finished:  # another process has finished it since the first check
             parallel.broadcast_go(go=False)
             return outcome_of(directory)
         with failure_recorded(directory):
@@ -73,7 +79,14 @@ def run(config: DictConfig) -> str:
 
 @contextlib.contextmanager
 def failure_recorded(directory: RunDirectory) -> Iterator[None]:
-    """Put the error that ends a run into its ``status.json``; one that is no WdlabError is raised as a RunFailed."""
+    """Context manager that writes an error raised inside it to the run's ``status.json`` and raises it again.
+
+    KeyboardInterrupt is not recorded.
+
+    Raises:
+        WdlabError: the error itself, if it is one.
+        RunFailed: in place of any other error, SystemExit included.
+    """
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -88,6 +101,17 @@ def failure_recorded(directory: RunDirectory) -> Iterator[None]:
 def _train(
     config: DictConfig, directory: RunDirectory, stop_requested: Callable[[], bool], built: Built | None = None
 ) -> None:
+    """Train a run whose lock this process holds, and record it.
+
+    Args:
+        config: the config of the run.
+        directory: the directory of the run.
+        stop_requested: see ``loop.fit``.
+        built: the parts that the check of the config has built; None builds them here.
+
+    Raises:
+        KeyboardInterrupt: if a stop was requested, also after the last update: a sweep must not begin the next run.
+    """
     session = Session(config, directory)
     try:
         parallel.broadcast_go(go=True)
@@ -99,24 +123,25 @@ def _train(
         session.end(outcome)
     finally:
         session.close()
-    if outcome == "interrupted" or stop_requested():  # also after the last step: a sweep must not begin the next run
+    if outcome == "interrupted" or stop_requested():
         raise KeyboardInterrupt
     session.log_outcome()
 
 
 class Session:
-    """All that a process writes of a run in addition to its checkpoints: records, their mirror, provenance, status.
+    """The writer of everything about a run except its checkpoints: log lines, W&B mirror, provenance, status, summary.
 
     Args:
-        config: of the run.
-        directory: of the run, whose lock this process holds.
+        config: the config of the run.
+        directory: the directory of the run, whose lock this process holds.
 
     Attributes:
+        directory: as given.
         start: the checkpoint that the run resumes from, None for a new run.
-        records: the table, None before ``open``.
+        records: the recorder of the log lines, None before ``open``.
 
     Raises:
-        CheckpointError: for a checkpoint that cannot be used, or of a run that was begun on other data.
+        CheckpointError: if the checkpoint cannot be read, or the data set has changed since the run began.
     """
 
     def __init__(self, config: DictConfig, directory: RunDirectory) -> None:
@@ -130,12 +155,22 @@ class Session:
 
     @property
     def threads_before(self) -> int | None:
-        """The number of threads that a run is resumed with, so that its numbers stay the same; None for a new run."""
+        """The number of CPU threads of the run's previous session, None for a new run.
+
+        A resumed run uses the same number, since sums are rounded differently with another one.
+        """
         sessions = self.directory.read("provenance.json").get("sessions", []) if self.start else []
         return sessions[-1].get("threads") if sessions else None
 
     def open(self, trained: Experiment) -> None:
-        """Begin to record."""
+        """Open the records and their mirror, record provenance and status, and log the start.
+
+        Args:
+            trained: the experiment that this session trains.
+
+        Raises:
+            CheckpointError: if log lines from before the checkpoint are missing or damaged.
+        """
         directory, start = self.directory, self.start
         settings = scientific_config(self._config)
         self._mirror = wandb_mirror.make_mirror(self._config["logger"], directory.path, directory.name, settings)
@@ -149,20 +184,28 @@ class Session:
             self._log_decay(trained)
 
     def _log_decay(self, trained: Experiment) -> None:
-        """Log what is decayed: tensor by tensor with ``hydra.verbose=wdlab``, else in a line, which jobs leave out."""
+        """Log which tensors are decayed: a table of them with ``hydra.verbose=wdlab``, otherwise its first line.
+
+        Stacked runs and jobs of a sweep log the table only.
+        """
         optimizer = trained.optimizer
         own = (
             optimizer.describe() if hasattr(optimizer, "describe") else describe_weight_decay(optimizer, trained.model)
         )
-        found = [text for text in (trained.regularizer.describe(), own) if "\n" in text]  # with tensors
-        for text in found or ["nothing is decayed"]:
+        # a description of one line lists no tensors: nothing is decayed
+        tables = [text for text in (trained.regularizer.describe(), own) if "\n" in text]
+        for text in tables or ["nothing is decayed"]:
             if log.isEnabledFor(logging.DEBUG):
                 log.debug("%s: %s", self.directory.name, text)
             elif not (trained.machine.stacked or is_sweep_job()):
                 log.info("%s: %s", self.directory.name, text.splitlines()[0])
 
     def end(self, outcome: str) -> None:
-        """Record the outcome, which is what ``loop.fit`` returns."""
+        """Write the status, and the summary of a finished run.
+
+        Args:
+            outcome: as returned by ``loop.fit``, or for a run of a stack ``StackedRun.outcome``.
+        """
         seconds, last = time.monotonic() - self._started, self.records.last
         if outcome in FINISHED:
             self.directory.write("summary.json", last | {"seconds_of_last_session": round(seconds, 3)})
@@ -170,11 +213,11 @@ class Session:
         self._outcome = f"{outcome} after {format_duration(seconds)}{_result(last)}"
 
     def log_outcome(self) -> None:
-        """Log the outcome."""
+        """Log the outcome, the duration of this session and the last training loss and test accuracy."""
         log.info("%s: %s", self.directory.name, self._outcome)
 
     def close(self) -> None:
-        """Close what is open, whatever the outcome."""
+        """Close the records and finish their mirror: exit code 0 if the run is done or has diverged, else 1."""
         if self.records is not None:
             self.records.close()
         if self._mirror is not None:
@@ -182,7 +225,14 @@ class Session:
 
 
 def _follow(config: DictConfig, directory: RunDirectory) -> str:
-    """Do the part of a process that does not lead: the same steps on its share of the batches, nothing written."""
+    """Train as a process that does not lead: the same updates on its share of each batch, without writing anything.
+
+    Returns:
+        The outcome that ``loop.fit`` returned, or the recorded status of the run if the leader does not train.
+
+    Raises:
+        KeyboardInterrupt: if a stop was requested.
+    """
     if not parallel.broadcast_go():
         return directory.status
     start = checkpoint.load(directory)
@@ -196,15 +246,16 @@ def _follow(config: DictConfig, directory: RunDirectory) -> str:
 
 
 def _result(row: dict[str, Any]) -> str:
+    """Return training loss and test accuracy of a log line as text, ``""`` if the line has neither."""
     shown = {key: row[key] for key in ("train/loss", "test/accuracy") if row.get(key) is not None}
     return "".join(f", {key.replace('/', ' ')} {value:.4g}" for key, value in shown.items())
 
 
 def outcome_of(directory: RunDirectory) -> str:
-    """Return the status of a run that has ended.
+    """Return the recorded status of a run, ``done`` for a run that has ended well.
 
     Raises:
-        RunFailed: if it diverged.
+        RunFailed: if the run diverged.
     """
     if directory.status == "diverged":
         step = directory.read("status.json")["step"]
@@ -213,5 +264,5 @@ def outcome_of(directory: RunDirectory) -> str:
 
 
 def is_sweep_job() -> bool:
-    """Return True in a job of a sweep."""
+    """Return True if this process runs a job of a sweep (``-m``)."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN

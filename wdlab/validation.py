@@ -1,6 +1,6 @@
-"""Checks of a configuration before anything is trained, each with an error of one line.
+"""Checks of a config before anything is trained. A failed check raises an error whose message is one line.
 
-The command lines call them for a single run, and the sweeper for every job of a sweep.
+``session`` calls them for a single run, ``evaluate`` for the data set alone, and the sweeper for every job of a sweep.
 """
 
 import copy
@@ -19,18 +19,26 @@ from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import SCIENTIFIC_KEYS
 from wdlab.settings import Settings
 
-KEYS = (*SCIENTIFIC_KEYS, "fail_fast", "paths", "runtime", "logger", "hydra")  # of a config; +key=value adds others
+KEYS = (
+    *SCIENTIFIC_KEYS,
+    "fail_fast",
+    "paths",
+    "runtime",
+    "logger",
+    "hydra",
+)  # the keys that a config may have; +key=value can add others
 
 
 def check_config(config: DictConfig, here: bool = True) -> Built:
-    """Check everything in a config that a run uses, and return what it is built into. Trains nothing.
+    """Check everything in a config that a run uses, and return the objects built from it. Trains nothing.
 
     Args:
-        config: of the run.
-        here: False if the run will be on another machine, whose devices cannot be checked here.
+        config: the composed config of the run.
+        here: False if the run will be trained on another machine, whose devices cannot be checked here.
 
     Raises:
-        WdlabError: in one line, for the first thing that a run could not use.
+        WdlabError: for the first value or file that a run could not use.
+        Exception: any error that the code of the network or of the method raises.
     """
     for key in config:
         if key not in KEYS:
@@ -50,13 +58,20 @@ def check_config(config: DictConfig, here: bool = True) -> Built:
 
 
 def check_own_code(config: DictConfig, here: bool = True) -> tuple[Built | None, BaseException | None]:
-    """Return what a config is built into, or else the error that the network's or the method's own code raises.
+    """Check a config as :func:`check_config` does, but return an error in the code of the network or of the method.
 
-    A call of ``sys.exit`` counts as such an error. It is no mistake in the config, so it is recorded with the run and
-    stops no other run. A mistake in the config is raised.
+    Such an error is not a mistake in the config, so the caller records it with the run and continues with other runs.
+    A call of ``sys.exit`` counts as one.
+
+    Args:
+        config: the composed config of the run.
+        here: False if the run will be trained on another machine.
+
+    Returns:
+        The objects built from the config and None, or None and the error.
 
     Raises:
-        WdlabError: as :func:`check_config` does.
+        WdlabError: for a mistake in the config.
     """
     try:
         return check_config(config, here), None
@@ -67,12 +82,21 @@ def check_own_code(config: DictConfig, here: bool = True) -> tuple[Built | None,
 
 
 def code_error(config: DictConfig, here: bool = True) -> BaseException | None:
-    """Return the error of :func:`check_own_code` alone; a sweep keeps none of the networks that it checks."""
+    """Return the error that :func:`check_own_code` returns, without the built objects; a sweep keeps no networks."""
     return check_own_code(config, here)[1]
 
 
 def _check_numbers(config: DictConfig, section: str) -> None:
-    """Refuse words where torch or a schedule expects numbers, and a learning rate that is missing or negative."""
+    """Check that the settings of an optimizer or a schedule are numbers, and that the learning rate is valid.
+
+    Args:
+        config: the config of the run.
+        section: ``optimizer`` or ``lr_schedule``.
+
+    Raises:
+        ConfigError: for text or a group where a number is expected, for a learning rate that is missing, negative or
+            not finite, and for a negative number in a schedule.
+    """
     if section == "optimizer" and "lr" not in config[section]:
         raise ConfigError("optimizer.lr: is missing")
     for key, value in OmegaConf.to_container(config[section], resolve=True).items():
@@ -87,11 +111,19 @@ def _check_numbers(config: DictConfig, section: str) -> None:
 
 
 def _try_forward(model: torch.nn.Module, config: DictConfig, checked: Settings, ranks: int) -> None:
-    """Put batches through a network. It and the random state stay unchanged.
+    """Check that the network's forward accepts a training batch, and the batch of the sharpness if it is measured.
+
+    The network is not changed.
+
+    Args:
+        model: the network, on the CPU.
+        config: the config of the run.
+        checked: the settings of ``config``.
+        ranks: the number of processes that share each training batch.
 
     Raises:
-        ConfigError: if a batch is too small for the network.
-        Exception: what the network's own forward raises.
+        ConfigError: if ``train.batch_size`` or ``train.sharpness_examples`` is too small for a batch norm.
+        Exception: any error that the network's forward raises.
     """
     sizes = {"batch_size": checked.train.batch_size // ranks}
     if checked.train.sharpness_every is not None:
@@ -100,7 +132,7 @@ def _try_forward(model: torch.nn.Module, config: DictConfig, checked: Settings, 
         try:
             try:
                 _forward_without_values(model, config, size)
-            except Exception as error:  # it reads a value, say, or cannot be copied
+            except Exception as error:  # such as a forward that reads values, or a network that cannot be copied
                 if _needs_larger_batch(error):
                     raise
                 loaded = data.load(config["dataset"], checked.paths.data, torch.device("cpu"))
@@ -112,9 +144,9 @@ def _try_forward(model: torch.nn.Module, config: DictConfig, checked: Settings, 
 
 
 def _forward_without_values(model: torch.nn.Module, config: DictConfig, size: int) -> None:
-    """Put a batch that has a shape alone through a copy of the network, so that nothing is computed.
+    """Run a copy of the network on a batch of ``size`` examples on the meta device, so that only shapes are computed.
 
-    The copy is for networks whose forward keeps something: training would find it there.
+    A copy is used because a forward may store tensors in the network, which would still be there in training.
     """
     shadows = {
         id(tensor): torch.empty_like(tensor, device="meta") for tensor in (*model.parameters(), *model.buffers())
@@ -127,20 +159,20 @@ def _forward_without_values(model: torch.nn.Module, config: DictConfig, size: in
 
 
 def _needs_larger_batch(error: Exception) -> bool:
-    """Return True for the error of batch norm that it has a single value per channel."""
+    """Return True if the error is batch norm's complaint about a single value per channel."""
     return isinstance(error, ValueError) and str(error).startswith("Expected more than 1 value per channel")
 
 
 def check_data_is_the_same(config: DictConfig, directory: RunDirectory, state: Mapping[str, Any] | None = None) -> None:
-    """Refuse to resume a run, or to measure it, on other data than it was begun on.
+    """Check that a run which has a checkpoint is resumed or evaluated on the data set that it was begun on.
 
     Args:
-        config: its ``dataset`` and ``paths.data`` are the data of today.
-        directory: of the run.
-        state: the run's checkpoint, if that has been read.
+        config: a config whose ``dataset`` and ``paths.data`` locate the present data set.
+        directory: the directory of the run.
+        state: the content of the run's checkpoint; None if it has not been read.
 
     Raises:
-        CheckpointError: if the run has a checkpoint, and the data is not that of its records.
+        CheckpointError: if the checksum of the present data differs from the one recorded with the run.
     """
     if not (state or directory.checkpoint.exists() or directory.previous_checkpoint.exists()):
         return
