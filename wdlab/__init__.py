@@ -1,9 +1,8 @@
 """wdlab: the methods of five papers on weight decay, and a lab that compares them.
 
-Import what you need: ``wdlab.optimizers`` (drop-in optimizers), ``wdlab.regularizers`` (methods for any torch
-optimizer), ``wdlab.homogeneous`` (which parameters to decay) and ``wdlab.pruning`` (networks without dead units). They
-need torch alone. Experiments need the packages of the extra ``lab`` and run from a checkout: ``python -m wdlab.train
---help``.
+Four parts need no package except torch: ``wdlab.optimizers`` (drop-in optimizers), ``wdlab.regularizers`` (methods for
+any torch optimizer), ``wdlab.homogeneous`` (which parameters to decay) and ``wdlab.pruning`` (removal of dead units).
+Experiments also need the packages of the extra ``lab`` and run from a checkout: ``python -m wdlab.train --help``.
 """
 
 import importlib.util
@@ -14,10 +13,10 @@ __version__ = "0.1.0"
 from wdlab import waiting
 
 # Without this check, `python -m wdlab.train` ends in a traceback if the packages of the lab are not installed. Python
-# imports this file first, and argv[0] is "-m" until it has found the module to run.
+# imports this file first, and sys.argv[0] is "-m" until Python has found the module to run.
 if sys.argv[:1] == ["-m"] and importlib.util.find_spec("hydra") is None:
     command = next((word for word in sys.orig_argv if word.removeprefix("-m").startswith("wdlab.")), "wdlab")
     print(f"error: {command} needs the lab; in a checkout: pip install -e '.[lab]'", file=sys.stderr)
     sys.exit(2)
 
-waiting.limit_spinning()  # before torch is imported, as it has no effect after that
+waiting.limit_spinning()  # before any import of torch, after which the call has no effect

@@ -1,4 +1,4 @@
-"""Errors that a user can cause, and the one line that is printed for each of them and for Hydra's errors."""
+"""Errors that end a run or a command, and the one line that is printed for them and for Hydra's errors."""
 
 import dataclasses
 import difflib
@@ -7,7 +7,10 @@ import traceback
 
 
 class WdlabError(Exception):
-    """A mistake of the user. Its message is one line that names the key, the given value and what is allowed."""
+    """Base class of the errors that are printed as one line without a traceback.
+
+    For a mistake in the input, the message names the key, the given value and what is allowed.
+    """
 
 
 class ConfigError(WdlabError):
@@ -19,7 +22,7 @@ class DataError(WdlabError):
 
 
 class CheckpointError(WdlabError):
-    """A checkpoint that cannot be read or belongs to another run."""
+    """A checkpoint that is missing or damaged, belongs to another run or other data, or has lost its log lines."""
 
 
 class RunFailed(WdlabError):
@@ -30,12 +33,15 @@ NAME = "a name: letters, digits, dots, dashes, underscores"
 
 
 def is_name(value: object) -> bool:
-    """Return True if a config value is a name as ``NAME`` describes it, which can be part of a file name."""
+    """Return True if a config value is a name as ``NAME`` describes it and so can be part of a file name."""
     return isinstance(value, str) and re.fullmatch(r"\w[\w.-]*", value) is not None
 
 
 def explain(error: BaseException) -> str | None:
-    """Return the line to print for an error that the user caused, or None for a bug, whose traceback is needed."""
+    """Return the line to print for an error of this module, of Hydra, of OmegaConf or of YAML.
+
+    Returns None for any other error, which is a bug and needs its traceback.
+    """
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -62,19 +68,20 @@ def explain(error: BaseException) -> str | None:
 
 
 def _raised_in_hydra(error: BaseException) -> bool:
-    """Return True if Hydra's own code raised the exception.
+    """Return True if the code of Hydra or OmegaConf raised the exception.
 
-    For some malformed overrides Hydra raises one that is not a HydraException.
+    For some malformed overrides Hydra raises an exception that is not a HydraException.
     """
     modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    modules = [module for module in modules if module != "codecs"]  # called by Hydra to read its files
+    modules = [module for module in modules if module != "codecs"]  # Python's module that Hydra calls to read files
     return bool(modules) and modules[-1].split(".")[0] in ("hydra", "omegaconf")
 
 
 def _unknown_key(error: BaseException) -> str | None:
-    """Return a line for an unknown key, with the allowed keys and the most similar one; None for other errors.
+    """Return the line to print for OmegaConf's error about an unknown key, None for other errors.
 
-    Hydra's own message is ``Key 'strenght' is not in struct``, for example.
+    The line names the allowed keys and the most similar one. An example of OmegaConf's own message is ``Key 'strenght'
+    is not in struct``.
     """
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
@@ -88,14 +95,19 @@ def _unknown_key(error: BaseException) -> str | None:
 
 
 def unknown_key(full_key: str, siblings: list[str]) -> str:
-    """Return the line for a key that is not among its siblings, with the nearest of them."""
-    near = difflib.get_close_matches(full_key.rpartition(".")[2], siblings, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    """Return the line to print for an unknown key, with the allowed keys and the most similar one.
+
+    Args:
+        full_key: the unknown key with its path in the config, such as ``regularizer.strenght``.
+        siblings: the allowed keys at this place, without their path.
+    """
+    similar = difflib.get_close_matches(full_key.rpartition(".")[2], siblings, n=1)
+    hint = f"did you mean {similar[0]}? " if similar else ""
     return f"{full_key}: unknown key; {hint}allowed: {', '.join(siblings) or 'none'}"
 
 
 def _refused_by_schema(error: BaseException) -> str | None:
-    """Return a line for a value that OmegaConf refuses, if its class of settings says what is allowed."""
+    """Return the line to print if OmegaConf refuses a value of a settings class of ``wdlab.settings``, else None."""
     from omegaconf.errors import ConfigTypeError, ValidationError
 
     cause: BaseException | None = error
@@ -112,12 +124,12 @@ def _refused_by_schema(error: BaseException) -> str | None:
 
 
 def _one_line(text: str) -> str:
-    """Return the text with every run of white space replaced by one space."""
+    """Return the text as one line: each sequence of white space becomes one space."""
     return re.sub(r"\s+", " ", text).strip()
 
 
 def describe_error(error: BaseException) -> str:
-    """Return the type and message of an error for which ``explain`` returns None, without its traceback."""
+    """Return one line for an error for which ``explain`` returns None: its type and message, without its traceback."""
     if isinstance(error, SystemExit):
         return f"sys.exit({error.code!r}) was called"
     if isinstance(error, OSError) and error.filename:

@@ -1,9 +1,9 @@
 """The command line that measures a finished or interrupted run from its checkpoint, without training.
 
     python -m wdlab.evaluate results/runs/<run>                          # every metric of its last state
-    python -m wdlab.evaluate results/runs/<run> --prune --save small.pt  # the network without its dead units
+    python -m wdlab.evaluate results/runs/<run> --prune --save small.pt  # also without its dead units
 
-Options of ``configs/runtime`` and the data's folder can be set as for training: ``runtime.device=cpu paths.data=DIR``.
+Settings of ``configs/runtime`` and the folder of the data sets can be given: ``runtime.device=cpu paths.data=DIR``.
 """
 
 import argparse
@@ -37,23 +37,25 @@ SETTABLE = ("runtime.", "paths.data=")
 def evaluate(
     folder: Path, overrides: list[str], sharpness: bool = False, prune: bool = False, average: bool = False
 ) -> dict[str, Any]:
-    """Return every metric of a run's last checkpoint, as its log lines have them.
+    """Measure the network in a run's last checkpoint.
 
     Args:
-        folder: of the run.
-        overrides: ``key=value`` for where and how to compute.
-        sharpness: measure the Hessian and Lipschitz bounds too.
-        prune: measure the network without its dead units too.
-        average: take the network with averaged weights (``train.average_decay``).
+        folder: the directory of the run.
+        overrides: ``key=value`` for settings of ``runtime`` and for ``paths.data``; others are refused.
+        sharpness: True also measures the Hessian and the Lipschitz bounds.
+        prune: True also measures the network without its dead units.
+        average: True measures the network with averaged weights (``train.average_decay``) instead of the trained one.
 
     Returns:
-        ``step``, ``network`` (as trained, or averaged), its ``metrics``, and the network itself as ``model``. With
-        ``prune`` also ``pruned`` with metrics and model, and the ``footprint`` of both (parameters, bytes, latency in
-        ms of a batch in the run's precision).
+        A dict with ``step``; ``network``, the text "as trained" or "averaged"; ``model``, the network; and ``metrics``,
+        its metrics under the names of the run's log lines. With ``prune`` also ``footprint``, the parameters, bytes and
+        latency (ms per batch in the run's precision) of the network, and ``pruned``, a dict with ``model``,
+        ``metrics`` and ``footprint`` of the network without dead units.
 
     Raises:
-        ConfigError: if the folder is no run, has no average, or an override sets something else.
-        CheckpointError: if the checkpoint is missing or damaged, or the data is not what it was trained on.
+        ConfigError: if the folder is not the directory of a run, the run has no averaged weights, or an override sets
+            another key.
+        CheckpointError: if the checkpoint is missing or damaged, or the data set is not the one of the training.
     """
     config = _config(folder, overrides)
     directory = RunDirectory(folder.parent, folder.name)
@@ -84,19 +86,27 @@ def evaluate(
 
     of_trained = measured(model, built.regularizer, refresh_average)
     network = "averaged" if average else "as trained"
-    found: dict[str, Any] = {"step": state["step"], "network": network, "model": model, "metrics": of_trained}
+    result: dict[str, Any] = {"step": state["step"], "network": network, "model": model, "metrics": of_trained}
     if prune:
         smaller = pruning.prune_dead_units(model)
         batch, _ = splits.test.examples(slice(0, min(len(splits.test), config["train"]["batch_size"])))
         with machine.autocast():
-            found["footprint"], cost = footprints([model, smaller], batch)
+            result["footprint"], cost = footprints([model, smaller], batch)
         method = instantiate_node(OmegaConf.to_container(config["regularizer"], resolve=True), model=smaller)
-        found["pruned"] = {"model": smaller, "metrics": measured(smaller, method), "footprint": cost}
-    return found
+        result["pruned"] = {"model": smaller, "metrics": measured(smaller, method), "footprint": cost}
+    return result
 
 
 def _config(folder: Path, overrides: list[str]) -> DictConfig:
-    """Return the run's own config, except for where and how to compute; of that the run decides the precision alone."""
+    """Return the run's config, with the default ``runtime`` and ``paths`` except for the run's precision.
+
+    Args:
+        folder: the directory of the run.
+        overrides: ``key=value`` for keys in ``SETTABLE``, applied last.
+
+    Raises:
+        ConfigError: for another key, a folder without ``config.yaml``, or settings that this machine cannot use.
+    """
     for override in overrides:
         if "=" not in override or not override.startswith(SETTABLE):
             raise ConfigError(f"{override}: only {' and '.join(SETTABLE)} can be set, the rest is the run's own")
@@ -113,30 +123,30 @@ def _config(folder: Path, overrides: list[str]) -> DictConfig:
     return config
 
 
-def _shown(found: dict[str, Any], folder: Path) -> str:
-    """Return a table with a line per metric, and a column for the pruned network if there is one."""
-    columns = {found["network"]: found, **({"pruned": found["pruned"]} if "pruned" in found else {})}
-    rows = {key: [column["metrics"].get(key) for column in columns.values()] for key in found["metrics"]}
-    if "footprint" in found:
+def _table(result: dict[str, Any], folder: Path) -> str:
+    """Return the result of ``evaluate`` as a text table: a line per metric, a column per network (trained, pruned)."""
+    columns = {result["network"]: result, **({"pruned": result["pruned"]} if "pruned" in result else {})}
+    rows = {key: [column["metrics"].get(key) for column in columns.values()] for key in result["metrics"]}
+    if "footprint" in result:
         sizes = [column["footprint"] for column in columns.values()]
         rows |= {name: [getattr(size, name) for size in sizes] for name in ("parameters", "bytes", "latency_ms")}
-    lines = [f"{folder.name}, step {found['step']}", " " * 40 + "".join(f"{name:>14}" for name in columns)]
+    lines = [f"{folder.name}, step {result['step']}", " " * 40 + "".join(f"{name:>14}" for name in columns)]
     for key, values in rows.items():
         lines.append(f"{key:40}" + "".join(f"{'' if v is None else format(v, '.6g'):>14}" for v in values))
     return "\n".join(lines)
 
 
-def _plain(found: dict[str, Any]) -> dict[str, Any]:
-    """Return the result without the networks, for JSON."""
-    plain = {key: value for key, value in found.items() if key != "model"}
-    plain["metrics"] = {key: value if math.isfinite(value) else None for key, value in found["metrics"].items()}
+def _plain(result: dict[str, Any]) -> dict[str, Any]:
+    """Return the result of ``evaluate`` without the networks, for JSON; numbers that are not finite become None."""
+    plain = {key: value for key, value in result.items() if key != "model"}
+    plain["metrics"] = {key: value if math.isfinite(value) else None for key, value in result["metrics"].items()}
     if "footprint" in plain:
         plain["footprint"] = vars(plain["footprint"])
     return {key: _plain(value) if key == "pruned" else value for key, value in plain.items()}
 
 
 def main() -> None:
-    """Run the command line. Exit code 2 for bad input."""
+    """Run the command line. Exit code 0 after printing the metrics, 2 for bad input."""
     parser = argparse.ArgumentParser(
         description="Measure a finished or interrupted run from its checkpoint, without training."
     )
@@ -154,14 +164,14 @@ def main() -> None:
         if arguments.save and (not arguments.save.resolve().parent.is_dir() or arguments.save.is_dir()):
             raise ConfigError(f"--save {arguments.save}: must be a file in a folder that exists")
         options = arguments.sharpness, arguments.prune, arguments.average
-        found = evaluate(arguments.run.resolve(), arguments.overrides, *options)
+        result = evaluate(arguments.run.resolve(), arguments.overrides, *options)
         if arguments.save:
             with arguments.save.open("wb") as file:
-                torch.save(found.get("pruned", found)["model"].cpu(), file)
+                torch.save(result.get("pruned", result)["model"].cpu(), file)
     except (WdlabError, OmegaConfBaseException, OSError, yaml.YAMLError) as error:
         print(f"error: {explain(error) or str(error).splitlines()[0]}", file=sys.stderr)
         sys.exit(2)
-    print(json.dumps(_plain(found), indent=2) if arguments.json else _shown(found, arguments.run.resolve()))
+    print(json.dumps(_plain(result), indent=2) if arguments.json else _table(result, arguments.run.resolve()))
 
 
 if __name__ == "__main__":

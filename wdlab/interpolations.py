@@ -1,8 +1,8 @@
-"""Values of the interpolations that depend on more than the config: ``oc.env``, ``hydra`` and ``now``.
+"""Replacement of the interpolations whose values are not in the config: ``oc.env``, ``hydra`` and ``now``.
 
-``${oc.env:...}`` is read as if its text had been typed on the command line. ``${hydra:...}`` and ``${now:...}`` have a
-value inside a Hydra job only, so a sweep replaces them by fixed values when it composes its jobs.
-Called by ``records.identity``, ``train`` and ``sweeps``.
+The text of an environment variable in ``${oc.env:...}`` is parsed as if it had been typed on the command line.
+``${hydra:...}`` and ``${now:...}`` have a value inside a Hydra job only, so a sweep replaces them by fixed values when
+it composes its jobs. Called by ``records.identity``, ``train`` and ``sweeps``.
 """
 
 import contextlib
@@ -19,24 +19,26 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-ALWAYS_TEXT = ("paths", "logger")  # groups whose values from the environment are not read as numbers
+ALWAYS_TEXT = ("paths", "logger")  # config groups in which the text of an environment variable stays text
 _OF_A_JOB = re.compile(r"\$\{\s*(hydra|now)\s*:")
 _OF_THE_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:")
 
 
 def read_environment(config: DictConfig) -> None:
-    """Replace ``${oc.env:...}``, in place, by the number, list, truth value or null that its text spells.
+    """Replace ``${oc.env:...}`` in a config, in place, by the number, boolean, null, list or dict that its text spells.
 
-    Other text stays text, and so do all paths and settings of the logger.
+    A setting whose value is other text keeps its interpolation. So do all settings in ``paths`` and ``logger``.
     """
-    paths = [path for path, _ in _found(config, _OF_THE_ENVIRONMENT) if path.split(".")[0] not in ALWAYS_TEXT]
+    paths = [path for path, _ in _settings_with(config, _OF_THE_ENVIRONMENT) if path.split(".")[0] not in ALWAYS_TEXT]
     untyped = OmegaConf.create(OmegaConf.to_container(config, resolve=False)) if paths else config
-    for path in paths:  # in the typed config, the text of a number would be refused before it is read
-        with contextlib.suppress(OmegaConfBaseException):  # the variable is not set: reported where the value is used
+    for path in paths:  # selected untyped: the typed config would refuse the text of a number
+        with contextlib.suppress(
+            OmegaConfBaseException
+        ):  # raised if the variable is not set; it is raised again where the value is used
             value = _plain(OmegaConf.select(untyped, path))
-            read = _read(value)
-            if read != value:
-                OmegaConf.update(config, path, read, merge=False)
+            parsed = _parsed(value)
+            if parsed != value:
+                OmegaConf.update(config, path, parsed, merge=False)
 
 
 def pin(config: DictConfig, loader: ConfigLoader, sweep: DictConfig, overrides: list[str], number: int) -> list[str]:
@@ -44,15 +46,16 @@ def pin(config: DictConfig, loader: ConfigLoader, sweep: DictConfig, overrides: 
 
     Args:
         config: the job's config, composed from ``overrides``; changed in place.
-        loader: Hydra's loader of the sweep.
-        sweep: the sweep's own config.
-        overrides: those of the job.
-        number: of the job in the sweep.
+        loader: the config loader that Hydra passed to the sweeper.
+        sweep: the config of the sweep itself, with its ``hydra`` node.
+        overrides: the overrides of the job.
+        number: the number of the job in the sweep.
 
     Returns:
-        The values as further overrides. With them, another process composes the same config.
+        Overrides ``key=value`` that set the replaced values. If they are added to ``overrides``, another process
+        composes the same config.
     """
-    paths = [path for path, _ in _found(config, _OF_A_JOB)]
+    paths = [path for path, _ in _settings_with(config, _OF_A_JOB)]
     if not paths:
         return []
     composed = loader.load_sweep_config(sweep, overrides)
@@ -64,7 +67,9 @@ def pin(config: DictConfig, loader: ConfigLoader, sweep: DictConfig, overrides: 
             composed.hydra.runtime.output_dir = str(folder)
         with as_hydra_config(composed):
             values = {path: _plain(OmegaConf.select(composed, path)) for path in paths}
-    OmegaConf.copy_cache(from_config=composed, to_config=sweep)  # all jobs get the same time
+    OmegaConf.copy_cache(
+        from_config=composed, to_config=sweep
+    )  # keeps the value of ${now:...}, so that all jobs have the same time
     for path, value in values.items():
         OmegaConf.update(config, path, value, merge=False)
     return [f"{path}={typed(value)}" for path, value in values.items()]
@@ -72,7 +77,10 @@ def pin(config: DictConfig, loader: ConfigLoader, sweep: DictConfig, overrides: 
 
 @contextlib.contextmanager
 def as_hydra_config(config: DictConfig) -> Iterator[None]:
-    """Context manager in which ``${hydra:...}`` is resolved by ``config``, whose ``hydra`` node becomes read-only."""
+    """Context manager in which ``${hydra:...}`` takes its values from ``config``.
+
+    The ``hydra`` node of ``config`` becomes read-only.
+    """
     instance = HydraConfig.instance()
     before = instance.cfg
     instance.set_config(config)
@@ -82,15 +90,15 @@ def as_hydra_config(config: DictConfig) -> Iterator[None]:
         instance.cfg = before
 
 
-def _found(config: DictConfig, pattern: re.Pattern[str]) -> Iterator[tuple[str, Any]]:
-    """Yield path and unresolved value of each setting that contains ``pattern``. A list is one setting."""
+def _settings_with(config: DictConfig, pattern: re.Pattern[str]) -> Iterator[tuple[str, Any]]:
+    """Yield path and unresolved value of each setting whose text contains ``pattern``. A list is one setting."""
     plain = OmegaConf.to_container(config, resolve=False)
     if pattern.search(str(plain)):
         yield from ((path, raw) for path, raw in _leaves(plain) if pattern.search(str(raw)))
 
 
 def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield path and value of everything in nested dicts that is not a dict."""
+    """Yield dotted path and value of each entry of nested dicts whose value is not a dict."""
     for key, value in node.items():
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{key}.")
@@ -99,14 +107,18 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _plain(value: Any) -> Any:
-    """Return a config node as resolved dicts and lists; any other value unmodified."""
+    """Return a config node as dicts and lists with its interpolations resolved; return any other value unmodified."""
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def _read(value: Any) -> Any:
-    """Return the value that Hydra reads from text after ``key=``; the text itself if that is not a single value."""
+def _parsed(value: Any) -> Any:
+    """Return the value that Hydra parses from the text after ``key=``.
+
+    Text that is a sweep or cannot be parsed is returned unmodified. The items of a list are parsed one by one; other
+    values are returned unmodified.
+    """
     if isinstance(value, list):
-        return [_read(item) for item in value]
+        return [_parsed(item) for item in value]
     if not isinstance(value, str):
         return value
     try:
@@ -117,12 +129,12 @@ def _read(value: Any) -> Any:
 
 
 def typed(value: Any) -> str:
-    """Return a value as one would type it on the command line, with all text in quotes."""
+    """Return a value as the text to type after ``key=`` on the command line, with every string in quotes."""
 
     def quoted(node: Any) -> Any:
         if isinstance(node, str):
             return QuotedString(node, Quote.single)
         return [quoted(item) for item in node] if isinstance(node, list) else node
 
-    # Private, as the public get_value_element_as_str needs an Override, which is made by parsing the text wanted here.
+    # A private method: the public get_value_element_as_str needs an Override, which is made by parsing this very text.
     return Override._get_value_element_as_str(quoted(value))

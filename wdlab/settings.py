@@ -94,7 +94,7 @@ class TrainSettings:
 
 @dataclass
 class RuntimeSettings:
-    """The device of a run and the way it computes. Of these settings, ``precision`` alone is part of the run's identity.
+    """The device of a run and the way it computes. Only ``precision`` is part of the run's identity.
 
     Attributes:
         device: ``cpu``, ``cuda``, or ``auto`` for a GPU if one is available, else the CPU.
@@ -177,8 +177,8 @@ def read(config: DictConfig) -> Settings:
         config: the config of a run, composed by Hydra or read from the run's ``config.yaml``.
 
     Raises:
-        ConfigError: if a value is missing or not permitted, or a group has an unknown key. The message names the key, the value
-            and what is allowed.
+        ConfigError: if a value is missing or not permitted, or a group has an unknown key. The message names the key,
+            the value and what is allowed.
     """
     names = [setting.name for setting in fields(Settings)]
     return _checked(Settings, {name: _plain(config, name) for name in names if name in config})

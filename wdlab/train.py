@@ -3,7 +3,7 @@
     python -m wdlab.train dataset=digits model=mlp regularizer=pathprox regularizer.strength=1e-3
     python -m wdlab.train -m dataset=digits model=mlp regularizer=l2,pathprox seed=0,1,2
 
-The same command again skips what is done, resumes what was interrupted and retries what failed.
+The same command again skips finished runs, resumes interrupted runs and retries failed runs.
 """
 
 import logging
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
-from hydra._internal.utils import get_args_parser  # no public one: Hydra's own answers a mistake with its usage
+from hydra._internal.utils import get_args_parser  # Hydra has no public function that returns its parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
@@ -31,14 +31,18 @@ from wdlab.sweeps.register import register
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def _hydra_main(config: DictConfig) -> str:
-    """Do one run, alone or as a job of a sweep.
+    """Train one run, alone or as a job of a sweep.
+
+    Args:
+        config: the config of the run, composed by Hydra.
 
     Returns:
-        As :func:`wdlab.session.run`; a job of a sweep also ``skipped`` if the sweep has stopped before it, or
-        ``interrupted`` if the sweep stops meanwhile.
+        The word that :func:`wdlab.session.run` returns. A job of a sweep also returns ``skipped`` if the sweep has
+        stopped before the job, and ``interrupted`` if the sweep stops during it.
 
     Raises:
-        Exception: for a failure of the run, which Hydra hands to its callbacks.
+        Exception: the error that ended the run, which Hydra passes to its callbacks; in a sweep as a RunFailed.
+        KeyboardInterrupt: if a stop was requested in another way than by the sweep.
     """
     _resolve_paths(config)
     in_sweep = is_sweep_job()
@@ -55,10 +59,10 @@ def _hydra_main(config: DictConfig) -> str:
             log.info("records: %s", RunDirectory.of(config).path)
         return outcome
     except KeyboardInterrupt:
-        if stopping.is_orphan():  # the sweep that would end this process is dead
+        if stopping.is_orphan():  # no other process would end this one: its sweep is dead
             os._exit(130)
         if stopping.is_worker() or (stop_files is not None and stop_files.interrupted):
-            return "interrupted"  # an exception would make the launcher end the others in the middle of a step
+            return "interrupted"  # an exception would make the launcher end the other jobs in the middle of a step
         raise
     except Exception as error:
         if not in_sweep:
@@ -67,13 +71,16 @@ def _hydra_main(config: DictConfig) -> str:
         log.error("error: %s", line or describe_error(error), exc_info=line is None)
         if stop_files is not None and config["fail_fast"]:
             stop_files.set_failed()
-        raise RunFailed(line or describe_error(error)) from error  # which can be sent between processes
+        raise RunFailed(
+            line or describe_error(error)
+        ) from error  # a RunFailed can be pickled, other errors perhaps not
 
 
 def _resolve_paths(config: DictConfig) -> None:
-    """Read what comes from the environment, and resolve paths from where the command was started, in place.
+    """Replace environment variables in a config by their values, and make its relative paths absolute, in place.
 
-    With ``hydra.job.chdir=true`` the current folder is another one; a sweep would not find there what it has checked.
+    Paths are relative to the folder in which the command was started. With ``hydra.job.chdir=true`` a job runs in
+    another folder, where the files that the sweep has checked would not be found.
     """
     interpolations.read_environment(config)
     started_in = Path(HydraConfig.get().runtime.cwd)
@@ -84,13 +91,13 @@ def _resolve_paths(config: DictConfig) -> None:
 
 
 class Ending(Callback):
-    """A callback that hands the error of a single run to ``main``, since Hydra would add lines to it.
+    """Hydra callback that passes the error of a single run to ``main``, since Hydra would print it with more lines.
 
-    It is the last callback, so that all others see the error.
+    It is the last callback of the config, so that all others receive the error first.
     """
 
     def on_run_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        """Take the error out of what Hydra reports on."""
+        """Keep a failed run's error for ``main`` and report the job to Hydra as completed."""
         if job_return.status == JobStatus.FAILED:
             _errors.append(job_return._return_value)
             job_return.status = JobStatus.COMPLETED
@@ -100,10 +107,13 @@ _errors: list[Exception] = []
 
 
 def _check_command_line(arguments: list[str]) -> list[str]:
-    """Return the arguments as Hydra should get them.
+    """Check the arguments of the command line and return them in the form that Hydra receives.
+
+    In a sweep, overrides of settings in config groups become sweeps over one value, see :func:`as_sweep_override`.
 
     Raises:
-        ConfigError: for what Hydra answers with its usage, or accepts in silence.
+        ConfigError: for arguments that Hydra's parser refuses, for ``--experimental-rerun``, and for two different
+            choices in one config group, of which Hydra would take the last without a message.
     """
 
     def refuse(message: str) -> NoReturn:
@@ -122,21 +132,21 @@ def _check_command_line(arguments: list[str]) -> list[str]:
             raise ConfigError(f"{group}={name}: {group}={chosen[group]} is given too; give one of them")
     if not (parsed.multirun or "hydra.mode=MULTIRUN" in parsed.overrides):
         return arguments
-    later = {override: as_sweep_override(override, groups) for override in parsed.overrides}
-    return [later.get(argument, argument) for argument in arguments]
+    swept = {override: as_sweep_override(override, groups) for override in parsed.overrides}
+    return [swept.get(argument, argument) for argument in arguments]
 
 
 def main() -> None:
-    """Run the command line. Exit code 0: all done; 1: a run failed or diverged; 2: bad input; 130: interrupted."""
+    """Run the command line. Exit code 0: no run failed; 1: a run failed or diverged; 2: bad input; 130: interrupted."""
     debugging = "HYDRA_FULL_ERROR" in os.environ
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # lets exceptions through to here
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors here instead of printing them
     register()
     try:
         with stopping.sigterm_as_interrupt():
             _errors.clear()
             sys.argv[1:] = _check_command_line(sys.argv[1:])
             _hydra_main()
-            if _errors:  # of a single run; a sweep raises its own
+            if _errors:  # the error of a single run; a sweep raises its error itself
                 raise _errors[0]
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from here", file=sys.stderr)
@@ -152,6 +162,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from wdlab import train  # under its own name: other processes unpickle what they are sent, and __main__ is theirs
+    from wdlab import (
+        train,
+    )  # not from __main__: a worker could not unpickle objects of this module, since its __main__ is another one
 
     train.main()

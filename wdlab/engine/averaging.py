@@ -1,9 +1,10 @@
 """The average of a network's weights over the updates of a run (``train.average_decay``).
 
-The loop updates it after every step and evaluates it in addition to the network that is trained.
-``torch.optim.swa_utils.AveragedModel`` gives the same weights but is slower (227 instead of 19 microseconds per update
-of a ResNet-8, 66 instead of 20 of an MLP of 3 x 400 units on a CPU), copies every buffer in every update, and fails if
-a buffer changes its size. ``update_bn`` runs the whole network in training mode, dropout included.
+The loop updates the average after every step, and the averaged network is evaluated in addition to the trained one.
+``torch.optim.swa_utils.AveragedModel`` computes the same weights but is slower (measured on a CPU: 227 instead of 19
+microseconds per update for a ResNet-8, 66 instead of 20 for an MLP of 3 x 400 units), copies every buffer in every
+update, and fails if a buffer changes its size. torch's ``update_bn`` runs the whole network in training mode, dropout
+included.
 """
 
 import contextlib
@@ -27,13 +28,13 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # the buffe
 class Average:
     """An exponential moving average of a network's weights: ``a <- decay a + (1 - decay) w`` after every update.
 
-    If the learning rate does not fall to zero, the weights keep fluctuating, and the average is nearer to the center of
-    the fluctuations (Polyak and Juditsky 1992; Izmailov et al. 2018, arXiv 1803.05407). Training does not use the
+    If the learning rate does not fall to zero, the weights keep fluctuating, and the average is nearer to their center
+    (Polyak and Juditsky 1992; Izmailov et al. 2018, arXiv 1803.05407). Training does not use the
     average. Exact zeros are lost: a weight that was recently different from zero has a nonzero average.
 
     Args:
-        model: the network that is trained, at the start of its run. Its initial weights are the initial average.
-        decay: per update, in (0, 1); the average spans about ``1 / (1 - decay)`` updates.
+        model: the network that is trained, before its first update. Its initial weights are the initial average.
+        decay: the factor on the average per update, in (0, 1); the average spans about ``1 / (1 - decay)`` updates.
 
     Attributes:
         network: a copy of the model with the averaged weights. Its buffers are set by ``refresh_batch_statistics``.
@@ -49,7 +50,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Average the model's current weights in; to be called after each update of them."""
+        """Include the model's current weights in the average. Call it after each update of the weights."""
         torch._foreach_lerp_(self._weights, self._weights_of_model, self._new_share)
         for ours, theirs in zip(self._integers, self._integers_of_model, strict=True):  # integers are not averaged
             ours.copy_(theirs)
@@ -63,8 +64,8 @@ class Average:
         of a batch norm that is in evaluation mode while the model trains. No random number is drawn.
 
         Args:
-            train: the training set.
-            autocast: makes the context of each forward pass, for mixed precision.
+            train: the training set; its first 10,000 examples are used.
+            autocast: returns the context in which each forward pass runs, for mixed precision.
         """
         paths = list(_norms_with_statistics(self._model))
         own = {f"{path}.{name}".lstrip(".") for path in paths for name in STATISTICS}
@@ -84,7 +85,7 @@ class Average:
         return self.network
 
     def _copy_buffer(self, name: str, buffer: Tensor) -> None:
-        """Give the averaged network a copy of the model's ``buffer``, whose shape, dtype or device may have changed."""
+        """Copy the model's ``buffer`` to the averaged network, even if its shape, dtype or device has changed."""
         path, _, last = name.rpartition(".")
         buffers = self.network.get_submodule(path)._buffers
         ours = buffers.get(last)
@@ -98,15 +99,15 @@ class Average:
         return self.network.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from what ``state_dict`` returned."""
+        """Set the averaged weights and the buffers to those in a result of ``state_dict``."""
         self.network.load_state_dict(state)
 
 
 def _mean_of_batches() -> Callable[[nn.Module, Any], None]:
-    """Return a forward pre-hook for a batch norm, which makes its statistics the mean over the batches that follow.
+    """Return a forward pre-hook that makes a batch norm's statistics the cumulative mean over the following batches.
 
-    A momentum of None would do the same, but torch then reads the number of batches from the device in every forward
-    pass.
+    A momentum of None would compute the same mean, but torch then reads the number of batches from the device in every
+    forward pass.
     """
     count = itertools.count(1)
 
@@ -117,7 +118,7 @@ def _mean_of_batches() -> Callable[[nn.Module, Any], None]:
 
 
 def _norms_with_statistics(model: nn.Module) -> Iterator[str]:
-    """Yield the path of each batch norm that updates its statistics while the model trains; shared ones once."""
+    """Yield the path of each batch norm that updates its statistics while the model trains; a shared module once."""
     for path, module in model.named_modules():
         updated = module.training or not model.training
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None and updated:
@@ -125,12 +126,15 @@ def _norms_with_statistics(model: nn.Module) -> Iterator[str]:
 
 
 def _columns(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the first and the second members of the pairs."""
+    """Return a list of the first members of the pairs and a list of their second members."""
     pairs = list(pairs)
     return [ours for ours, _ in pairs], [theirs for _, theirs in pairs]
 
 
 def _batches(train: Split) -> Iterator[Tensor]:
-    """Yield the inputs in batches of ``CHUNK`` examples, without an incomplete last one unless it is the only one."""
+    """Yield the inputs of the first ``EXAMPLES`` examples in batches of ``CHUNK``.
+
+    An incomplete last batch is left out, unless it is the only batch.
+    """
     for start in range(0, max(1, min(len(train), EXAMPLES) // CHUNK) * CHUNK, CHUNK):
         yield train.examples(slice(start, min(start + CHUNK, len(train))))[0]

@@ -1,7 +1,8 @@
-"""Choices that depend on the processor: number of threads, speed of number formats, memory. Called by ``device``.
+"""Choices that depend on the processor: number of threads, number formats, reuse of memory. Called by ``device``.
 
-Processors differ: with AVX2 alone, bfloat16 is emulated and slow; on a busy machine, threads that wait for each other
-lose most of their time. The choices made here change results by rounding only, and are recorded with the run.
+The fastest choice differs between machines: a processor with AVX2 but not AVX-512 emulates bfloat16 slowly, and threads
+on a busy machine lose most of their time waiting for each other. The choices made here change results by rounding only,
+and the number of threads and the matrix product are recorded with the run.
 """
 
 import contextlib
@@ -18,23 +19,26 @@ import torch
 from torch import Tensor, nn
 
 FP32_ERROR = 1e-6  # largest relative error of a product that still counts as float32
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names and values of glibc's malloc.h
-KEPT_BYTES, OLD_KEPT_BYTES = 2**30, 2**25  # the second is the largest M_MMAP_THRESHOLD of older versions of glibc
-MIN_MULTIPLY_ADDS = 10_000_000  # of a forward pass; with fewer, a second thread saves no time
-MIN_CORE_SHARE = 0.8  # share of a core that each thread has to get; with less, the machine counts as busy
-TRIALS, TRIAL_SECONDS = 3, 0.03  # of the measurement of that share
-TIMED_PRODUCTS = 5  # per number format
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt, from malloc.h
+KEPT_BYTES, OLD_KEPT_BYTES = (
+    2**30,
+    2**25,
+)  # OLD_KEPT_BYTES is the largest M_MMAP_THRESHOLD that older versions of glibc accept
+MIN_MULTIPLY_ADDS = 10_000_000  # in the forward pass of a batch; with fewer, a second thread saves no time
+MIN_CORE_SHARE = 0.8  # share of a core that each thread must get; with less, the machine counts as busy
+TRIALS, TRIAL_SECONDS = 3, 0.03  # number and length of the measurements of the share of a core
+TIMED_PRODUCTS = 5  # number of timed products per number format
 
 
 def name() -> str:
-    """Return the processor's name and the widest instruction set that torch uses on it: ``AMD EPYC (AVX2)``."""
-    found = platform.processor() or platform.machine()
+    """Return the processor's name and the widest instruction set that torch uses on it, such as ``AMD EPYC (AVX2)``."""
+    processor = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
-                found = line.split(":", 1)[1].strip()
+                processor = line.split(":", 1)[1].strip()
                 break
-    return f"{found} ({torch.backends.cpu.get_cpu_capability()})"
+    return f"{processor} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 @functools.cache
@@ -44,15 +48,15 @@ def available_threads() -> int:
 
 
 def threads_for(model: nn.Module, examples: int | None) -> int:
-    """Return the number of threads to train a network with: all that are available, or one.
+    """Return the number of CPU threads to train a network with: all available threads, or one.
 
-    One thread is as fast or faster in two cases: if a step has little work, and if other programs use the cores, since
-    threads that wait for one that is not scheduled lose more time than they save.
+    One thread is at least as fast in two cases: if a step has little work, and if other programs use the cores. In the
+    second case all threads wait whenever one of them is not scheduled, which costs more time than they save.
 
     Args:
         model: the network.
-        examples: the number of examples in a batch (for text, of characters), summed over all runs that are computed
-            together; None if not known.
+        examples: the number of examples in a training batch (for text, the number of characters), times the number of
+            runs that are trained side by side; None if it is not known.
     """
     most = available_threads()
     if most == 1 or (examples is not None and multiply_adds(model) * examples < MIN_MULTIPLY_ADDS):
@@ -61,16 +65,16 @@ def threads_for(model: nn.Module, examples: int | None) -> int:
 
 
 def multiply_adds(model: nn.Module) -> float:
-    """Return a lower bound on the multiply-adds of a forward pass per example; infinity if there are convolutions."""
+    """Return a lower bound on the multiply-adds of a forward pass of one example; inf if the model has convolutions."""
     if any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules()):
         return float("inf")
     return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
 
 
 def share_of_cores(threads: int) -> float:
-    """Return the share of a core, in [0, 1], that each of ``threads`` threads gets while all of them compute.
+    """Measure the share of a core, in [0, 1], that each of ``threads`` threads gets while all of them compute.
 
-    It is the largest of three measurements, which take 0.1 s in all, so that a short disturbance does not count.
+    The largest of three measurements is returned, so that a short disturbance does not count. They take 0.1 s together.
     """
     before, values = torch.get_num_threads(), torch.ones(2**18)
     torch.set_num_threads(threads)
@@ -81,7 +85,10 @@ def share_of_cores(threads: int) -> float:
 
 
 def _share_in_trial(values: Tensor, threads: int) -> float:
-    """Return the share of one measurement: processor time divided by elapsed time and number of threads."""
+    """Measure the share of a core that each thread gets while all threads multiply ``values`` for ``TRIAL_SECONDS``.
+
+    The share is the processor time divided by the elapsed time and by the number of threads.
+    """
     values.mul_(1.0)  # starts the threads
     used, start = time.process_time(), time.perf_counter()
     while time.perf_counter() - start < TRIAL_SECONDS:
@@ -92,10 +99,10 @@ def _share_in_trial(values: Tensor, threads: int) -> float:
 
 @functools.cache
 def bf16_time_ratio(convolution: bool) -> float:
-    """Return the time of a bfloat16 product divided by that of a float32 product; above 1 if bfloat16 is emulated.
+    """Measure the time of a bfloat16 product divided by the time of a float32 product; above 1 if bfloat16 is emulated.
 
     Args:
-        convolution: True compares 3x3 convolutions, False matrix products.
+        convolution: True measures 3x3 convolutions, False matrix products.
     """
     if convolution:
         left = torch.ones(8, 32, 16, 16).to(memory_format=torch.channels_last)
@@ -107,7 +114,7 @@ def bf16_time_ratio(convolution: bool) -> float:
 
 
 def _seconds(run: Callable[[], object]) -> float:
-    """Return the median time of a call of ``run`` in seconds."""
+    """Return the median time of ``TIMED_PRODUCTS`` calls of ``run`` in seconds."""
     run()  # not timed: the first call is slower
     times = []
     for _ in range(TIMED_PRODUCTS):
@@ -118,9 +125,10 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def onednn_is_float32() -> bool:
-    """Return True if torch's "medium" precision for products, which enables oneDNN, is float32 on this processor.
+    """Return True if matrix products with torch's precision "medium" are as exact as float32 on this processor.
 
-    On some processors "medium" means bfloat16. The check compares one product with float64.
+    On the CPU, "medium" selects oneDNN's product, which uses bfloat16 on some processors. One product is compared with
+    its value in float64. Afterwards torch's precision is "highest".
     """
     generator = torch.Generator().manual_seed(0)
     left, right = torch.randn(128, 512, generator=generator), torch.randn(512, 512, generator=generator)
@@ -143,7 +151,7 @@ def keep_freed_memory() -> bool:
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # no such function, or no such library (Windows)
+    except (AttributeError, OSError, TypeError):  # the C library has no mallopt, or cannot be opened (Windows)
         return False
     if not mallopt(M_MMAP_THRESHOLD, KEPT_BYTES) and not mallopt(M_MMAP_THRESHOLD, OLD_KEPT_BYTES):
         return False

@@ -1,6 +1,6 @@
-"""The machine a run computes on: device, threads, precision, memory layout, and what is faster where it is safe.
+"""The device that a run computes on, and its threads, precision, memory layout and matrix product.
 
-All of it follows from the values of ``configs/runtime``.
+All are chosen from the settings of ``configs/runtime``; faster variants are used only where they are correct.
 """
 
 import contextlib
@@ -17,25 +17,25 @@ from wdlab.engine import cpu, gpus, parallel
 from wdlab.errors import ConfigError
 from wdlab.settings import RuntimeSettings
 
-WIDE = 256  # oneDNN's product beats MKL's from about this many columns on; below it is slower
-UNSAFE_BELOW = 8  # input channels of a strided 1x1 convolution, see ``channels_last_is_safe``
+WIDE = 256  # units of a layer: oneDNN's product was measured faster than MKL's from about here on, and slower below
+UNSAFE_BELOW = 8  # input channels of a strided 1x1 convolution, see `channels_last_is_safe`
 
 log = logging.getLogger("wdlab")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The device and the way to compute on it.
+    """The device of a run and the way to compute on it.
 
     Args:
-        device: of everything.
-        precision: fp32, tf32 (matrix products and convolutions with 10 bits of mantissa) or bf16 (autocast).
-        name: of the processor or GPU.
-        matmul: the float32 matrix product in use.
-        channels_last: True if images and convolutions lie in memory with their channels together.
-        compiled: True if the network goes through ``torch.compile``.
-        group: the processes that share the run, one unless torchrun started several.
-        stacked: True if several runs are computed side by side in this process.
+        device: the device of the network, the optimizer and the data.
+        precision: ``fp32``, ``tf32`` (products and convolutions with 10 bits of mantissa) or ``bf16`` (autocast).
+        name: the name of the processor or GPU, see :func:`device_name`.
+        matmul: the implementation of float32 matrix products, in words for the records.
+        channels_last: True if the channels of a pixel are neighbours in memory, in images and in convolutions.
+        compiled: True if the network is compiled by ``torch.compile``.
+        group: the processes that share the run; a group of one unless torchrun started several.
+        stacked: True if several runs are trained side by side in this process (``wdlab.stacked``).
     """
 
     device: torch.device
@@ -48,24 +48,30 @@ class Machine:
     stacked: bool = False
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """Return the context of a forward pass."""
+        """Return the context in which a forward pass runs: torch's autocast for ``bf16``, otherwise a null context."""
         if self.precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Move a network here, in the layout chosen where that is safe for it. In place, as torch does it."""
+        """Move a network to the device, in place, and return it.
+
+        Its layout is channels last if ``channels_last`` is True and the layout is safe for this network.
+        """
         last = self.channels_last and channels_last_is_safe(model)
         return model.to(self.device, memory_format=torch.channels_last if last else torch.contiguous_format)
 
     def training_form(self, model: nn.Module) -> Callable[..., torch.Tensor]:
-        """Return what a training step calls instead of ``model``: compiled, gradients averaged over the processes."""
+        """Return the module that a training step calls in place of ``model``.
+
+        It averages the gradients over the processes of ``group`` and is compiled if ``compiled`` is True.
+        """
         forward = self.group.average_gradients(model, self.device)
         return torch.compile(forward) if self.compiled else forward
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """All that decides the rounding of a run's numbers."""
+        """Everything about the machine that affects the rounding of a run's numbers, for ``provenance.json``."""
         return {
             "device": self.name,
             "threads": torch.get_num_threads(),
@@ -79,11 +85,14 @@ class Machine:
 
 
 def check(settings: RuntimeSettings, here: bool = True) -> None:
-    """Raise a ConfigError for a precision that the device does not have, or a device that this machine does not have.
+    """Check that the device exists and supports the precision.
 
     Args:
-        settings: whose types and ranges are right, see :mod:`wdlab.settings`.
-        here: False if the run will be on another machine, whose devices cannot be checked here.
+        settings: settings whose types and ranges have been checked by :mod:`wdlab.settings`.
+        here: False if the run will be trained on another machine, whose devices cannot be checked here.
+
+    Raises:
+        ConfigError: if no CUDA device is visible for ``device=cuda``, or ``precision=tf32`` is set for a CPU.
     """
     if here and settings.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("runtime.device=cuda: no CUDA device is visible here; use runtime=auto or runtime=cpu")
@@ -98,14 +107,20 @@ def set_up(
     examples: int | None = None,
     threads: int | None = None,
 ) -> Machine:
-    """Apply ``configs/runtime`` to this process and choose the device for a network.
+    """Apply ``configs/runtime`` to this process (threads, precision, process group) and choose a device for a network.
+
+    The network is not moved; ``Machine.place`` moves it.
 
     Args:
-        settings: the values of ``configs/runtime``.
-        model: the network, or one of those that are trained side by side.
-        stacked: True if several are.
+        settings: the settings of ``configs/runtime``.
+        model: the network, or one of the networks that are trained side by side.
+        stacked: True if several networks are trained side by side.
         examples: as in :func:`wdlab.engine.cpu.threads_for`.
-        threads: number of threads of an earlier session of the run, kept where ``runtime.threads`` is null.
+        threads: the number of CPU threads of the run's previous session, which is used again if ``settings.threads`` is
+            None; None for a new run.
+
+    Raises:
+        ConfigError: see :func:`check`.
     """
     check(settings)
     device = chosen(settings)
@@ -122,7 +137,7 @@ def set_up(
         if precision == "bf16":
             _warn_of_slow_bf16(convolves)
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"  # fp32 means float32, also in convolutions
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"  # otherwise torch computes convolutions in TF32 with fp32 too
     matmul = "TF32" if precision == "tf32" else "torch default"
     wide = stacked or _widest(model) >= WIDE
     if settings.onednn == "auto" and device.type == "cpu" and wide and cpu.onednn_is_float32():
@@ -132,26 +147,31 @@ def set_up(
     return Machine(device, precision, device_name(device), matmul, channels_last, settings.compile, group, stacked)
 
 
-@functools.cache  # once for all runs of a sweep
+@functools.cache  # the time is measured and the warning logged once per process, not once per run
 def _warn_of_slow_bf16(convolves: bool) -> None:
+    """Log a warning if bfloat16 is slower than float32 on this processor, in convolutions or in matrix products."""
     if (factor := cpu.bf16_time_ratio(convolves)) > 1:
         log.warning("runtime.precision=bf16: products take %.1f times as long as in fp32 on this processor", factor)
 
 
 def _threads(model: nn.Module, examples: int | None, before: int | None) -> int:
-    """Return the number of threads of the run's earlier session, else what suits the network and the machine now."""
+    """Return the number of CPU threads of the run's previous session, ``before``, as far as they are available.
+
+    If ``before`` is None, return the number that :func:`wdlab.engine.cpu.threads_for` chooses.
+    """
     if before is not None:
         return min(before, cpu.available_threads())
     return cpu.threads_for(model, examples)
 
 
 def chosen(settings: RuntimeSettings) -> torch.device:
-    """Return the device of ``configs/runtime``; of several GPUs the one that is this process's."""
+    """Return the device that ``configs/runtime`` selects; with several GPUs, the GPU of this process."""
     return torch.device("cuda", _own_gpu()) if _uses_cuda(settings) else torch.device("cpu")
 
 
 @functools.cache
 def _own_gpu() -> int:
+    """Return the index of this process's GPU: its local rank under torchrun, otherwise a GPU that it claims once."""
     count, group = torch.cuda.device_count(), parallel.group()
     if count == 1 or group.size > 1:
         return group.local_rank
@@ -163,7 +183,7 @@ def _uses_cuda(settings: RuntimeSettings) -> bool:
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name of the GPU, or of the processor and its instruction set, as recorded next to every number."""
+    """Return the name of a GPU, or of the processor with its instruction set, for records and figures."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu.name()
 
 
@@ -172,10 +192,11 @@ def _widest(model: nn.Module) -> int:
 
 
 def channels_last_is_safe(model: nn.Module) -> bool:
-    """Return False for a network with a 1x1 convolution of a stride above 1 that reads fewer than 8 channels.
+    """Return False if a network has a 1x1 convolution with a stride above 1 and fewer than 8 input channels per group.
 
     With channels last, oneDNN's gradient of such a convolution is wrong or corrupts memory on processors with AVX2
-    (torch 2.15). Shortcuts of ResNets narrower than 8 are of this kind. The layout is the same on every processor.
+    (torch 2.15). The shortcuts of ResNets narrower than 8 channels are such convolutions. The answer does not depend on
+    the processor, so that a run has the same layout everywhere.
     """
     return not any(
         isinstance(m, nn.Conv2d)

@@ -1,4 +1,4 @@
-"""Everything that a run trains with, and the random state that it starts from."""
+"""The objects that a run trains with, and the random state that its training starts from."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ class Experiment:
     """Everything that a run trains with, built by ``build_experiment``.
 
     Args:
-        model: on the device of ``machine``.
-        data: the three splits, on the same device.
-        optimizer: of all the model's parameters.
-        regularizer: not attached; the loop attaches it.
-        lr_factor: schedule of the learning rate, see ``wdlab.schedules``.
-        machine: device, precision and layout.
-        seed: of the order of the batches.
+        model: the network, on the device of ``machine``.
+        data: the training, validation and test split, on the same device.
+        optimizer: the optimizer of all parameters of ``model``.
+        regularizer: the regularizer of ``model``. The loop attaches it to the optimizer.
+        lr_factor: the schedule of the learning rate, see ``wdlab.schedules``.
+        machine: device, precision and memory layout.
+        seed: the random seed of the order of the batches.
     """
 
     model: nn.Module
@@ -36,12 +36,15 @@ class Experiment:
 
 
 def set_random_state(start: dict[str, Any] | None, machine: Machine, seed: int) -> None:
-    """Set the random state that dropout draws from.
+    """Set torch's random state, which dropout draws from, for the training that begins or resumes now.
+
+    The leader of a new run keeps the present state, and a resumed run continues with the state in its checkpoint. Other
+    processes seed a state of their own, so that their dropout masks differ from the leader's.
 
     Args:
-        start: the checkpoint to resume from, None at the beginning.
-        machine: a process that does not lead draws other masks than the leader.
-        seed: of the run.
+        start: the content of the checkpoint to resume from, None for a new run.
+        machine: the machine of the run, with its process group and device.
+        seed: the seed of the run.
     """
     if not machine.group.is_leader:
         torch.manual_seed(hash((seed, machine.group.rank, start["step"] if start else 0)) % 2**63)

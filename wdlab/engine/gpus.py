@@ -1,4 +1,4 @@
-"""Choice of a GPU for a process: the one that the fewest other processes use. Called by ``device``; needs no torch."""
+"""Choice of a GPU for a process: a GPU that the fewest other processes use. Called by ``device``; needs no torch."""
 
 import getpass
 import itertools
@@ -8,18 +8,20 @@ from pathlib import Path
 
 import filelock
 
-_held: list[filelock.BaseFileLock] = []  # keeps the locks from being released while the process lives
+_held: list[
+    filelock.BaseFileLock
+] = []  # keeps the locks referenced, since a lock is released when its object is deleted
 
 
 def claim_gpu(names: Sequence[str], folder: Path | None = None) -> int:
-    """Claim a GPU for this process: the first of those that the fewest processes have claimed.
+    """Claim the GPU that the fewest processes have claimed; among equals, the GPU that comes first in ``names``.
 
-    A claim is a file lock, so it ends with the process, however that ends. The first process of a GPU locks
-    ``{name}.0``, the second ``{name}.1``, and so on.
+    A claim is a file lock, which the system releases when the process ends, even if it is killed. The first process
+    that claims a GPU locks the file ``{name}.0``, the second ``{name}.1``, and so on.
 
     Args:
-        names: one for each GPU that this process sees; a GPU has the same name in all processes of the machine.
-        folder: where the lock files are; None for a folder of this user among the temporary files.
+        names: one name for each GPU that is visible here. A GPU has the same name in all processes of the machine.
+        folder: the folder of the lock files; None for a folder of this user in the system's temporary folder.
 
     Returns:
         The index of the claimed GPU in ``names``.
@@ -27,12 +29,12 @@ def claim_gpu(names: Sequence[str], folder: Path | None = None) -> int:
     folder = folder or Path(tempfile.gettempdir()) / f"wdlab-{getpass.getuser()}-gpus"
     folder.mkdir(parents=True, exist_ok=True)
     for turn in itertools.count():
-        for place, name in enumerate(names):
+        for index, name in enumerate(names):
             lock = filelock.FileLock(folder / f"{name}.{turn}", timeout=0)
             try:
                 lock.acquire()
             except filelock.Timeout:
                 continue
             _held.append(lock)
-            return place
+            return index
     raise AssertionError("unreachable")

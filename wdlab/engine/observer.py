@@ -1,4 +1,4 @@
-"""The log points of a run: measure, record, save a checkpoint."""
+"""The measurements, log lines and checkpoints of one run."""
 
 import math
 from typing import Any, ClassVar
@@ -14,26 +14,32 @@ from wdlab.records.directory import RunDirectory
 from wdlab.records.recorder import Recorder
 from wdlab.settings import TrainSettings
 
-LOG_INTERVALS = ("log_every", "eval_every", "sharpness_every")  # settings, each the distance between two events
-FINITE_KEYS = ("norm/weight_l2", "train/loss")  # where these are not finite, a run has diverged
+LOG_INTERVALS = ("log_every", "eval_every", "sharpness_every")  # settings: updates from one event to the next
+FINITE_KEYS = ("norm/weight_l2", "train/loss")  # metrics of a log line; if one is not finite, the run has diverged
 
 
 def is_due(settings: TrainSettings, event: str, step: int) -> bool:
-    """Return True if an event happens after update ``step``: every ``settings.<event>`` updates, and after the last."""
+    """Return True if an event happens at ``step``: every ``settings.<event>`` updates, and after the last update.
+
+    Args:
+        settings: the settings of ``train``.
+        event: one of ``LOG_INTERVALS``. An event whose interval is None never happens.
+        step: the number of updates made.
+    """
     every = getattr(settings, event)
     return every is not None and (step % every == 0 or step == settings.steps)
 
 
 class RunObserver:
-    """Measures, records and saves a run.
+    """The part of a run that measures it, writes its log lines and saves its checkpoints.
 
     Args:
-        experiment: what the run trains with.
-        settings: of the training.
+        experiment: the objects that the run trains with.
+        settings: the settings of ``train``.
         run: the directory of the run.
-        recorder: of its records.
-        steps_per_epoch: number of updates in an epoch.
-        average: of the weights, if one is kept.
+        recorder: the recorder of the run's log lines.
+        steps_per_epoch: the number of updates in an epoch.
+        average: the average of the weights, None if none is kept.
     """
 
     def __init__(
@@ -59,7 +65,7 @@ class RunObserver:
 
     @property
     def last(self) -> dict[str, Any]:
-        """The newest log line."""
+        """The newest log line, {} if there is none."""
         return self._recorder.last
 
     @property
@@ -68,25 +74,26 @@ class RunObserver:
         return self.last["step"]
 
     def before_update(self) -> None:
-        """Measure what is there between backward and the update, see ``Metrics.before_step``."""
+        """Measure gradients and weights between backward and the update, see ``Metrics.before_step``."""
         self._metrics.before_step()
 
     def after_update(self) -> None:
-        """Measure the update, see ``Metrics.after_step``."""
+        """Measure the update that was made, see ``Metrics.after_step``."""
         self._metrics.after_step()
 
     def record(self, step: int, finite: Tensor, evaluated: Evaluated | None = None) -> bool:
         """Write the log line of the state after ``step`` updates.
 
-        The device is waited for once (and for what the sharpness takes, where it is due).
+        All numbers are read from the device in one transfer. The sharpness, at steps where it is due, needs more.
 
         Args:
-            step: number of updates made.
-            finite: whether the losses so far were finite, a boolean 0-dim tensor.
-            evaluated: losses and accuracies of the whole splits, if they have been measured already.
+            step: the number of updates made.
+            finite: a boolean 0-dim tensor, True if all losses of the updates so far were finite.
+            evaluated: losses and accuracies of the whole splits by split; None if they have not been measured yet.
 
         Returns:
-            True if the losses so far, and the weights and the training loss of this line, are finite.
+            True if all losses so far, the weights and (if this log line contains it) the training loss of the whole
+            split are finite.
         """
         clock = {"step": step, "epoch": step / self._steps_per_epoch}
         lr = self._experiment.optimizer.param_groups[0]["lr"]
@@ -99,7 +106,12 @@ class RunObserver:
         return losses_are_finite and all(math.isfinite(values.get(key, 0.0)) for key in FINITE_KEYS)
 
     def save(self, step: int, finite: Tensor | bool) -> None:
-        """Write a checkpoint of the state after ``step`` updates."""
+        """Flush the records and write a checkpoint of the state after ``step`` updates.
+
+        Args:
+            step: the number of updates made.
+            finite: True if the run has not diverged; stored in the checkpoint.
+        """
         device = self._experiment.machine.device
         state = {"step": step, "records_bytes": self._recorder.sync(), "finite": bool(finite)}
         state |= {"rng": torch.get_rng_state(), "data_checksum": self._experiment.data.checksum}
@@ -112,20 +124,20 @@ class RunObserver:
 
 
 class NullObserver:
-    """The log of a process that does not lead: nothing is measured, recorded or saved."""
+    """Stand-in for ``RunObserver`` in a process that does not lead. It measures, records and saves nothing."""
 
     last: ClassVar[dict[str, Any]] = {}
     last_step = None
 
     def before_update(self) -> None:
-        """Do nothing."""
+        """Measure nothing."""
 
     def after_update(self) -> None:
-        """Do nothing."""
+        """Measure nothing."""
 
     def record(self, step: int, finite: Tensor) -> bool:
-        """Return True if the losses so far were finite."""
+        """Write nothing; return ``finite``, which is True if all losses so far were finite."""
         return bool(finite)
 
     def save(self, step: int, finite: Tensor | bool) -> None:
-        """Do nothing."""
+        """Write nothing."""

@@ -1,4 +1,4 @@
-"""One run as a program for the loop; alone, or as a process of several that share it."""
+"""One run as a program that ``wdlab.loop`` drives. Several processes may share the run, see ``parallel``."""
 
 from collections.abc import Callable
 from typing import Any, Self
@@ -20,16 +20,16 @@ from wdlab.strides import match_state
 
 
 class Step:
-    """The part of an update before the optimizer's: the loss of a batch and its gradient.
+    """The part of an update before the optimizer's step: the loss of a batch, its gradient, and the clipping.
 
-    Nothing in it waits for the device.
+    No method waits for the device.
 
     Args:
-        forward: the network in its training form.
-        optimizer: of all the network's parameters.
-        machine: for the precision.
-        clip_norm: largest norm of the gradient of the loss, None for any.
-        label_smoothing: share of every label that is spread over all classes, None for none.
+        forward: the network in its training form, see ``Machine.training_form``.
+        optimizer: the optimizer of all the network's parameters.
+        machine: the machine, whose precision the forward pass uses.
+        clip_norm: the largest norm of the gradient; None does not clip it.
+        label_smoothing: the share of every label that is spread over all classes; None is 0.
     """
 
     def __init__(
@@ -44,7 +44,15 @@ class Step:
         self._machine, self._clip_norm, self._label_smoothing = machine, clip_norm, label_smoothing or 0.0
 
     def backward(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Put the gradient of the mean cross-entropy (nats, smoothed) into ``p.grad``; return the loss, detached."""
+        """Compute the loss of a batch and put its gradient into ``p.grad`` of every parameter.
+
+        Args:
+            inputs: the inputs of the network, (batch, ...).
+            labels: int64, (batch,), or (batch, characters) for text.
+
+        Returns:
+            The mean cross-entropy in nats with label smoothing, a detached 0-dim tensor.
+        """
         with self._machine.autocast():
             loss = cross_entropy(self._forward(inputs), labels, label_smoothing=self._label_smoothing)
         self._optimizer.zero_grad(set_to_none=True)
@@ -52,21 +60,25 @@ class Step:
         return loss.detach()
 
     def clip(self) -> None:
-        """Scale the gradient down to ``clip_norm`` if it is longer."""
+        """Scale the gradient to the norm ``clip_norm`` if its norm is larger."""
         if self._clip_norm is not None:
             parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self._clip_norm)
 
 
 class OneRun:
-    """One run, see ``wdlab.loop.Program``.
+    """One run as a ``wdlab.loop.Program``.
 
     Args:
-        experiment: what it trains with.
-        settings: of the training.
-        run: its directory.
-        recorder: of its records; None in a process that does not lead, which measures, records and saves nothing.
-        start: the checkpoint to resume from, None at the beginning.
+        experiment: the objects that the run trains with.
+        settings: the settings of ``train``.
+        run: the directory of the run.
+        recorder: the recorder of the log lines. None in a process that does not lead, which writes nothing.
+        start: the content of the checkpoint to resume from, None for a new run.
+
+    Attributes:
+        name: the name of the run.
+        first: the number of updates that earlier sessions have made.
     """
 
     def __init__(
@@ -105,6 +117,7 @@ class OneRun:
             )
 
     def _restore(self, start: dict[str, Any]) -> None:
+        """Load the state of model, optimizer, regularizer and average from the checkpoint ``start``."""
         experiment = self._experiment
         experiment.model.load_state_dict(start["model"])
         experiment.optimizer.load_state_dict(start["optimizer"])
@@ -115,7 +128,7 @@ class OneRun:
 
     @property
     def last(self) -> dict[str, Any]:
-        """The newest log line."""
+        """The newest log line; {} if there is none, or in a process that does not lead."""
         return self._observer.last
 
     def __enter__(self) -> Self:
@@ -126,7 +139,11 @@ class OneRun:
         self._handle.remove()
 
     def begin(self) -> bool:
-        """Record the state at the beginning; return False for a run that had diverged before it was stopped."""
+        """Set up the first update, and write the log line of step 0 for a new run.
+
+        Returns:
+            False if the run has diverged in an earlier session, so that there is nothing to train.
+        """
         self._experiment.model.train()
         self._set_lr(self.first)
         if self._start is None:
@@ -144,7 +161,7 @@ class OneRun:
         self._observer.before_update()
 
     def update(self, step: int) -> None:
-        """Make update ``step + 1``."""
+        """Make update ``step + 1``: clip the gradient, run the optimizer and the methods, update the weight average."""
         self._step.clip()
         self._optimizer.step()
         if self._average:
@@ -152,7 +169,11 @@ class OneRun:
         self._finite &= torch.isfinite(self._loss)
 
     def record(self, step: int) -> bool:
-        """Write the log line of the state after ``step`` updates; return False if the run has diverged."""
+        """Write the log line of the state after ``step`` updates.
+
+        Returns:
+            False if the run has diverged; a checkpoint that says so is then written too.
+        """
         self._observer.after_update()
         is_finite = self._observer.record(step, self._finite)
         if self.any_true(not is_finite):
@@ -165,10 +186,11 @@ class OneRun:
         self._observer.save(step, self._finite)
 
     def any_true(self, flag: bool) -> bool:
-        """Return True if ``flag`` is true in one of the processes that share the run."""
+        """Return True if ``flag`` is true in at least one of the processes that share the run."""
         return self._group.any_true(flag)
 
     def _set_lr(self, step: int) -> None:
+        """Set the learning rate of update ``step + 1`` in every group of the optimizer."""
         factor = self._experiment.lr_factor(step, *self._clock)
         for group, lr in zip(self._optimizer.param_groups, self._base_lrs, strict=True):
             group["lr"] = lr * factor

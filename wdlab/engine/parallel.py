@@ -16,12 +16,12 @@ from torch import distributed, nn
 
 @dataclass(frozen=True)
 class Group:
-    """The processes that share a run, as seen by one of them.
+    """The processes that share a run, and the place of this process among them.
 
     Attributes:
         rank: the number of this process, from 0.
         size: the number of processes.
-        local_rank: the number of this process among those on its machine.
+        local_rank: the number of this process among the processes on its machine, from 0.
     """
 
     rank: int
@@ -30,17 +30,23 @@ class Group:
 
     @property
     def is_leader(self) -> bool:
-        """True if this process writes the records."""
+        """True if this process is the leader, which writes the records."""
         return self.rank == 0
 
     def average_gradients(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """Return ``model`` wrapped so that every backward pass averages the gradients over the processes."""
+        """Return ``model`` in a wrapper whose backward pass averages the gradients over the processes.
+
+        A group of one process returns ``model`` itself. ``device`` is the device of ``model``.
+        """
         if self.size == 1:
             return model
         return nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
     def any_true(self, flag: bool) -> bool:
-        """Return True if ``flag`` is true in any process. Uses the processors only, so no process waits for its GPU."""
+        """Return True if ``flag`` is true in at least one process. All processes have to call it.
+
+        They communicate between CPUs, so that no process waits for its GPU.
+        """
         if self.size == 1:
             return flag
         votes = torch.tensor(int(flag))
@@ -51,11 +57,11 @@ class Group:
 ALONE = Group(rank=0, size=1, local_rank=0)
 
 
-_channel: distributed.ProcessGroup | None = None  # gloo, for flags in the main memory; set by `join`
+_channel: distributed.ProcessGroup | None = None  # gloo, for flags in main memory; None until `join` sets it
 
 
 def group() -> Group:
-    """Return the processes of this run, read from torchrun's environment variables."""
+    """Return the process group that torchrun's environment variables describe, ``ALONE`` without torchrun."""
     rank, size, local_rank = (
         int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     )
@@ -63,7 +69,14 @@ def group() -> Group:
 
 
 def join(device: torch.device) -> Group:
-    """Connect to the other processes of the run, unless that is done already, and return the group."""
+    """Connect to the other processes of the run, if there are any and this is the first call.
+
+    Args:
+        device: the device of this process, which decides the backend for the gradients: NCCL or gloo.
+
+    Returns:
+        The group of processes, as :func:`group` returns it.
+    """
     here = group()
     if here.size > 1 and not distributed.is_initialized():
         if device.type == "cuda":
@@ -78,7 +91,7 @@ def broadcast_go(go: bool | None = None) -> bool:
     """Return the leader's decision whether to train.
 
     Args:
-        go: the decision, given by the leader. The other processes leave it out and wait for the leader's call.
+        go: the decision; only the leader passes it. The other processes pass None and wait for the leader's call.
     """
     decision = [go]
     if distributed.is_initialized():
@@ -87,6 +100,6 @@ def broadcast_go(go: bool | None = None) -> bool:
 
 
 def leave() -> None:
-    """Disconnect from the other processes."""
+    """Disconnect from the other processes, if :func:`join` has connected to them."""
     if distributed.is_initialized():
         distributed.destroy_process_group()

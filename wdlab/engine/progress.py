@@ -1,6 +1,6 @@
-"""Progress of a run: a bar with the time left on a terminal, otherwise a plain line every 30 seconds.
+"""Display of a run's progress: on a terminal a bar with the time left, otherwise a line every 30 seconds.
 
-Called by the loop. A sweep on a terminal shows one bar for all runs (``sweeps.progress``); then the runs show none.
+Used by the loop. A sweep on a terminal shows one bar for all its runs (``sweeps.progress``); the runs then show none.
 """
 
 import logging
@@ -19,12 +19,12 @@ SECONDS_BETWEEN_LINES = 30
 
 
 class Progress:
-    """Display of how far a run is. ``update`` is called at log points only, so other steps cost nothing.
+    """Display of the progress of a run, as a context manager. It is updated at log points, so other steps cost nothing.
 
     Args:
-        name: of the run.
+        name: the name of the run.
         steps: the number of updates of the whole run.
-        first: the number of updates that were done before, if the run was resumed.
+        first: the number of updates that earlier sessions have made; 0 for a new run.
     """
 
     def __init__(self, name: str, steps: int, first: int) -> None:
@@ -40,7 +40,7 @@ class Progress:
         self._bar.close()
 
     def update(self, step: int, row: Mapping[str, Any]) -> None:
-        """Show that ``step`` updates are done, with the training loss of the newest log line, ``row``."""
+        """Show that ``step`` updates are made, and the training loss in ``row``, the newest log line."""
         loss = row.get("train/loss")
         if not self._bar.disable:
             if loss is not None:
@@ -56,12 +56,12 @@ class Progress:
 
 
 def on_terminal() -> bool:
-    """Return True if standard error is a terminal and this process is not one of several workers that share it."""
+    """Return True if standard error is a terminal and this process is not a worker (see ``stopping.is_worker``)."""
     return sys.stderr.isatty() and not is_worker()
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration in seconds as text: m:ss or h:mm:ss."""
+    """Return a duration, given in seconds, as text: ``m:ss``, or ``h:mm:ss`` from one hour on."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

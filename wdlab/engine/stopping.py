@@ -1,4 +1,4 @@
-"""Requests to stop a run: by a signal, by its sweep, by the death of the process that started it.
+"""Requests to stop a run: by a signal, by its sweep, or by the death of the process that started it.
 
 Used by ``train``, ``session`` and ``sweeps``.
 """
@@ -15,21 +15,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
-SWEEP_VARIABLE = "WDLAB_SWEEP"  # environment variable of a sweep's jobs: `StopFiles.prefix` of their sweep
+SWEEP_VARIABLE = "WDLAB_SWEEP"  # environment variable of a sweep's jobs, which holds the sweep's `StopFiles.prefix`
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-POLL_SECONDS = 0.5  # between two checks of a sweep's stop files
+POLL_SECONDS = 0.5  # time between two checks of a sweep's stop files
 _PARENT = os.getppid()
 
 
 class StopFiles:
-    """Two files in the runs folder whose existence stops the jobs of one sweep, on every machine that sees the folder.
+    """Two files in the runs folder whose existence stops the jobs of one sweep, on all machines that share the folder.
 
     ``.NAME.failed`` exists after a run has failed under ``fail_fast=true``: no further job starts.
-    ``.NAME.interrupted`` exists after the sweep was interrupted: jobs that run also end, at a step. The names contain
-    a random number, so no other sweep reads them. The files are empty, so they can be written on a full disk.
+    ``.NAME.interrupted`` exists after the sweep was interrupted: no further job starts, and running jobs end after
+    their present update. ``NAME`` contains a random number, so no other sweep reads the files. They are empty, so they
+    can be written on a full disk.
 
     Args:
-        prefix: the folder of the runs joined with the sweep's name.
+        prefix: the path of the runs folder joined with ``NAME``.
     """
 
     def __init__(self, prefix: str | Path) -> None:
@@ -39,17 +40,17 @@ class StopFiles:
 
     @classmethod
     def new(cls, folder: str | Path) -> Self:
-        """Return the stop files of a new sweep whose runs are in ``folder``. Nothing is written yet."""
+        """Return the stop files, with a new random name, of a sweep whose runs are in ``folder``. Writes no file."""
         return cls(Path(folder).absolute() / f"sweep-{uuid.uuid4().hex}")
 
     @classmethod
     def of_this_job(cls) -> Self | None:
-        """Return the stop files of the sweep that this process runs a job of, or None outside of sweeps."""
+        """Return the stop files of the sweep whose job this process runs; None outside of a sweep."""
         return cls(os.environ[SWEEP_VARIABLE]) if SWEEP_VARIABLE in os.environ else None
 
     @property
     def interrupted(self) -> bool:
-        """True if running jobs should end at a step and no further job should start."""
+        """True if running jobs should end after their present update and no further job should start."""
         return self._interrupted.exists()
 
     @property
@@ -58,21 +59,21 @@ class StopFiles:
         return self._failed.exists() or self.interrupted
 
     def set_failed(self) -> None:
-        """Let no further job start, since a run has failed. Does nothing if the folder cannot be written."""
+        """Prevent further jobs from starting after a run has failed. Does nothing if the folder cannot be written."""
         self._create(self._failed)
 
     def set_interrupted(self) -> bool:
-        """Stop all jobs. Return False if the folder cannot be written, so that the jobs will not notice."""
+        """Stop all jobs; return True. Return False if the folder cannot be written, in which case no job is stopped."""
         return self._create(self._interrupted)
 
     def clear(self) -> None:
-        """Delete the files at the end of the sweep."""
+        """Delete the files, if they exist. The sweep calls this at its end."""
         for path in (self._failed, self._interrupted):
             with contextlib.suppress(OSError):
                 path.unlink()
 
     def _create(self, path: Path) -> bool:
-        """Create an empty file and return True if that was possible."""
+        """Create an empty file; return True, or False if it cannot be written."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
@@ -82,26 +83,26 @@ class StopFiles:
 
 
 def is_worker() -> bool:
-    """Return True in a worker: a process that another one started, such as joblib's, and that ends with it."""
+    """Return True if this process is a worker: a child process, such as joblib's, that ends with its parent."""
     return multiprocessing.current_process().name != "MainProcess"
 
 
 def is_orphan() -> bool:
-    """Return True if this process is a worker whose parent has died."""
+    """Return True if this process is a worker (see :func:`is_worker`) whose parent has died."""
     return is_worker() and os.getppid() != _PARENT
 
 
 @contextlib.contextmanager
 def exit_requests(stop_files: StopFiles | None = None) -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns True if the run should stop; the loop calls it after every step.
+    """Context manager that yields a function which returns True if the run should stop.
 
-    A stop is requested by SIGINT, SIGTERM, the sweep's stop files, or (in a worker) the death of the parent. The
-    signals no longer end the process in the middle of a step. A second SIGINT raises KeyboardInterrupt, except in
-    workers, which receive every Ctrl-C twice: from the terminal and from their parent. Repeated SIGTERMs are ignored
-    because clusters send several.
+    A stop is requested by SIGINT, SIGTERM, the sweep's file ``.NAME.interrupted``, or (in a worker) the death of the
+    parent. Inside the context the signals do not end the process in the middle of an update. A second SIGINT raises
+    KeyboardInterrupt, except in workers, which receive every Ctrl-C twice: from the terminal and from their parent.
+    Repeated SIGTERMs are ignored because clusters send several.
 
     Args:
-        stop_files: those of the sweep that the run belongs to, if any.
+        stop_files: the stop files of the sweep that the run belongs to; None for a run outside of a sweep.
     """
     requested = threading.Event()
     last_poll = -POLL_SECONDS
@@ -125,9 +126,9 @@ def exit_requests(stop_files: StopFiles | None = None) -> Iterator[Callable[[], 
 
 @contextlib.contextmanager
 def forward_signals(stop_files: StopFiles) -> Iterator[None]:
-    """Context manager that forwards SIGINT and SIGTERM to a sweep's jobs by its stop files, so that they end at a step.
+    """Context manager in which the first SIGINT or SIGTERM stops the jobs of a sweep by its stop files.
 
-    A second signal, or the first if the files cannot be written, raises KeyboardInterrupt.
+    A second signal raises KeyboardInterrupt, and so does the first if the files cannot be written.
     """
 
     def on_signal(*_: object) -> None:
@@ -151,10 +152,11 @@ def sigterm_as_interrupt() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _handling_signals(on_signal: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Context manager that handles SIGINT and SIGTERM by ``on_signal``; does nothing outside of the main thread.
+    """Context manager in which ``on_signal(number, frame)`` handles SIGINT and SIGTERM.
 
-    Python can handle signals in the main thread only. After its job a worker ignores both signals, since its parent
-    decides when it ends.
+    Outside of the main thread it does nothing, since Python handles signals in the main thread only. At its end the
+    previous handlers are restored, except in a worker, which ignores both signals from then on, since its parent ends
+    it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,7 @@
-"""The reasons why a run cannot be part of a stack. Methods, schedules, networks and optimizers declare their own."""
+"""The check whether a run can be part of a stack.
+
+Methods, schedules, networks and drop-in optimizers declare by attributes whether they can be stacked.
+"""
 
 from typing import Any
 
@@ -6,15 +9,19 @@ import torch
 
 from wdlab.engine.experiment import Experiment
 
-TORCH_OPTIMIZERS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # whose steps ``steps.py`` has
+TORCH_OPTIMIZERS = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+)  # torch's optimizers whose steps `steps.py` implements
 
 
 def why_not_stacked(config: Any, experiment: Experiment) -> str | None:
-    """Return why a run has to be trained alone; None if it can be part of a stack.
+    """Return the reason, in words, why a run has to be trained alone; None if it can be part of a stack.
 
     Args:
-        config: of the run.
-        experiment: what it trains with.
+        config: the config of the run.
+        experiment: the objects that the run trains with.
     """
     optimizer, method, machine = experiment.optimizer, experiment.regularizer, experiment.machine
     group = optimizer.param_groups[0]

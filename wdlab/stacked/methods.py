@@ -1,4 +1,4 @@
-"""Regularizers on the rows of a stack, with a strength and a learning rate for each run."""
+"""Regularizers that act on several runs of a stack at once, with a strength and a learning rate for each run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,19 +12,22 @@ from wdlab.stacked.network import Network
 
 
 class RowsView:
-    """The parameters of some runs of a stack, as what one method acts on.
+    """The view (see ``wdlab.regularizers.views``) by which one method acts on several consecutive runs of a stack.
 
-    The method is that of the first of these runs. A parameter of its model stands for the same parameter of all of
-    them: a slice of the network's batched tensor.
+    The method belongs to the first of these runs. In place of a parameter of that run's model, it acts on a slice of
+    the stack's batched tensor, which holds the parameter of all these runs.
 
     Args:
-        optimizer, model: of the first of the runs.
-        network: of the stack.
-        rows: the runs.
-        strengths: a number for each of them, (rows,).
+        optimizer: the optimizer of the first of these runs.
+        model: the model of the first of these runs.
+        network: the network of the stack.
+        rows: the positions of these runs in the stack.
+        strengths: the strength of the method in each of these runs, (rows,).
 
     Attributes:
-        lr: learning rates of the next update, (rows, 1, 1).
+        optimizer: as given.
+        rows: as given.
+        lr: the learning rates of the next update, (rows, 1, 1). ``StackedMethod.set_lr`` sets them.
     """
 
     def __init__(
@@ -40,26 +43,37 @@ class RowsView:
             tensor.grad = gradient[rows]
 
     def tensor(self, p: Tensor) -> Tensor:
-        """Return the slice of these runs that ``p`` stands for, (rows, *shape); of a bias (rows, 1, out)."""
+        """Return the tensor on which the method acts in place of ``p``, a parameter of the first run's model.
+
+        Its shape is (rows, out, in) for a weight and (rows, 1, out) for a bias.
+        """
         return self._tensors[id(p)]
 
     def optimizer_group(self, p: Tensor) -> dict[str, Any]:
-        """Return the optimizer's only group."""
+        """Return the only parameter group of the optimizer, which holds every ``p``."""
         return self.optimizer.param_groups[0]
 
     def sections(self, groups: Sequence[dict[str, Any]], decayed_only: bool = False) -> list[Section]:
-        """Return the slices of the parameters of the method's only group."""
+        """Return one section with the tensors of all parameters in the only group of the method.
+
+        Args:
+            groups: the method's parameter groups, a single one.
+            decayed_only: has no effect, since methods of strength 0 are left out of a stack.
+        """
         (group,) = groups
         params = [self.tensor(p) for p in group["params"]]
         return [Section(params, group, self.optimizer_group(params[0]), self._strengths, self.lr)]
 
 
 class StackedMethod:
-    """A method on some runs of a stack.
+    """A method that acts on several runs of a stack.
 
     Args:
-        method: of the first of these runs; it is bound to the view from now on.
-        view: of these runs.
+        method: the method of the first of these runs, which is bound to ``view`` here.
+        view: the view of these runs.
+
+    Attributes:
+        method: as given.
     """
 
     def __init__(self, method: Regularizer, view: RowsView) -> None:
@@ -67,10 +81,10 @@ class StackedMethod:
         method.bind(view)
 
     def set_lr(self, lr: Tensor) -> None:
-        """Set the learning rates of the next update; ``lr`` is that of all runs of the stack, (runs, 1, 1)."""
+        """Set the learning rates of the next update; ``lr`` holds the rates of all runs of the stack, (runs, 1, 1)."""
         self._view.lr = lr[self._view.rows]
 
 
 def as_column(numbers: Tensor) -> Tensor:
-    """Return a number for each run, (runs,), as (runs, 1, 1), which broadcasts over a layer."""
+    """Reshape one number per run from (runs,) to (runs, 1, 1), which broadcasts with a layer's batched tensors."""
     return numbers[:, None, None]

@@ -1,4 +1,4 @@
-"""The linear layers of several MLPs of one shape as batched tensors, one slice per run."""
+"""The linear layers of several MLPs of one shape as batched tensors, with one slice per run."""
 
 import math
 from collections.abc import Sequence
@@ -11,22 +11,24 @@ from wdlab.metrics import SPLITS, Evaluated
 from wdlab.tensors import scale_
 
 ALIGNMENT = 16  # elements: 64 bytes of float32
-CHUNK_VALUES = 2**22  # numbers of one layer when whole splits are evaluated
+CHUNK_VALUES = 2**22  # largest number of values in one layer's activations when whole splits are evaluated
 
 
 class Network:
-    """The linear layers of a stack of MLPs: the weights of each layer as one tensor with a dimension of runs.
+    """The linear layers of several MLPs; the weights of one layer in all MLPs form one tensor.
 
-    The models' parameters and gradients become views of their runs. A run's weights begin where torch would put them,
-    so that its numbers do not depend on how many others are in its stack.
+    The parameters of the models and their gradients become views of these tensors. The slice of a run begins at an
+    address with torch's alignment, so that the run's numbers do not depend on how many runs are in its stack.
 
     Args:
-        models: of one shape, on one device.
+        models: the MLPs, one for each run, of one shape and on one device.
 
     Attributes:
-        runs: number of models.
-        weights, biases: per layer, (runs, out, in) and (runs, 1, out).
-        weight_gradients, bias_gradients: the gradients, in the same shapes.
+        runs: the number of models.
+        weights: one tensor for each layer, (runs, out, in).
+        biases: one tensor for each layer, (runs, 1, out).
+        weight_gradients: the gradients of ``weights``, in their shapes.
+        bias_gradients: the gradients of ``biases``, in their shapes.
     """
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
@@ -49,7 +51,7 @@ class Network:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """All weights, then all biases."""
+        """The batched tensors of all weights, then of all biases."""
         return [*self.weights, *self.biases]
 
     @property
@@ -58,22 +60,33 @@ class Network:
         return [*self.weight_gradients, *self.bias_gradients]
 
     def in_order_of_a_model(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return tensors like ``parameters`` in the order of one model's parameters."""
+        """Return tensors that are in the order of ``parameters`` in the order of a model's parameters instead.
+
+        A model's order is weight and bias of the first layer, weight and bias of the second layer, and so on.
+        """
         pairs = zip(tensors[: len(self.weights)], tensors[len(self.weights) :], strict=True)
         return [t for pair in pairs for t in pair]
 
     def of_run(self, tensors: Sequence[Tensor], run: int) -> list[Tensor]:
-        """Return views of one run's slices of tensors like ``parameters``, as its model has its parameters."""
+        """Return views of one run's slices, in the order and the shapes of its model's parameters.
+
+        Args:
+            tensors: batched tensors in the order and the shapes of ``parameters``.
+            run: the position of the run in the stack.
+        """
         parts = (t[run] for t in self.in_order_of_a_model(tensors))
         return [part if k % 2 == 0 else part[0] for k, part in enumerate(parts)]
 
     @torch.no_grad()
     def backward(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Put the gradient of each run's mean cross-entropy (nats) into ``gradients``; return these losses, (runs,).
+        """Compute the loss of each run on its batch and put the gradients into ``gradients``.
 
         Args:
-            inputs: (runs, batch, ...).
-            labels: int64, (runs, batch).
+            inputs: the batch of each run, (runs, batch, ...).
+            labels: the labels of each batch, int64, (runs, batch).
+
+        Returns:
+            The mean cross-entropy of each run in nats, (runs,).
         """
         *read, logits = self._forward(inputs.flatten(2))
         logs, labels = torch.log_softmax(logits, 1), labels.unsqueeze(1)
@@ -90,9 +103,12 @@ class Network:
         return losses
 
     def _forward(self, values: Tensor) -> list[Tensor]:
-        """Return the input of every layer, (runs, examples, in), and then the logits, (runs, classes, examples).
+        """Return the input of every layer, (runs, examples, in), and as the last item the logits.
 
-        In the layout of the logits torch has a fast softmax over few classes.
+        The logits are (runs, classes, examples), a layout in which torch's softmax over few classes is faster.
+
+        Args:
+            values: the flattened inputs, (runs, examples, in).
         """
         read = [values]
         *hidden, last = zip(self.weights, self.biases, self._has_relu, strict=True)
@@ -104,11 +120,16 @@ class Network:
 
     @torch.no_grad()
     def evaluate(self, data: Data) -> list[Evaluated]:
-        """Return loss and accuracy of each run on the three splits, as ``wdlab.metrics.objective.evaluate`` does."""
-        found = {name: self._evaluate(getattr(data, name)) for name in SPLITS}
-        return [{name: (loss[run], share[run]) for name, (loss, share) in found.items()} for run in range(self.runs)]
+        """Return loss and accuracy on each of the three splits, one dict for each run.
+
+        They are computed as by ``wdlab.metrics.objective.evaluate``, except that the accuracy of a run whose loss is
+        not finite is not set to nan.
+        """
+        by_split = {name: self._evaluate(getattr(data, name)) for name in SPLITS}
+        return [{name: (loss[run], share[run]) for name, (loss, share) in by_split.items()} for run in range(self.runs)]
 
     def _evaluate(self, split: Split) -> tuple[Tensor, Tensor]:
+        """Return the mean cross-entropy (nats) and the accuracy (in [0, 1]) of every run on a split, each (runs,)."""
         widest = max(max(weight.shape[1:]) for weight in self.weights)
         size = max(1, CHUNK_VALUES // (self.runs * widest))
         losses, hits = [], []
@@ -122,18 +143,18 @@ class Network:
 
     @torch.no_grad()
     def clip(self, norm: float) -> None:
-        """Scale every run's gradient down to ``norm`` if it is longer, as ``nn.utils.clip_grad_norm_`` does."""
+        """Scale the gradient of each run whose norm is larger to ``norm``, as ``nn.utils.clip_grad_norm_`` does."""
         lengths = torch.stack([torch.linalg.vector_norm(g, dim=(1, 2), keepdim=True) for g in self.gradients])
         lengths = torch.linalg.vector_norm(lengths, dim=0)
         scale_(self.gradients, (norm / (lengths + 1e-6)).clamp_(max=1.0))
 
 
-def _product(a: Tensor, b: Tensor, place: Tensor) -> None:
-    """Write the batched product ``a @ b`` to ``place``."""
-    if place.is_contiguous():
-        torch.bmm(a, b, out=place)
+def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """Write the batched product ``a @ b`` to ``out``."""
+    if out.is_contiguous():
+        torch.bmm(a, b, out=out)
     else:
-        place.copy_(torch.bmm(a, b))
+        out.copy_(torch.bmm(a, b))
 
 
 def linear_layers(model: nn.Module) -> list[nn.Linear]:
@@ -142,7 +163,13 @@ def linear_layers(model: nn.Module) -> list[nn.Linear]:
 
 
 def _blocks(runs: int, shapes: Sequence[tuple[int, int]], like: Tensor) -> list[Tensor]:
-    """Return zeros, (runs, *shape) for each shape."""
+    """Return a tensor of zeros for each shape, (runs, *shape).
+
+    Args:
+        runs: the number of runs.
+        shapes: the shapes of one run's tensors.
+        like: a tensor with the device and dtype to use.
+    """
     blocks = []
     for shape in shapes:
         count = math.prod(shape)
@@ -152,8 +179,8 @@ def _blocks(runs: int, shapes: Sequence[tuple[int, int]], like: Tensor) -> list[
 
 
 def _aligned(count: int) -> int:
-    """Return ``count`` rounded up so that the next tensor begins where torch would put it.
+    """Return ``count`` rounded up to a multiple of ``ALIGNMENT``, so that the slice of the next run is aligned.
 
-    Sums depend on the alignment in their last bits.
+    The last bits of a sum depend on the alignment of its operands.
     """
     return -(-count // ALIGNMENT) * ALIGNMENT

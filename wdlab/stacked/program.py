@@ -1,8 +1,9 @@
-"""A stack: runs of one MLP that differ in numbers only, as one batched program for the loop.
+"""A stack: several runs of one MLP, which differ only in seed and numbers, as one batched program for the loop.
 
-The runs are ordinary experiments whose tensors are slices of shared batched tensors. Metrics, recorder and checkpoints
-see only their own run's slice and need no changes. The networks go forward and backward by batched matrix products, and
-the methods' arithmetic acts on all runs at once, with a strength and a learning rate for each.
+Each run is an ordinary experiment whose tensors are slices of shared batched tensors. Metrics, recorder and checkpoints
+of a run have access to its own slices only and are the same as for a run that is trained alone. Forward and backward
+passes of all runs are batched matrix products, and a method acts on several runs at once, with a strength and a
+learning rate for each.
 """
 
 import contextlib
@@ -35,12 +36,13 @@ class StackedRun:
     """One run of a stack.
 
     Args:
-        experiment: as for a run that is trained alone. Its optimizer takes no steps; it holds state and learning rate.
-        run: its directory.
-        recorder: of its records.
-        method_key: equal for runs whose methods differ in strength only.
-        start: the checkpoint it resumes from, None at the beginning.
-        outcome: the outcome once it is known, see ``loop.fit``.
+        experiment: the same objects as for a run that is trained alone. Its optimizer takes no steps and only holds the
+            state and the learning rate.
+        run: the directory of the run.
+        recorder: the recorder of the log lines; it has to be set before a ``Stack`` is made.
+        method_key: a text that is equal for runs whose methods differ in strength only.
+        start: the content of the checkpoint to resume from, None for a new run.
+        outcome: ``diverged`` after the run has diverged, until then None.
     """
 
     experiment: Experiment
@@ -52,16 +54,22 @@ class StackedRun:
 
     @property
     def first(self) -> int:
-        """Number of updates made in earlier sessions."""
+        """The number of updates that earlier sessions have made."""
         return 0 if self.start is None else self.start["step"]
 
 
 class Stack:
-    """Runs in one program, see ``wdlab.loop.Program``. A run that diverges is left behind, the others continue.
+    """Several runs as one ``wdlab.loop.Program``. A run that diverges drops out of the stack; the others continue.
 
     Args:
-        runs: of one network on one data set, at the same step; runs with one ``method_key`` follow each other.
-        settings: of the training, the same for all.
+        runs: runs of one network on one data set, with the same number of updates made. Runs with the same
+            ``method_key`` are neighbours.
+        settings: the settings of ``train``, which all runs share.
+
+    Attributes:
+        name: the text shown by the progress bar.
+        first: the number of updates that earlier sessions have made.
+        last: the newest log line of the first run that has not diverged; {} if there is none.
     """
 
     def __init__(self, runs: Sequence[StackedRun], settings: TrainSettings) -> None:
@@ -91,7 +99,7 @@ class Stack:
 
     def __enter__(self) -> Self:
         self._exits = contextlib.ExitStack()
-        for experiment in self._experiments:  # for the metrics of a step; these optimizers take no steps
+        for experiment in self._experiments:  # the metrics read the attachment; these optimizers take no steps
             self._exits.enter_context(experiment.regularizer.attach(experiment.optimizer))
         return self
 
@@ -99,7 +107,11 @@ class Stack:
         self._exits.close()
 
     def begin(self) -> bool:
-        """Record the state at the beginning; return False if no run is left to train."""
+        """Write the log line of step 0 for new runs, and note which resumed runs have diverged in an earlier session.
+
+        Returns:
+            False if every run has diverged, so that there is nothing to train.
+        """
         self._write_back(self.first, self._lr_factor(self.first))
         evaluated = self._evaluated(0) if self.first == 0 else []
         for k, run in enumerate(self._runs):
@@ -114,13 +126,13 @@ class Stack:
         self._losses = self._network.backward(*self._batches(step))
 
     def observe(self, step: int) -> None:
-        """Measure gradients and weights between backward and the update."""
+        """Measure gradients and weights of every run between backward and the update."""
         self._write_back(step, self._lr_factor(step))
         for k in self._active():
             self._observers[k].before_update()
 
     def update(self, step: int) -> None:
-        """Make update ``step + 1`` of every run."""
+        """Make update ``step + 1`` of every run: clip the gradients, run the methods and the optimizer."""
         if self._settings.clip_norm is not None:
             self._network.clip(self._settings.clip_norm)
         lr = self._lrs * self._lr_factor(step)
@@ -128,12 +140,20 @@ class Stack:
             stacked.set_lr(lr)
             run_before_step([stacked.method])
         self._step(lr, step)
-        for stacked in reversed(self._methods):  # the decay of an optimizer is a part of its step
+        for stacked in reversed(
+            self._methods
+        ):  # in reverse, since an optimizer's own decay (after the regularizer in the list) is part of its step
             run_after_step([stacked.method])
         self._finite &= torch.isfinite(self._losses)
 
     def record(self, step: int) -> bool:
-        """Write the log lines of the state after ``step`` updates; return False if every run has diverged."""
+        """Write the log lines of the state after ``step`` updates.
+
+        A run that turns out to have diverged gets a checkpoint that says so, and its outcome.
+
+        Returns:
+            False if every run has diverged.
+        """
         self._write_back(step, self._lr_factor(step - 1))
         evaluated = self._evaluated(step)
         for k in self._active():
@@ -147,32 +167,38 @@ class Stack:
         return bool(active)
 
     def save(self, step: int) -> None:
-        """Write checkpoints of the state after ``step`` updates."""
+        """Write a checkpoint of the state after ``step`` updates for each run that has not diverged."""
         self._save(step, self._active())
 
     def any_true(self, flag: bool) -> bool:
-        """Return ``flag``: no other process shares these runs."""
+        """Return ``flag``, since no other process shares the runs of a stack."""
         return flag
 
     def _save(self, step: int, which: Sequence[int]) -> None:
+        """Write a checkpoint of the state after ``step`` updates for the runs at the positions ``which``."""
         self._write_back(step, self._lr_factor(max(0, step - 1)))
         for k in which:
             self._observers[k].save(step, self._finite[k])
 
     def _active(self) -> list[int]:
-        """Return the runs that are still trained."""
+        """Return the positions of the runs that have not diverged."""
         return [k for k, run in enumerate(self._runs) if run.outcome is None]
 
     def _lr_factor(self, step: int) -> float:
         return self._experiments[0].lr_factor(step, *self._clock)
 
     def _evaluated(self, step: int) -> Sequence[Evaluated | None]:
-        """Return losses and accuracies of each run on the whole splits where they are due."""
+        """Return losses and accuracies of each run on the whole splits, or None for each run if they are not due."""
         is_full = is_due(self._settings, "eval_every", step)
         return self._network.evaluate(self._data) if is_full else [None] * len(self._runs)
 
     def _write_back(self, steps: int, factor: float) -> None:
-        """Write what is not in the runs' slices to their experiments: the number of updates and the learning rate."""
+        """Write the values that are not slices of the stack to the experiments of the runs.
+
+        Args:
+            steps: the number of updates made.
+            factor: the factor on the base learning rates.
+        """
         for experiment, lr in zip(self._experiments, self._base_lrs, strict=True):
             experiment.optimizer.param_groups[0]["lr"] = lr * factor
             experiment.regularizer.updates = steps
@@ -180,7 +206,7 @@ class Stack:
                 experiment.optimizer.state[p].update(self._step.scalars(steps))
 
     def _share_moments(self) -> None:
-        """Make the optimizers' moments views of the stack's, with the values that they have."""
+        """Replace the moments in the optimizers' states by views of the stack's moments, with the same values."""
         for name, moments in self._step.state.items():
             for run, experiment in enumerate(self._experiments):
                 places = self._network.of_run(moments, run)
@@ -191,24 +217,29 @@ class Stack:
                     state[name] = place
 
     def _methods_of_runs(self) -> list[StackedMethod]:
-        """Return the methods with the runs that each acts on: the regularizers, and the decays of the optimizers."""
-        found, first = [], 0
+        """Return the methods that act on the stack.
+
+        For each group of runs that share a ``method_key`` they are the regularizer and, with a drop-in optimizer, the
+        method of its weight decay. A method whose strength is 0 in all runs of the group is left out.
+        """
+        methods, first = [], 0
         for _, same in itertools.groupby(self._runs, key=lambda run: run.method_key):
             experiments = [run.experiment for run in same]
             rows = slice(first, first + len(experiments))
             first = rows.stop
             one, optimizer = experiments[0], experiments[0].optimizer
             decays = [(copy.copy(one.regularizer), [experiment.regularizer.strength for experiment in experiments])]
-            if getattr(optimizer, "stacked_settings", ()):  # a drop-in optimizer with a decay of its own
+            if getattr(optimizer, "stacked_settings", ()):  # a drop-in optimizer, whose weight decay is a method
                 own = [experiment.optimizer.param_groups[0]["weight_decay"] for experiment in experiments]
                 decays.append((optimizer.make_method([optimizer.decayed_group(optimizer.param_groups[0])]), own))
             for method, strengths in decays:
                 if any(strengths):
                     method.updates, method.clock = self.first, self._clock
                     view = RowsView(optimizer, one.model, self._network, rows, self._numbers(strengths))
-                    found.append(StackedMethod(method, view))
-        return found
+                    methods.append(StackedMethod(method, view))
+        return methods
 
     def _numbers(self, values: Sequence[float]) -> Tensor:
+        """Return ``values`` as a tensor with the device and dtype of the weights."""
         like = self._network.weights[0]
         return torch.tensor(values, device=like.device, dtype=like.dtype)

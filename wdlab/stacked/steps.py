@@ -1,4 +1,4 @@
-"""The optimizers' steps on a stack, with a learning rate for each run."""
+"""The steps of torch's optimizers on the batched tensors of a stack, with a learning rate for each run."""
 
 import math
 from collections.abc import Mapping
@@ -15,12 +15,13 @@ class SGDStep:
     """The step of ``torch.optim.SGD`` on the parameters of a stack.
 
     Args:
-        network: of the stack.
-        group: the optimizer's settings.
-        begun: True if the runs have taken steps before.
+        network: the network of the stack.
+        group: a parameter group of the optimizer, from which its settings are read.
+        begun: True if the runs are resumed, so that the state holds moments of earlier updates.
 
     Attributes:
-        state: moments of the optimizer by name, each like ``network.parameters``.
+        state: the moments of the optimizer by torch's name for them; a list of tensors in the order and the shapes of
+            ``network.parameters``.
     """
 
     def __init__(self, network: Network, group: Mapping[str, Any], begun: bool) -> None:
@@ -29,7 +30,7 @@ class SGDStep:
         self.state = {"momentum_buffer": [torch.zeros_like(p) for p in self._params]} if self._momentum else {}
 
     def __call__(self, lr: Tensor, step: int) -> None:
-        """Make update ``step + 1``; ``lr`` is (runs, 1, 1)."""
+        """Make update ``step + 1`` of every run; ``lr`` holds their learning rates, (runs, 1, 1)."""
         directions = self._gradients
         if self._momentum:
             means = self.state["momentum_buffer"]
@@ -44,12 +45,15 @@ class SGDStep:
         self._begun = True
 
     def scalars(self, step: int) -> dict[str, Tensor]:
-        """Return what else torch keeps per parameter after ``step`` updates."""
+        """Return the scalars that torch keeps in the state of a parameter after ``step`` updates: none."""
         return {}
 
 
 class AdamStep:
-    """The step of ``torch.optim.Adam`` and ``AdamW`` on the parameters of a stack. Arguments as for ``SGDStep``."""
+    """The step of ``torch.optim.Adam`` and ``AdamW`` on the parameters of a stack.
+
+    Arguments and attributes are the same as those of ``SGDStep``; ``begun`` has no effect.
+    """
 
     def __init__(self, network: Network, group: Mapping[str, Any], begun: bool) -> None:
         self._params, self._gradients = network.parameters, network.gradients
@@ -58,7 +62,7 @@ class AdamStep:
         self.state = {name: [torch.zeros_like(p) for p in self._params] for name in ("exp_avg", "exp_avg_sq")}
 
     def __call__(self, lr: Tensor, step: int) -> None:
-        """Make update ``step + 1``; ``lr`` is (runs, 1, 1)."""
+        """Make update ``step + 1`` of every run; ``lr`` holds their learning rates, (runs, 1, 1)."""
         if self._decay:
             scale_(self._params, 1 - lr * self._decay)
         means, squares = self.state["exp_avg"], self.state["exp_avg_sq"]
@@ -72,5 +76,5 @@ class AdamStep:
             p.addcmul_(torch.div(mean, root, out=root), lr, value=-1 / (1 - self._beta1 ** (step + 1)))
 
     def scalars(self, step: int) -> dict[str, Tensor]:
-        """Return what else torch keeps per parameter after ``step`` updates."""
+        """Return the scalars that torch keeps in the state of a parameter after ``step`` updates."""
         return {"step": torch.tensor(float(step))}
