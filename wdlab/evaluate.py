@@ -98,7 +98,7 @@ def evaluate(
 
 
 def _config(folder: Path, overrides: list[str]) -> DictConfig:
-    """Return the run's config, with the default ``runtime`` and ``paths`` except for the run's precision.
+    """Return the run's config with default ``paths`` and default ``runtime``, except for the run's own precision.
 
     Args:
         folder: the directory of the run.

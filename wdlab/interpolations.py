@@ -32,9 +32,7 @@ def read_environment(config: DictConfig) -> None:
     paths = [path for path, _ in _settings_with(config, _OF_THE_ENVIRONMENT) if path.split(".")[0] not in ALWAYS_TEXT]
     untyped = OmegaConf.create(OmegaConf.to_container(config, resolve=False)) if paths else config
     for path in paths:  # selected untyped: the typed config would refuse the text of a number
-        with contextlib.suppress(
-            OmegaConfBaseException
-        ):  # raised if the variable is not set; it is raised again where the value is used
+        with contextlib.suppress(OmegaConfBaseException):  # the variable is not set: raised again at the value's use
             value = _plain(OmegaConf.select(untyped, path))
             parsed = _parsed(value)
             if parsed != value:
@@ -49,7 +47,7 @@ def pin(config: DictConfig, loader: ConfigLoader, sweep: DictConfig, overrides: 
         loader: the config loader that Hydra passed to the sweeper.
         sweep: the config of the sweep itself, with its ``hydra`` node.
         overrides: the overrides of the job.
-        number: the number of the job in the sweep.
+        number: the number of the job in the sweep, from 0.
 
     Returns:
         Overrides ``key=value`` that set the replaced values. If they are added to ``overrides``, another process
@@ -67,9 +65,7 @@ def pin(config: DictConfig, loader: ConfigLoader, sweep: DictConfig, overrides: 
             composed.hydra.runtime.output_dir = str(folder)
         with as_hydra_config(composed):
             values = {path: _plain(OmegaConf.select(composed, path)) for path in paths}
-    OmegaConf.copy_cache(
-        from_config=composed, to_config=sweep
-    )  # keeps the value of ${now:...}, so that all jobs have the same time
+    OmegaConf.copy_cache(from_config=composed, to_config=sweep)  # so that ${now:...} is the same time in all jobs
     for path, value in values.items():
         OmegaConf.update(config, path, value, merge=False)
     return [f"{path}={typed(value)}" for path, value in values.items()]

@@ -184,9 +184,9 @@ class Session:
             self._log_decay(trained)
 
     def _log_decay(self, trained: Experiment) -> None:
-        """Log which tensors are decayed: a table of them with ``hydra.verbose=wdlab``, otherwise its first line.
+        """Log which tensors are decayed: tables with ``hydra.verbose=wdlab``, otherwise the first line of each table.
 
-        Stacked runs and jobs of a sweep log the table only.
+        The first lines are not logged for stacked runs and for jobs of a sweep.
         """
         optimizer = trained.optimizer
         own = (
@@ -204,7 +204,7 @@ class Session:
         """Write the status, and the summary of a finished run.
 
         Args:
-            outcome: as returned by ``loop.fit``, or for a run of a stack ``StackedRun.outcome``.
+            outcome: the word that ``loop.fit`` returned; ``diverged`` for a run of a stack that has diverged.
         """
         seconds, last = time.monotonic() - self._started, self.records.last
         if outcome in FINISHED:

@@ -67,7 +67,7 @@ GROUP = _rule("a group of keys")
 
 @dataclass
 class TrainSettings:
-    """The length of a run, its updates, and the steps at which it measures.
+    """The length of a run, its updates, and the steps at which it is measured.
 
     Attributes:
         steps: length of the run in updates.
@@ -99,11 +99,12 @@ class RuntimeSettings:
     Attributes:
         device: ``cpu``, ``cuda``, or ``auto`` for a GPU if one is available, else the CPU.
         precision: number format of matrix products and convolutions: ``fp32``, ``tf32`` (CUDA only) or ``bf16``.
-        threads: number of CPU threads; null: chosen by :func:`wdlab.engine.cpu.threads_for`.
+        threads: number of CPU threads; null: the number in the run's previous session, in a new run chosen by
+            :func:`wdlab.engine.cpu.threads_for`.
         onednn: ``auto`` uses oneDNN's float32 matrix product on the CPU for wide layers, if a check against float64
             finds it exact enough; ``never`` does not.
-        channels_last: ``auto`` keeps the channels of a pixel together in memory where torch does so correctly;
-            ``never`` does not.
+        channels_last: ``auto`` keeps the channels of a pixel together in memory in networks with convolutions, if torch
+            computes the convolutions correctly in this layout; ``never`` does not.
         compile: True compiles the network by ``torch.compile``.
         checkpoint_seconds: seconds from one checkpoint to the next; 0 writes one after every update.
     """

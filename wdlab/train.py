@@ -71,16 +71,15 @@ def _hydra_main(config: DictConfig) -> str:
         log.error("error: %s", line or describe_error(error), exc_info=line is None)
         if stop_files is not None and config["fail_fast"]:
             stop_files.set_failed()
-        raise RunFailed(
-            line or describe_error(error)
-        ) from error  # a RunFailed can be pickled, other errors perhaps not
+        # a worker pickles its error to send it, which is possible for a RunFailed but not for every error
+        raise RunFailed(line or describe_error(error)) from error
 
 
 def _resolve_paths(config: DictConfig) -> None:
-    """Replace environment variables in a config by their values, and make its relative paths absolute, in place.
+    """Parse values from environment variables (see ``read_environment``) and resolve ``paths``, in place.
 
-    Paths are relative to the folder in which the command was started. With ``hydra.job.chdir=true`` a job runs in
-    another folder, where the files that the sweep has checked would not be found.
+    Paths are relative to the folder in which the command was started. With ``hydra.job.chdir=true`` the run has another
+    current folder, in which the files that were checked would not be found; ``paths`` are then made absolute.
     """
     interpolations.read_environment(config)
     started_in = Path(HydraConfig.get().runtime.cwd)
@@ -91,7 +90,7 @@ def _resolve_paths(config: DictConfig) -> None:
 
 
 class Ending(Callback):
-    """Hydra callback that passes the error of a single run to ``main``, since Hydra would print it with more lines.
+    """Hydra callback that passes the error of a single run to ``main``, since Hydra would print more lines with it.
 
     It is the last callback of the config, so that all others receive the error first.
     """
@@ -162,8 +161,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from wdlab import (
-        train,
-    )  # not from __main__: a worker could not unpickle objects of this module, since its __main__ is another one
+    # under its own name: a worker cannot unpickle objects of the module __main__, since its __main__ is another module
+    from wdlab import train
 
     train.main()

@@ -19,14 +19,8 @@ from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import SCIENTIFIC_KEYS
 from wdlab.settings import Settings
 
-KEYS = (
-    *SCIENTIFIC_KEYS,
-    "fail_fast",
-    "paths",
-    "runtime",
-    "logger",
-    "hydra",
-)  # the keys that a config may have; +key=value can add others
+# the keys that a config may have; +key=value can add others
+KEYS = (*SCIENTIFIC_KEYS, "fail_fast", "paths", "runtime", "logger", "hydra")
 
 
 def check_config(config: DictConfig, here: bool = True) -> Built:
@@ -38,7 +32,7 @@ def check_config(config: DictConfig, here: bool = True) -> Built:
 
     Raises:
         WdlabError: for the first value or file that a run could not use.
-        Exception: any error that the code of the network or of the method raises.
+        Exception: any error that the code of the network or of the method raises, SystemExit included.
     """
     for key in config:
         if key not in KEYS:

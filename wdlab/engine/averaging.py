@@ -28,8 +28,8 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # the buffe
 class Average:
     """An exponential moving average of a network's weights: ``a <- decay a + (1 - decay) w`` after every update.
 
-    If the learning rate does not fall to zero, the weights keep fluctuating, and the average is nearer to their center
-    (Polyak and Juditsky 1992; Izmailov et al. 2018, arXiv 1803.05407). Training does not use the
+    If the learning rate does not fall to zero, the weights keep fluctuating, and the average is nearer to the center of
+    these fluctuations (Polyak and Juditsky 1992; Izmailov et al. 2018, arXiv 1803.05407). Training does not use the
     average. Exact zeros are lost: a weight that was recently different from zero has a nonzero average.
 
     Args:

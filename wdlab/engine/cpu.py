@@ -20,10 +20,8 @@ from torch import Tensor, nn
 
 FP32_ERROR = 1e-6  # largest relative error of a product that still counts as float32
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt, from malloc.h
-KEPT_BYTES, OLD_KEPT_BYTES = (
-    2**30,
-    2**25,
-)  # OLD_KEPT_BYTES is the largest M_MMAP_THRESHOLD that older versions of glibc accept
+KEPT_BYTES = 2**30  # value of both thresholds: freed blocks below this size are kept
+OLD_KEPT_BYTES = 2**25  # the largest M_MMAP_THRESHOLD that older versions of glibc accept
 MIN_MULTIPLY_ADDS = 10_000_000  # in the forward pass of a batch; with fewer, a second thread saves no time
 MIN_CORE_SHARE = 0.8  # share of a core that each thread must get; with less, the machine counts as busy
 TRIALS, TRIAL_SECONDS = 3, 0.03  # number and length of the measurements of the share of a core

@@ -1,6 +1,6 @@
 """The device that a run computes on, and its threads, precision, memory layout and matrix product.
 
-All are chosen from the settings of ``configs/runtime``; faster variants are used only where they are correct.
+They are chosen from ``configs/runtime``, the network and the machine. A faster variant is used only if it is correct.
 """
 
 import contextlib

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import filelock
 
-_held: list[
-    filelock.BaseFileLock
-] = []  # keeps the locks referenced, since a lock is released when its object is deleted
+_held: list[filelock.BaseFileLock] = []  # a lock is released when its object is deleted, so all are kept here
 
 
 def claim_gpu(names: Sequence[str], folder: Path | None = None) -> int:

@@ -9,11 +9,7 @@ import torch
 
 from wdlab.engine.experiment import Experiment
 
-TORCH_OPTIMIZERS = (
-    torch.optim.SGD,
-    torch.optim.Adam,
-    torch.optim.AdamW,
-)  # torch's optimizers whose steps `steps.py` implements
+TORCH_OPTIMIZERS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # their steps are in `steps.py`
 
 
 def why_not_stacked(config: Any, experiment: Experiment) -> str | None:

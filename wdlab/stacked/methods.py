@@ -58,7 +58,7 @@ class RowsView:
 
         Args:
             groups: the method's parameter groups, a single one.
-            decayed_only: has no effect, since methods of strength 0 are left out of a stack.
+            decayed_only: has no effect, since a stack has no method whose strength is 0 in all its runs.
         """
         (group,) = groups
         params = [self.tensor(p) for p in group["params"]]

@@ -143,7 +143,7 @@ class Network:
 
     @torch.no_grad()
     def clip(self, norm: float) -> None:
-        """Scale the gradient of each run whose norm is larger to ``norm``, as ``nn.utils.clip_grad_norm_`` does."""
+        """Scale each run's gradient to ``norm`` if its norm is larger, as ``nn.utils.clip_grad_norm_`` does."""
         lengths = torch.stack([torch.linalg.vector_norm(g, dim=(1, 2), keepdim=True) for g in self.gradients])
         lengths = torch.linalg.vector_norm(lengths, dim=0)
         scale_(self.gradients, (norm / (lengths + 1e-6)).clamp_(max=1.0))

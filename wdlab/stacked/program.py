@@ -1,4 +1,6 @@
-"""A stack: several runs of one MLP, which differ only in seed and numbers, as one batched program for the loop.
+"""A stack: several runs of one MLP on one data set as one batched program for the loop.
+
+The runs may differ in seed, in regularizer, and in numbers of the optimizer such as the learning rate.
 
 Each run is an ordinary experiment whose tensors are slices of shared batched tensors. Metrics, recorder and checkpoints
 of a run have access to its own slices only and are the same as for a run that is trained alone. Forward and backward
@@ -107,7 +109,7 @@ class Stack:
         self._exits.close()
 
     def begin(self) -> bool:
-        """Write the log line of step 0 for new runs, and note which resumed runs have diverged in an earlier session.
+        """Write the log line of step 0 for new runs, and set the outcome of runs that diverged in an earlier session.
 
         Returns:
             False if every run has diverged, so that there is nothing to train.
@@ -140,9 +142,8 @@ class Stack:
             stacked.set_lr(lr)
             run_before_step([stacked.method])
         self._step(lr, step)
-        for stacked in reversed(
-            self._methods
-        ):  # in reverse, since an optimizer's own decay (after the regularizer in the list) is part of its step
+        # in reverse: an optimizer's own decay is part of its step, and follows the regularizer in the list
+        for stacked in reversed(self._methods):
             run_after_step([stacked.method])
         self._finite &= torch.isfinite(self._losses)
 

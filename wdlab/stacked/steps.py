@@ -76,5 +76,5 @@ class AdamStep:
             p.addcmul_(torch.div(mean, root, out=root), lr, value=-1 / (1 - self._beta1 ** (step + 1)))
 
     def scalars(self, step: int) -> dict[str, Tensor]:
-        """Return the scalars that torch keeps in the state of a parameter after ``step`` updates."""
+        """Return the scalars that torch keeps in the state of a parameter after ``step`` updates: ``step``."""
         return {"step": torch.tensor(float(step))}
