@@ -101,7 +101,10 @@ class Regularizer(DecayedParameters):
 
     @property
     def strength_in_force(self) -> float:
-        """The first group's strength in the last step; before any step, in the first without factors from gradients."""
+        """The first group's strength in the last step, with the factors of ``over_time``.
+
+        Before the first step: the strength of the first step, with 1 for the factors that depend on gradients.
+        """
         return float(self.strength_on_device)
 
     @property
@@ -141,7 +144,7 @@ class Regularizer(DecayedParameters):
         """Hook between backward and the step: read ``p.grad`` or call ``add_to_gradients``. Does nothing by default."""
 
     def before_step(self) -> None:
-        """Hook right before the step: decay the old weights, or store a function of them. Does nothing by default."""
+        """Hook right before the step: decay the old weights or store data for later. Does nothing by default."""
 
     def after_step(self) -> None:
         """Hook right after the step: decay, shrink or project the new weights. Does nothing by default."""
@@ -162,10 +165,8 @@ class Regularizer(DecayedParameters):
         """Return the parameters to decay in this step, with the strength and the learning rate that apply to them.
 
         Left out are parameters without a gradient, and parameters whose strength in this step is the Python number 0. A
-        strength that is a tensor, since it depends on the gradients, is returned even if its value is 0.
-
-        Raises:
-            RuntimeError: for a sparse gradient.
+        strength that is a tensor, since it depends on the gradients, is returned even if its value is 0. A sparse
+        gradient raises a RuntimeError.
         """
         active = []
         for params, group, optimizer_group, given, lr in self._bound.sections(self.groups, decayed_only=True):
@@ -175,10 +176,9 @@ class Regularizer(DecayedParameters):
         return active
 
     def sections(self) -> list[Section]:
-        """Return all parameters with a gradient, also at strength 0, in a section per group of method and optimizer.
+        """Return all parameters with a gradient, one section per group of the method and group of the optimizer.
 
-        Raises:
-            RuntimeError: for a sparse gradient.
+        Parameters of strength 0 are included. A sparse gradient raises a RuntimeError.
         """
         return self._bound.sections(self.groups)
 
@@ -196,7 +196,10 @@ class Regularizer(DecayedParameters):
         return self._bound.optimizer
 
     def bind(self, view: View | None) -> None:
-        """Act on the parameters of ``view`` (None: on none). For code that runs the hooks itself, not by ``attach``."""
+        """Act on the parameters of ``view`` from now on; None: on none.
+
+        ``attach`` calls this. Code that runs the hooks itself, for example a drop-in optimizer, calls this directly.
+        """
         self._view = view
 
     def attach(self, optimizer: torch.optim.Optimizer) -> Handle:
@@ -246,7 +249,7 @@ class Regularizer(DecayedParameters):
         self.check_replaced(self._bound.group_of)
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Hook of ``attach``: raise a ValueError if the method cannot work with ``optimizer``. By default, all do."""
+        """Hook of ``attach``: raise a ValueError if ``optimizer`` does not suit this method. Does nothing by default."""
 
     def obstacle_to_stacking(self, optimizer: torch.optim.Optimizer) -> str | None:
         """Return why this method cannot act on a stack of runs under an optimizer of this kind; None if it can.
@@ -281,11 +284,7 @@ class Regularizer(DecayedParameters):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the result of ``state_dict()``.
-
-        Raises:
-            ValueError: if it was saved with another number of groups or of ``over_time`` objects.
-        """
+        """Restore the result of ``state_dict()``. A ValueError if it has another number of groups or ``over_time``."""
         strengths = state["strengths"]
         if len(strengths) != len(self.groups):
             raise ValueError(f"state has {len(strengths)} groups, this {type(self).__name__} has {len(self.groups)}")

@@ -124,7 +124,7 @@ class Wiring:
         return Handle(method, optimizer)
 
     def join(self, method: Method) -> None:
-        """Add a method: at the end, or, if the method is a copy, at the place of the original among its methods."""
+        """Add a method. A new method becomes the last; a copy of an attached method keeps the original's ``turn``."""
         if any(method is other for other in self.methods):
             return  # this optimizer's class copies its step hooks, and the copied wiring holds the method already
         if method.turn is None:
@@ -145,6 +145,19 @@ class Wiring:
             del optimizer._wdlab_wiring
 
     def _before(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> tuple | None:
+        """Step hook before the step: check the methods, and run their hooks of the time before the step.
+
+        Args:
+            optimizer: the optimizer that takes the step.
+            args: positional arguments of ``step``, of which the first is the optimizer.
+            kwargs: keyword arguments of ``step``.
+
+        Returns:
+            If ``step`` got a closure: new arguments, with a closure that also runs the methods' hooks. Otherwise None.
+
+        Raises:
+            RuntimeError: if the gradients are still scaled by a GradScaler, or a parameter was replaced.
+        """
         if _is_running(self._outermost):
             return None  # a subclass's step called its base class's step, and torch ran the step hooks again
         self._outermost = _caller()
@@ -176,6 +189,7 @@ class Wiring:
         return args[:1], {**kwargs, "closure": closure_then_hooks}
 
     def _after(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        """Step hook after the step: run the methods' hooks of the time after the step, once for nested steps."""
         if self._outermost is None or _caller() is self._outermost:
             self._outermost = None
             if not self._idle:

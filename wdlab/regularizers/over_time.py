@@ -46,11 +46,11 @@ class OverTime:
         return f"{type(self).__name__}()"
 
     def check(self, optimizer: torch.optim.Optimizer, clock: Clock) -> None:
-        """Hook of ``attach``: raise a ValueError for an optimizer or clock that does not do. Never raises by default.
+        """Hook of ``attach``: raise a ValueError if this factor cannot be computed. Does nothing by default.
 
         Args:
             optimizer: the optimizer that the method is being attached to.
-            clock: the method's clock, which may lack a length that this factor needs.
+            clock: the method's clock, in which a length that this factor needs may be None.
         """
 
     def observe(self, method: Observed) -> None:

@@ -86,7 +86,7 @@ class DecayedParameters:
         self.groups.append({**group, "params": tensors, "strength": strength})
 
     def _check_added(self, tensors: Sequence[Tensor]) -> None:
-        """Hook of ``add_param_group``: raise a ValueError for a tensor that cannot be added. By default, all can."""
+        """Hook of ``add_param_group``: raise a ValueError if a tensor cannot be added. Does nothing by default."""
 
     @property
     def params(self) -> list[Tensor]:
