@@ -90,12 +90,12 @@ class PAdam(DropIn, torch.optim.Adam):
         return PNormDecay(groups, 0.0)
 
     def decayed_group(self, group: dict[str, Any]) -> dict[str, Any]:
-        """Return the method's group for one of the optimizer's: parameters of 2 or more dimensions, strength, ``p``."""
+        """Return the method's group for a group of the optimizer: tensors of 2 or more dimensions, strength, ``p``."""
         params = [p for p in group["params"] if p.dim() >= 2]
         return super().decayed_group(group) | {"params": params, "p": as_number(group["p"])}
 
     def _compiled_update(self, group: dict[str, Any]) -> None:
-        """Update the parameters of one group by compiled steps, one for each number of steps made so far.
+        """Update the parameters of one group by compiled steps, one for all parameters with the same step count.
 
         Raises:
             RuntimeError: for a group with amsgrad.
@@ -123,7 +123,7 @@ class PAdam(DropIn, torch.optim.Adam):
                 self._compiled_step(group, count, [[tensors[i] for i in indices] for tensors in lists])
 
     def _compiled_step(self, group: dict[str, Any], step: float, lists: list[list[Tensor]]) -> None:
-        """Call the compiled :func:`padam_step_`.
+        """Update parameters that have the same step count, by the compiled :func:`padam_step_`.
 
         Args:
             group: the optimizer's group of the parameters.

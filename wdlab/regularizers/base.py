@@ -249,7 +249,7 @@ class Regularizer(DecayedParameters):
         self.check_replaced(self._bound.group_of)
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Hook of ``attach``: raise a ValueError if ``optimizer`` does not suit this method. Does nothing by default."""
+        """Hook of ``attach``: raise a ValueError if ``optimizer`` does not suit the method. Does nothing by default."""
 
     def obstacle_to_stacking(self, optimizer: torch.optim.Optimizer) -> str | None:
         """Return why this method cannot act on a stack of runs under an optimizer of this kind; None if it can.

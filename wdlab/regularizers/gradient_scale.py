@@ -112,7 +112,7 @@ def check_momentum(momentum: float, dampening: float) -> None:
 
 
 class Scale(NamedTuple):
-    """The result of ``adam_scale``."""
+    """The result of ``adam_scale``: a factor on the strength, and the averages of ``g^2`` that it is computed from."""
 
     inverse_root: float | Tensor  # 1 / sqrt(V)
     averages: list[tuple[Tensor, float | Tensor, int]]  # (parameter, mean square, updates) per parameter with gradient

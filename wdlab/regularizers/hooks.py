@@ -63,7 +63,7 @@ class Method(Protocol):
 
 
 class Handle:
-    """The result of ``attach``: ``remove()`` detaches the method. As a context manager, it detaches at the end."""
+    """The result of ``attach``. ``remove()``, or the end of a ``with`` block on the handle, detaches the method."""
 
     def __init__(self, method: Method, optimizer: torch.optim.Optimizer) -> None:
         # attributes, not a closure, so that a copy of the handle refers to the copies of the method and the optimizer
@@ -145,7 +145,10 @@ class Wiring:
             del optimizer._wdlab_wiring
 
     def _before(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> tuple | None:
-        """Step hook before the step: check the methods, and run their hooks of the time before the step.
+        """Step hook before the step: check the methods, and run their ``after_backward`` and ``before_step``.
+
+        With a closure, these two run inside the step, after the closure. They do not run again in a nested step, and
+        not in a step that a GradScaler skips or that only fills the optimizer's state.
 
         Args:
             optimizer: the optimizer that takes the step.
@@ -156,7 +159,8 @@ class Wiring:
             If ``step`` got a closure: new arguments, with a closure that also runs the methods' hooks. Otherwise None.
 
         Raises:
-            RuntimeError: if the gradients are still scaled by a GradScaler, or a parameter was replaced.
+            RuntimeError: if the gradients are still scaled by a GradScaler, or a parameter was replaced; inside the
+                step, if the optimizer calls the closure several times.
         """
         if _is_running(self._outermost):
             return None  # a subclass's step called its base class's step, and torch ran the step hooks again
@@ -189,7 +193,7 @@ class Wiring:
         return args[:1], {**kwargs, "closure": closure_then_hooks}
 
     def _after(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        """Step hook after the step: run the methods' hooks of the time after the step, once for nested steps."""
+        """Step hook after the step: run the methods' ``after_step``, if ``_before`` ran their other hooks."""
         if self._outermost is None or _caller() is self._outermost:
             self._outermost = None
             if not self._idle:

@@ -114,7 +114,12 @@ class InLoss(Regularizer):
     #     second:          Adam's step uses g + r;  w += lr m(r) / (sqrt(v(g + r)) + eps)
 
     def _update_moments(self, part: ActiveGroup, gradient: Sequence[Tensor]) -> None:
-        """Update ``m(r)`` of each parameter in ``part``; ``gradient`` is ``dR/dw`` of each."""
+        """Update the first moment of the penalty gradient, ``m(r)``, for each parameter in ``part``.
+
+        Args:
+            part: parameters with their strength in this step.
+            gradient: ``dR/dw`` for each of these parameters.
+        """
         places = {id(p): i for i, p in enumerate(self.params)}
         beta = self._bound.optimizer_group(part.params[0])["betas"][0]
         for p, r in zip(part.params, gradient, strict=True):
@@ -122,7 +127,11 @@ class InLoss(Regularizer):
             moment.lerp_(r * part.strength, 1 - beta)
 
     def _let_moments_fade(self, parts: Sequence[ActiveGroup]) -> None:
-        """Update ``m(r)`` with ``r = 0`` for the parameters that are not in ``parts``, since their strength is 0."""
+        """Update the first moment of the penalty gradient with a gradient of 0, where the strength is 0 in this step.
+
+        Args:
+            parts: all parameters whose strength is not 0, as ``active_groups`` returns them.
+        """
         active = {id(p) for part in parts for p in part.params}
         for i, moment in self._moments.items():
             p = self.params[i]
@@ -130,7 +139,11 @@ class InLoss(Regularizer):
                 moment.mul_(self._bound.optimizer_group(p)["betas"][0])
 
     def _correct(self) -> None:
-        """Correct the weights by ``m(r)`` after Adam's step, by the equations above."""
+        """Subtract ``lr m(r) / (sqrt(v) + eps)`` from the weights after Adam's step; add it on the route ``second``.
+
+        ``m(r)`` is the bias-corrected first moment of the penalty gradient, ``v`` Adam's bias-corrected second moment
+        (with AMSGrad its maximum).
+        """
         sign = 1 if self.route == "second" else -1
         for i, p in enumerate(self.params):
             moment, group = self._moments.get(i), self._bound.optimizer_group(p)

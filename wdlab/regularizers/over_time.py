@@ -70,7 +70,7 @@ class OverTime:
         return 1.0
 
     def obstacle_to_stacking(self, optimizer: torch.optim.Optimizer) -> str | None:
-        """Return why the factor cannot be shared by all runs of a stack under such an optimizer; None if it can."""
+        """Return why the runs of a stack cannot share this factor under an optimizer of this kind; None if they can."""
         if vars(type(self)).get("stackable", False):
             return None
         return f"{type(self).__name__} takes its strength from the gradients of one run"
@@ -165,7 +165,7 @@ class Early(_WithLength):
 
     @property
     def is_always_zero(self) -> bool:
-        """True if the length is 0."""
+        """True if the length is 0, so that the factor is 0 in every step."""
         return 0 in (self.epochs, self.steps)
 
 

@@ -144,10 +144,10 @@ def multiply_(pair: LayerTensors, factors: Factors) -> None:
 
 
 def along_rows(units: Tensor, weight: Tensor) -> Tensor:
-    """Return ``units``, one value per row of ``weight``, in the shape (units, 1, ...) that multiplies its rows."""
+    """Return ``units``, one value per row of ``weight``, in the shape (units, 1, ...) that multiplies the rows."""
     return units.reshape(-1, *[1] * (weight.dim() - 1))
 
 
 def along_columns(units: Tensor, weight: Tensor) -> Tensor:
-    """Return ``units``, one value per column of ``weight``, in the shape (1, units, 1, ...) that multiplies them."""
+    """Return ``units``, one value per column of ``weight``, as (1, units, 1, ...), which multiplies the columns."""
     return units.reshape(1, -1, *[1] * (weight.dim() - 2))

@@ -53,7 +53,7 @@ class View(Protocol):
     optimizer: torch.optim.Optimizer
 
     def sections(self, groups: Sequence[dict[str, Any]], decayed_only: bool = False) -> list[Section]:
-        """Return the tensors to act on for the parameters in ``groups``, which are groups of the method.
+        """Return the tensors to act on, in sections by group of the method and group of the optimizer.
 
         Args:
             groups: groups of the method.
@@ -116,7 +116,7 @@ class OptimizerView:
         return self._group_of
 
     def sections(self, groups: Sequence[dict[str, Any]], decayed_only: bool = False) -> list[Section]:
-        """Return the parameters in ``groups`` that have a gradient.
+        """Return the parameters in ``groups`` that have a gradient, a section per group of method and optimizer.
 
         Args:
             groups: groups of the method.
