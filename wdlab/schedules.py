@@ -1,10 +1,10 @@
-"""Schedules: pure functions from the step to a factor.
+"""Schedules: pure functions from the number of updates to a factor.
 
-Every schedule has one signature, ``(step, steps, steps_per_epoch, **options) -> float``, so that each can be a factor
-on the learning rate (``configs/lr_schedule``) and on the strength of a regularizer (``configs/regularizer/over_time``).
+Every schedule has the signature ``(step, steps, steps_per_epoch, **options) -> float``. It can be a factor on the
+learning rate (``configs/lr_schedule``) or on the strength of a regularizer (``configs/regularizer/over_time``).
 ``step`` is the number of updates already made, ``steps`` the length of the run in updates, ``steps_per_epoch`` the
-length of an epoch in updates. The factor applies to update ``step + 1``. No torch ``LRScheduler`` is used, since a
-function of the step resumes exactly.
+length of an epoch in updates. The returned factor applies to the next update, number ``step + 1``. These functions are
+used instead of torch's ``LRScheduler``, since they have no state and so resume exactly.
 """
 
 import math
@@ -13,27 +13,30 @@ from typing import NamedTuple
 
 
 class Clock(NamedTuple):
-    """The length of a run and of an epoch, in updates. None where it is not known."""
+    """The length of a run and the length of an epoch, both in updates."""
 
-    steps: int | None = None
-    steps_per_epoch: int | None = None
+    steps: int | None = None  # length of the run; None if unknown
+    steps_per_epoch: int | None = None  # length of an epoch; None if unknown
 
 
 def constant(step: int, steps: int | None, steps_per_epoch: int | None) -> float:
-    """Return 1 at every step."""
+    """Return the factor 1 for every update."""
     return 1.0
 
 
 def multistep(
     step: int, steps: int | None, steps_per_epoch: int, milestones: Sequence[float], gamma: float = 0.1
 ) -> float:
-    """Return ``gamma ** k`` after ``k`` of the ``milestones`` (in epochs) have passed."""
+    """Return ``gamma ** k``, where ``k`` is the number of ``milestones`` (in epochs) that have been reached."""
     epoch = step / steps_per_epoch
     return gamma ** sum(epoch >= milestone for milestone in milestones)
 
 
 def cosine(step: int, steps: int, steps_per_epoch: int, warmup_epochs: float = 0.0, final: float = 0.0) -> float:
-    """Return a linear warm-up over ``warmup_epochs`` epochs, then half a cosine from 1 to ``final``."""
+    """Return a factor that rises linearly to 1 over ``warmup_epochs`` epochs, then falls to ``final`` as half a cosine.
+
+    The cosine ends with the run, after ``steps`` updates.
+    """
     warmup = warmup_epochs * steps_per_epoch
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -48,7 +51,7 @@ def early(
     epochs: float | None = None,
     updates: float | None = None,
 ) -> float:
-    """Return 1 for the first ``epochs`` epochs or ``updates`` updates, then 0."""
+    """Return the factor 1 for the first ``epochs`` epochs (or ``updates`` updates, if given), then 0."""
     return 1.0 if step < length(steps_per_epoch, epochs, updates) else 0.0
 
 
@@ -59,7 +62,7 @@ def delayed(
     epochs: float | None = None,
     updates: float | None = None,
 ) -> float:
-    """Return 0 for the first ``epochs`` epochs or ``updates`` updates, then 1."""
+    """Return the factor 0 for the first ``epochs`` epochs (or ``updates`` updates, if given), then 1."""
     return 0.0 if step < length(steps_per_epoch, epochs, updates) else 1.0
 
 
@@ -70,16 +73,24 @@ def warm_up(
     epochs: float | None = None,
     updates: float | None = None,
 ) -> float:
-    """Return ``(step + 1) / (n + 1)`` for the first ``n`` updates (``epochs`` epochs or ``updates``), then 1."""
+    """Return the factor ``(step + 1) / (n + 1)`` for the first ``n`` updates, then 1.
+
+    ``n`` is ``updates`` if given, else the number of updates in ``epochs`` epochs.
+    """
     n = length(steps_per_epoch, epochs, updates)
     return (step + 1) / (n + 1) if step < n else 1.0
 
 
 def length(steps_per_epoch: int | None, epochs: float | None, updates: float | None) -> float:
-    """Return a length in updates that is given in epochs or in updates.
+    """Return a length in updates: ``updates`` if it is not None, else ``epochs * steps_per_epoch``.
+
+    Args:
+        steps_per_epoch: length of an epoch in updates; None if unknown.
+        epochs: the length in epochs; not used if ``updates`` is given.
+        updates: the length in updates; None if it is given in epochs.
 
     Raises:
-        ValueError: if it is given in epochs, and the length of an epoch is not known.
+        ValueError: if ``updates`` and ``steps_per_epoch`` are both None.
     """
     if updates is not None:
         return updates

@@ -1,4 +1,4 @@
-"""Arithmetic over lists of tensors, including sharded ones (DTensor). Used by the regularizers and optimizers."""
+"""Arithmetic over lists of tensors, including sharded tensors (DTensor). Used by the regularizers and optimizers."""
 
 import functools
 import types
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def local_shards(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tensors detached, a sharded one as this process's shard. Elementwise operations can act on these."""
+    """Return the tensors detached, and for a DTensor this process's shard. The results share the tensors' memory."""
     return [t.detach() if type(t) in (Tensor, nn.Parameter) else _shard(t) for t in tensors]
 
 
@@ -18,21 +18,21 @@ def _shard(tensor: Tensor) -> Tensor:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Return True if the tensor is a DTensor, of which each process may hold a part."""
+    """Return True if the tensor is a DTensor, whose elements may be distributed over processes."""
     return type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "placements")
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the type in which to sum values of type ``dtype``: at least float32."""
+    """Return the dtype in which to sum values of ``dtype``: ``dtype`` itself, but at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def square_sums(tensors: Sequence[Tensor], like: Sequence[Tensor] | None = None) -> Tensor:
-    """Return ``sum(t^2)`` of each tensor over all its shards.
+    """Return ``sum(t^2)`` for each tensor ``t``, summed over all shards of ``t``.
 
     Args:
         tensors: whole tensors, DTensors or local shards.
-        like: the DTensors that ``tensors`` are the local shards of. None if ``tensors`` are not shards.
+        like: the DTensors that ``tensors`` are the local shards of; None if ``tensors`` are not shards.
 
     Returns:
         Shape (len(tensors),), in at least float32.
@@ -46,12 +46,12 @@ def square_sums(tensors: Sequence[Tensor], like: Sequence[Tensor] | None = None)
 
 
 def dots(left: Sequence[Tensor], right: Sequence[Tensor], like: Sequence[Tensor] | None = None) -> Tensor:
-    """Return ``sum(a * b)`` of each pair of tensors over all their shards.
+    """Return ``sum(a * b)`` for each pair of tensors from ``left`` and ``right``, summed over all their shards.
 
     Args:
         left: whole tensors, DTensors or local shards.
         right: tensors of the same shapes and sharding.
-        like: the DTensors that ``left`` are the local shards of. None if ``left`` are not shards.
+        like: the DTensors that ``left`` are the local shards of; None if ``left`` are not shards.
 
     Returns:
         Shape (len(left),), float64.
@@ -61,10 +61,14 @@ def dots(left: Sequence[Tensor], right: Sequence[Tensor], like: Sequence[Tensor]
 
 
 def scalar_for(tensor: Tensor, number: float | Tensor) -> float | Tensor:
-    """Return a learning rate in a form that can be multiplied with ``tensor``: a number, or a 0-dim tensor.
+    """Return a learning rate in a form that can be multiplied with ``tensor``: a Python number or a 0-dim tensor.
 
-    torch allows a learning rate in a CPU tensor for parameters on another device. That one is returned as a number,
-    which needs no synchronization with the device.
+    torch allows a learning rate in a CPU tensor for parameters on another device. Such a learning rate is returned as a
+    Python number, which needs no synchronization with the device.
+
+    Args:
+        tensor: the tensor to multiply.
+        number: the learning rate, a number or a tensor with one element.
     """
     if not isinstance(number, Tensor):
         return number
@@ -72,14 +76,15 @@ def scalar_for(tensor: Tensor, number: float | Tensor) -> float | Tensor:
 
 
 def over_shards(tensors: Sequence[Tensor], sums: Tensor) -> Tensor:
-    """Return sums over local shards, added up over all processes for those tensors that are sharded.
+    """Return the sum of each tensor over all its shards, from the sums over this process's shards.
 
     Args:
         tensors: whole tensors or DTensors.
-        sums: a sum over each tensor's local shard, shape (len(tensors),).
+        sums: the sum over each whole tensor or over each DTensor's local shard, shape (len(tensors),).
 
     Returns:
-        Shape (len(tensors),).
+        Shape (len(tensors),). The entries of whole tensors are the same as in ``sums``; the entries of DTensors are
+        added up over the processes, which communicate for this.
     """
     if not any(is_sharded(t) for t in tensors):
         return sums
@@ -96,19 +101,20 @@ def over_shards(tensors: Sequence[Tensor], sums: Tensor) -> Tensor:
     return sums
 
 
-# In the next five functions a number may be a Python number, a 0-dim tensor, or one number per run. The latter is for
-# tensors that hold a stack of runs in their first dimension: a tensor (runs, 1, ...) with as many dimensions as theirs.
+# In the next five functions, ``number`` or ``factor`` may be a Python number, a 0-dim tensor, or one number per run.
+# One number per run is for tensors whose first dimension is the runs of a stack. It is a tensor (runs, 1, ...) with as
+# many dimensions as those tensors.
 
 
 def add_number(tensors: Sequence[Tensor], number: float | Tensor) -> list[Tensor]:
-    """Return ``t + number`` for each tensor."""
+    """Return ``t + number`` for each tensor ``t``. For a stack of runs, ``number`` may have a number per run."""
     if is_per_run(number):
         return [t + number for t in tensors]
     return torch._foreach_add(tensors, number, **_alpha_for(number))
 
 
 def add_number_(tensors: Sequence[Tensor], number: float | Tensor) -> None:
-    """Add a number to each tensor in place."""
+    """Add ``number`` to each tensor in place. For a stack of runs, ``number`` may have a number per run."""
     if is_per_run(number):
         for t in tensors:
             t.add_(number)
@@ -117,12 +123,12 @@ def add_number_(tensors: Sequence[Tensor], number: float | Tensor) -> None:
 
 
 def scaled(tensors: Sequence[Tensor], number: float | Tensor) -> list[Tensor]:
-    """Return ``t * number`` for each tensor."""
+    """Return ``t * number`` for each tensor ``t``. For a stack of runs, ``number`` may have a number per run."""
     return [t * number for t in tensors] if is_per_run(number) else torch._foreach_mul(tensors, number)
 
 
 def scale_(tensors: Sequence[Tensor], number: float | Tensor) -> None:
-    """Multiply each tensor by a number in place."""
+    """Multiply each tensor by ``number`` in place. For a stack of runs, ``number`` may have a number per run."""
     if is_per_run(number):
         for t in tensors:
             t.mul_(number)
@@ -131,7 +137,13 @@ def scale_(tensors: Sequence[Tensor], number: float | Tensor) -> None:
 
 
 def add_(tensors: Sequence[Tensor], addends: Sequence[Tensor], factor: float | Tensor) -> None:
-    """Add ``factor * addend`` to each tensor in place."""
+    """Add ``factor * addend`` to each tensor in place. For a stack of runs, ``factor`` may have a number per run.
+
+    Args:
+        tensors: the tensors to change.
+        addends: a tensor for each of ``tensors``, in its shape.
+        factor: a Python number, a 0-dim tensor, or for a stack a tensor (runs, 1, ...).
+    """
     if is_per_run(factor):
         for t, addend in zip(tensors, addends, strict=True):
             t.addcmul_(addend, factor)
@@ -142,28 +154,31 @@ def add_(tensors: Sequence[Tensor], addends: Sequence[Tensor], factor: float | T
 
 
 def is_per_run(number: float | Tensor) -> bool:
-    """Return True if ``number`` is a tensor with one number for each run of a stack, which broadcasts over its rows."""
+    """Return True if ``number`` is a tensor with one number per run of a stack: a tensor with dimensions."""
     return isinstance(number, Tensor) and number.dim() > 0
 
 
 def _alpha_for(number: float | Tensor) -> dict[str, float]:
-    """Return the keyword arguments with which ``torch._foreach_add`` adds ``number`` without a synchronization.
+    """Return keyword arguments for ``torch._foreach_add`` to add ``number`` without waiting for a device.
 
-    Without ``alpha`` torch would read the value of a 0-dim tensor, and wait for its device.
+    For a 0-dim tensor they are ``alpha=1.0``, for a Python number {}. Without ``alpha``, torch would read the tensor's
+    value, and so wait for its device.
     """
     return {"alpha": 1.0} if isinstance(number, Tensor) else {}
 
 
 @functools.cache
 def compiled(function: Callable, unguarded: tuple[str, ...] = ()) -> Callable:
-    """Return ``torch.compile`` of a function, the same object for all callers.
+    """Return ``function`` compiled by ``torch.compile``. Calls with the same arguments return the same object.
 
-    It compiles again for every new set of shapes. After 8 sets in one process torch warns and runs uncompiled.
+    torch compiles the function anew for every new set of shapes. After 8 sets in one process, torch warns and runs the
+    function uncompiled.
 
     Args:
         function: a function of lists of tensors, numbers and flags.
         unguarded: names of list arguments for which dynamo's guards are dropped. The caller guarantees that their
-            shapes, dtypes and strides equal those of a guarded argument. Saves about 10 % of a small network's step.
+            shapes, dtypes and strides equal those of a guarded argument. This saved about 10 % of the time of a small
+            network's step.
     """
     options: dict = {  # on the CPU: allow fused multiply-adds, and make one loop per tensor
         "cpp.enable_floating_point_contract_flag": "fast",
@@ -172,6 +187,7 @@ def compiled(function: Callable, unguarded: tuple[str, ...] = ()) -> Callable:
     if unguarded:
         names = tuple(f"L['{name}']" for name in unguarded)
         options["guard_filter_fn"] = lambda guards: [not guard.name.startswith(names) for guard in guards]
-        # torch keeps compilations by code object. A copy keeps them apart from those with all guards.
+        # torch stores compilations by code object. The copied code object keeps the compilations with dropped guards
+        # separate from the compilations with all guards.
         function = types.FunctionType(function.__code__.replace(), function.__globals__)
     return torch.compile(function, dynamic=False, options=options)

@@ -1,6 +1,6 @@
 """Drop-in torch optimizers: ``AdamS`` and ``SGDS`` (P5), ``PAdam`` (P2).
 
-``wdlab.regularizers`` has the same methods in a form that attaches to any other optimizer.
+``wdlab.regularizers`` has the same methods in a form that attaches to an existing optimizer.
 """
 
 from wdlab.optimizers.adams import AdamS

@@ -19,22 +19,22 @@ class AdamS(DropIn, torch.optim.Adam):
     [grade A: agrees with the released AdamS to 1e-9]
 
     Xie et al. 2020/2023, arXiv 2011.11152: ``w *= 1 - lr * weight_decay / sqrt(V)``, then Adam's step. V is the mean
-    of Adam's bias-corrected second moment over all elements of all parameters that have a gradient (with AMSGrad the
-    mean of the maximum of the second moments). The learning rate multiplies the decay. All parameters are decayed,
-    except those of a group with ``weight_decay=0``. The factor is never negative, and is 1 if V is 0. With
-    ``weight_decay=0`` the steps are Adam's, bit by bit.
+    of Adam's bias-corrected second moment, including the current gradient, over all elements of all parameters that
+    have a gradient. With AMSGrad, V is the mean of the maximum of the second moments. The learning rate multiplies the
+    decay. All parameters are decayed, except the parameters of groups with ``weight_decay=0``. A negative factor is
+    replaced by 0. If V is 0, nothing is decayed. With ``weight_decay=0`` the steps are Adam's, bit by bit.
 
     ``state_dict`` has Adam's entries and, per parameter, ``mean_square`` (the mean of its second moment) and
-    ``updates`` (the number of updates of that mean). A ``state_dict`` of torch's Adam or AdamW may be loaded too; its
-    ``weight_decay`` replaces the one given here. A GradScaler unscales the gradients before the step.
+    ``updates`` (the number of updates of ``mean_square``). A ``state_dict`` of torch's Adam or AdamW may be loaded too;
+    the loaded ``weight_decay`` replaces the argument. A GradScaler unscales the gradients before the step.
 
     Args:
-        params: parameters, named parameters or groups, as in torch.
+        params: parameters, ``(name, parameter)`` pairs or groups, as in torch.
         lr: learning rate.
-        betas: coefficients of the moving averages of the gradient and its square.
+        betas: coefficients of the moving averages of the gradient and of its square.
         eps: added to the root of the second moment.
-        weight_decay: strength s of the decay, >= 0.
-        amsgrad: use the maximum of the second moments so far.
+        weight_decay: strength of the decay, >= 0.
+        amsgrad: True to divide by the root of the maximum of the second moments so far.
         foreach: as in ``torch.optim.Adam``.
         maximize: as in ``torch.optim.Adam``.
         fused: as in ``torch.optim.Adam``.
@@ -79,13 +79,13 @@ class AdamS(DropIn, torch.optim.Adam):
             return
         weight_decays = [as_number(group["weight_decay"]) for group in self.param_groups]
         strengths = [weight_decay * scale.inverse_root for weight_decay in weight_decays]
-        if isinstance(scale.inverse_root, Tensor):  # on a device: reading it would wait for the device
+        if isinstance(scale.inverse_root, Tensor):  # a tensor on a device, and reading it would wait for the device
             for group, weight_decay, strength in zip(self.param_groups, weight_decays, strengths, strict=True):
                 params = [p for p in group["params"] if p.grad is not None]
                 if weight_decay != 0 and params:
                     shrink_(params, scalar_for(params[0], group["lr"]) * strength)
             self._adam_step([0.0] * len(strengths))
-        else:  # as Adam's own decoupled decay, in the same pass over memory as its step
+        else:  # by Adam's own decoupled decay, which is part of Adam's pass over memory
             limits = [1 / float(group["lr"]) if group["lr"] else math.inf for group in self.param_groups]
             strengths = [min(s, limit) for s, limit in zip(strengths, limits, strict=True)]
             if all(group["fused"] and len({p.dtype for p in group["params"]}) == 1 for group in self.param_groups):
@@ -97,13 +97,14 @@ class AdamS(DropIn, torch.optim.Adam):
             state["mean_square"], state["updates"] = average, updates
 
     def _adam_step(self, weight_decays: list[float]) -> None:
+        """Take Adam's step with decoupled decay; ``weight_decays`` has the strength of each group."""
         with self._base_weight_decay(weight_decays):
             unhooked_step(torch.optim.Adam)(self)
 
     def _fused_cpu_step(self, weight_decays: list[float]) -> None:
-        """Do the same as ``_adam_step`` for fused groups of one type on the CPU.
+        """Take the same step as ``_adam_step``, without the time that torch takes to group tensors by device and dtype.
 
-        Saves the time that torch takes to group tensors by device and type.
+        All groups must be fused and on the CPU, and each of them must have a single dtype.
         """
         for group, weight_decay in zip(self.param_groups, weight_decays, strict=True):
             lists: tuple[list[Tensor], ...] = [], [], [], [], [], []
@@ -122,11 +123,11 @@ class AdamS(DropIn, torch.optim.Adam):
                 )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state as in torch, but keep the precision of ``mean_square``.
+        """Load a state as in torch, but keep the dtype of ``mean_square``.
 
-        torch would cast it to the type of its parameter, which may be a narrower one.
+        torch would cast ``mean_square`` to the dtype of its parameter, which may be less precise.
         """
-        loaded: list[dict[str, Any]] = []  # the state after all of the user's hooks, which may have changed it
+        loaded: list[dict[str, Any]] = []  # the state as the user's own pre-hooks return it
         before = self.register_load_state_dict_pre_hook(lambda _, state: loaded.append(state))
         after = self.register_load_state_dict_post_hook(lambda _: self._restore_mean_squares(loaded[0]), prepend=True)
         try:
@@ -136,7 +137,10 @@ class AdamS(DropIn, torch.optim.Adam):
             after.remove()
 
     def _restore_mean_squares(self, state_dict: dict[str, Any]) -> None:
-        """Set every ``mean_square`` from a state: a number for a whole CPU parameter, else a tensor on its device."""
+        """Set the ``mean_square`` of every parameter to its value in a ``state_dict``.
+
+        It becomes a number for an unsharded parameter on the CPU, else a tensor on the parameter's device.
+        """
         keys = (key for group in state_dict["param_groups"] for key in group["params"])
         params = (p for group in self.param_groups for p in group["params"])
         for key, p in zip(keys, params, strict=True):

@@ -1,8 +1,9 @@
-"""The base class of the drop-in torch optimizers: checks of groups and gradients, a base step without weight decay.
+"""The base class of the drop-in torch optimizers ``AdamS``, ``SGDS`` and ``PAdam``.
 
-The drop-ins support all that torch's own optimizers do: groups with values of their own, closures, schedulers,
-``state_dict``, missing gradients. They are built from the methods in ``wdlab.regularizers``: the base optimizer takes
-its step without weight decay, and the method decays the weights.
+A drop-in optimizer inherits from one of torch's optimizers, its *base optimizer*. It supports the features of the base
+optimizer: groups with their own values, closures, schedulers, ``state_dict``, missing gradients. A step consists of the
+base optimizer's step and a decay of the weights, for which the drop-ins use the functions and methods of
+``wdlab.regularizers``.
 """
 
 import contextlib
@@ -19,27 +20,30 @@ from wdlab.regularizers.hooks import run_after_step, run_before_step
 from wdlab.regularizers.views import OptimizerView
 from wdlab.strides import match_state, same_strides, with_strides_of
 
-# For adding 1 to Adam's step counters: `_foreach_add_` with a CPU tensor takes a third of the time it takes with a
-# Python number.
+# For adding 1 to Adam's step counters: `_foreach_add_` takes a third of the time with this CPU tensor as with a Python
+# number.
 ONE = torch.tensor(1.0, device="cpu")
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
 class DropIn(torch.optim.Optimizer):
-    """The common base of ``AdamS``, ``SGDS`` and ``PAdam``.
+    """The base class of ``AdamS``, ``SGDS`` and ``PAdam``.
 
-    A group's ``weight_decay`` is the method's strength. The base optimizer's step sees another value, mostly 0.
+    A group's ``weight_decay`` is the strength of the drop-in's own decay. During the base optimizer's step it is
+    replaced by another value, usually 0.
     """
 
-    stacked_settings: ClassVar[tuple[str, ...]] = ()  # in which runs of one stack may differ; () if it is not stackable
-    _strides: Sequence[tuple[int, ...]] = ()  # of the fused groups' parameters at the last step, and of their moments
+    # names of the settings in which the runs of one stack may differ (see wdlab.stacked); () if runs cannot be stacked
+    stacked_settings: ClassVar[tuple[str, ...]] = ()
+    # strides of the parameters in fused groups at the last step, which are also the strides of their moments
+    _strides: Sequence[tuple[int, ...]] = ()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as in torch, after checking its values.
 
         Raises:
-            ValueError: if a parameter is complex, or a value is out of its range. No group is added then.
+            ValueError: if a parameter is complex, or a value is out of its range. The group is not added then.
         """
         super().add_param_group(param_group)
         added = self.param_groups[-1]
@@ -52,24 +56,25 @@ class DropIn(torch.optim.Optimizer):
             raise
 
     def _check_group(self, group: dict[str, Any]) -> None:
+        """Check the values of a group, and convert them in place; raise a ValueError if one is out of its range."""
         group["weight_decay"] = check_number("weight_decay", group["weight_decay"], lowest=0.0)
 
     def _complete_loaded_group(self, group: dict[str, Any]) -> None:
-        """Add the keys that a loaded group lacks if torch's own optimizer saved it."""
+        """Hook after loading: add keys that a group saved by a torch optimizer lacks. Does nothing by default."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
             self._complete_loaded_group(group)
-        self._step_supports_amp_scaling = False  # a GradScaler must unscale first: the method reads the gradients
+        self._step_supports_amp_scaling = False  # makes a GradScaler unscale before the step, which reads gradients
         self._strides = []
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one update, decay included.
+        """Update the parameters once, by the base optimizer's step and the decay.
 
         Args:
-            closure: evaluates the model again and returns the loss.
+            closure: function that evaluates the model, computes the gradients and returns the loss; or None.
 
         Returns:
             The closure's loss, or None without a closure.
@@ -92,12 +97,12 @@ class DropIn(torch.optim.Optimizer):
         return loss
 
     def _check_gradients(self) -> list[tuple[Tensor, Tensor]]:
-        """Check the gradients, and prepare the moments of fused groups for a step.
+        """Check all gradients, and give the moments of fused groups the strides of their parameters.
 
-        After a parameter's strides have changed, or a state was loaded, the moments get the parameters' strides.
+        The strides of the moments only need a change after a parameter's strides have changed, or a state was loaded.
 
         Returns:
-            The parameters of fused groups whose gradients have other strides, with these gradients.
+            ``(parameter, gradient)`` for each parameter of a fused group whose gradient has other strides.
 
         Raises:
             RuntimeError: if a gradient is sparse.
@@ -120,14 +125,14 @@ class DropIn(torch.optim.Optimizer):
         return misaligned
 
     def _update(self) -> None:
-        """Take the step itself, decay included. ``step`` has checked the gradients."""
+        """Hook of ``step``: update the parameters, decay included, by checked gradients. Does nothing by default."""
 
     @contextlib.contextmanager
     def _base_weight_decay(self, values: Iterable[float]) -> Iterator[None]:
-        """Replace the groups' ``weight_decay`` for the base optimizer's step, and restore the user's on leaving.
+        """Replace ``weight_decay`` of all groups inside the ``with`` block, and restore the user's values at its end.
 
         Args:
-            values: one per group.
+            values: the ``weight_decay`` of each group during the block.
         """
         users = [group["weight_decay"] for group in self.param_groups]
         try:
@@ -140,15 +145,22 @@ class DropIn(torch.optim.Optimizer):
 
     @classmethod
     def make_method(cls, groups: list[dict[str, Any]]) -> Regularizer:
-        """Return the method that the optimizer's weight decay is, on groups as ``decayed_group`` returns them."""
-        raise NotImplementedError(f"{cls.__name__} does its decay in its own step")
-
-    @torch.compiler.disable  # if the user compiles the whole step: it changes attributes of the method
-    def _step_with_method(self, base: type[torch.optim.Optimizer]) -> None:
-        """Take the base optimizer's step without weight decay, and run the method before and after it.
+        """Create the method that implements the optimizer's weight decay.
 
         Args:
-            base: torch's optimizer class.
+            groups: the method's groups, as ``decayed_group`` returns them.
+
+        Raises:
+            NotImplementedError: by default. ``AdamS``, which decays in its own step, has no method.
+        """
+        raise NotImplementedError(f"{cls.__name__} does its decay in its own step")
+
+    @torch.compiler.disable  # stays uncompiled if a user compiles the step, since it changes the method's attributes
+    def _step_with_method(self, base: type[torch.optim.Optimizer]) -> None:
+        """Take the base optimizer's step without weight decay, and run the method's hooks before and after it.
+
+        Args:
+            base: the base optimizer's class.
         """
         groups = [self.decayed_group(group) for group in self.param_groups]
         groups = [group for group in groups if group["params"]]
@@ -164,13 +176,13 @@ class DropIn(torch.optim.Optimizer):
             run_after_step(methods)
 
     def decayed_group(self, group: dict[str, Any]) -> dict[str, Any]:
-        """Return the method's group for one of the optimizer's groups: decayed parameters and strength."""
+        """Return the method's group for one of the optimizer's groups: the decayed parameters and their strength."""
         return {"params": group["params"], "strength": as_number(group["weight_decay"])}
 
     def describe(self) -> str:
-        """Return which tensors are decayed and how strongly, in the format of ``Regularizer.describe``.
+        """Return a text that lists which tensors are decayed and how strongly, as ``Regularizer.describe`` does.
 
-        Tensors have names if the optimizer was given named parameters.
+        The text names the tensors if the optimizer was given named parameters.
         """
         rows = []
         for group in self.param_groups:
@@ -181,7 +193,10 @@ class DropIn(torch.optim.Optimizer):
 
 
 def unhooked_step(base: type[torch.optim.Optimizer]) -> Callable:
-    """Return the base class's ``step`` without torch's profiling and hooks, which ``DropIn.step`` has already."""
+    """Return ``base.step`` without the profiling and the step hooks that torch wraps around it.
+
+    ``DropIn.step`` has the same wrapper, so profiling and step hooks would otherwise run twice.
+    """
     step = base.step
     while getattr(step, "hooked", False):
         step = step.__wrapped__

@@ -24,22 +24,22 @@ class PAdam(DropIn, torch.optim.Adam):
     code, only tensors with at least 2 dimensions are decayed. p = 2 is decoupled decay with the factor
     ``1 / (1 + 2 lr weight_decay)``; p <= 1 makes exact zeros. With ``weight_decay=0`` the steps are Adam's, bit by bit.
 
-    ``state_dict`` is Adam's, with a ``p`` for each group. A ``state_dict`` of torch's Adam or AdamW may be loaded too;
-    its ``weight_decay`` replaces the one given here.
+    ``state_dict`` has Adam's entries, and a ``p`` for each group. A ``state_dict`` of torch's Adam or AdamW may be
+    loaded too; the loaded ``weight_decay`` replaces the argument.
 
     Args:
-        params: parameters, named parameters or groups, as in torch. A group may have its own ``weight_decay`` and
-            ``p``.
+        params: parameters, ``(name, parameter)`` pairs or groups, as in torch. A group may have its own
+            ``weight_decay`` and ``p``.
         lr: learning rate.
-        betas: coefficients of the moving averages of the gradient and its square.
+        betas: coefficients of the moving averages of the gradient and of its square.
         eps: added to the root of the second moment.
-        weight_decay: strength s of the decay, >= 0.
-        p: exponent of the norm, > 0.
+        weight_decay: strength of the decay, >= 0.
+        p: exponent of the norm, > 0, for groups without an own ``p``.
         foreach: as in ``torch.optim.Adam``.
         maximize: as in ``torch.optim.Adam``.
         fused: as in ``torch.optim.Adam``.
-        compiled: take Adam's step and the decay in one loop made by ``torch.compile``, which needs a C++ compiler on
-            the CPU. The result is the same up to rounding. Excludes ``foreach`` and ``fused``.
+        compiled: True to do Adam's step and the decay in one loop made by ``torch.compile``, which needs a C++ compiler
+            on the CPU. The result is the same up to rounding. Excludes ``foreach`` and ``fused``.
 
     Raises:
         ValueError: if a value is out of its range, a parameter is complex, or ``compiled`` is combined with
@@ -86,15 +86,20 @@ class PAdam(DropIn, torch.optim.Adam):
 
     @classmethod
     def make_method(cls, groups: list[dict[str, Any]]) -> PNormDecay:
-        """Return the p-norm decay that the weight decay is."""
+        """Create the p-norm decay that implements the optimizer's weight decay for ``groups``."""
         return PNormDecay(groups, 0.0)
 
     def decayed_group(self, group: dict[str, Any]) -> dict[str, Any]:
-        """Return the tensors of a group with at least 2 dimensions, with strength and ``p``."""
+        """Return the method's group for a group of the optimizer: tensors of 2 or more dimensions, strength, ``p``."""
         params = [p for p in group["params"] if p.dim() >= 2]
         return super().decayed_group(group) | {"params": params, "p": as_number(group["p"])}
 
     def _compiled_update(self, group: dict[str, Any]) -> None:
+        """Update the parameters of one group by compiled steps, one for all parameters with the same step count.
+
+        Raises:
+            RuntimeError: for a group with amsgrad.
+        """
         if group["amsgrad"]:
             raise RuntimeError("compiled=True: PAdam has no compiled step for a group with amsgrad")
         params: list[Tensor] = []
@@ -118,6 +123,13 @@ class PAdam(DropIn, torch.optim.Adam):
                 self._compiled_step(group, count, [[tensors[i] for i in indices] for tensors in lists])
 
     def _compiled_step(self, group: dict[str, Any], step: float, lists: list[list[Tensor]]) -> None:
+        """Update parameters that have the same step count, by the compiled :func:`padam_step_`.
+
+        Args:
+            group: the optimizer's group of the parameters.
+            step: Adam's step count, this step included.
+            lists: parameters, gradients, first moments, second moments.
+        """
         lr, p, (beta1, beta2) = float(group["lr"]), as_number(group["p"]), map(as_number, group["betas"])
         c = min(p * lr * as_number(group["weight_decay"]), LARGEST)
         decays = c > 1 / LARGEST
@@ -139,17 +151,17 @@ def padam_step_(
     p: float | None,
     maximize: bool,
 ) -> None:
-    """Take Adam's step and p-norm decay in place. All is elementwise, so that a compiler makes one loop per tensor.
+    """Take Adam's step and p-norm decay in place, by elementwise operations that a compiler fuses to a loop per tensor.
 
     Args:
-        params: weights.
-        gradients: their gradients.
-        means: first moments.
-        squares: second moments.
+        params: the weights.
+        gradients: the gradient of each weight, in its shape.
+        means: the first moment of each weight, in its shape.
+        squares: the second moment of each weight, in its shape.
         numbers: shape (7,): ``1 - beta1``, ``beta2``, ``1 - beta2``, ``lr / (1 - beta1^t)``, ``1 / sqrt(1 - beta2^t)``,
-            ``eps``, ``p lr weight_decay``.
-        p: exponent of the norm, or None for no decay.
-        maximize: change the sign of the gradients.
+            ``eps``, ``p lr weight_decay``. ``t`` is the step count, this step included.
+        p: exponent of the norm, or None for no decay. Tensors with less than 2 dimensions are not decayed.
+        maximize: True to change the sign of the gradients.
     """
     one_minus_beta1, beta2, one_minus_beta2, step_size, root_scale, eps, c = numbers.unbind()
     for w, g, mean, square in zip(params, gradients, means, squares, strict=True):

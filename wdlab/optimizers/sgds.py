@@ -16,17 +16,17 @@ class SGDS(DropIn, torch.optim.SGD):
     [grade A: agrees with the released SGDS to 1e-9]
 
     Xie et al. 2020/2023, arXiv 2011.11152: ``w *= 1 - lr * weight_decay (1 - dampening) / (1 - momentum)``, then SGD's
-    step. The learning rate multiplies the decay. All parameters are decayed, except those of a group with
-    ``weight_decay=0``. The factor is never negative. With ``weight_decay=0`` the steps are SGD's, bit by bit.
-    ``state_dict`` is SGD's.
+    step. The learning rate multiplies the decay. All parameters are decayed, except the parameters of groups with
+    ``weight_decay=0``. A negative factor is replaced by 0. With ``weight_decay=0`` the steps are SGD's, bit by bit.
+    ``state_dict`` has SGD's entries.
 
     Args:
-        params: parameters, named parameters or groups, as in torch.
+        params: parameters, ``(name, parameter)`` pairs or groups, as in torch.
         lr: learning rate.
         momentum: factor of the momentum, in [0, 1).
-        dampening: dampening of the momentum.
-        weight_decay: strength s of the decay, >= 0.
-        nesterov: use Nesterov momentum, which requires a momentum and zero dampening.
+        dampening: dampening of the momentum, at most 1.
+        weight_decay: strength of the decay, >= 0.
+        nesterov: True for Nesterov momentum, which requires a momentum > 0 and no dampening.
         foreach: as in ``torch.optim.SGD``.
         maximize: as in ``torch.optim.SGD``.
         fused: as in ``torch.optim.SGD``.
@@ -72,5 +72,5 @@ class SGDS(DropIn, torch.optim.SGD):
 
     @classmethod
     def make_method(cls, groups: list[dict[str, Any]]) -> ScheduledDecay:
-        """Return the scheduled decay that the weight decay is."""
+        """Create the scheduled decay that implements the optimizer's weight decay for ``groups``."""
         return ScheduledDecay(groups, 0.0)

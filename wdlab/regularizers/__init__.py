@@ -1,4 +1,7 @@
-"""Weight decay methods. Each works on any torch optimizer: ``L2(weights(model), strength=1e-4).attach(optimizer)``."""
+"""Weight decay methods for torch optimizers, for example ``L2(weights(model), strength=1e-4).attach(optimizer)``.
+
+A method works with every optimizer, unless its docstring names the optimizers that it needs.
+"""
 
 from wdlab.regularizers.base import Regularizer
 from wdlab.regularizers.coherent import CoherenceGate, Coherent

@@ -1,9 +1,9 @@
-"""The contract of every weight decay method: which penalty, how it is applied, how strongly.
+"""The base class of the weight decay methods.
 
-A method overrides the moments of a step that it needs. ``attach`` runs them inside the steps of a torch optimizer, so a
-method works in any training loop that calls ``optimizer.step()``. The arithmetic is a pure function of tensors and
-scalars in the method's own file, and the class says only when it happens. Changes of the strength over time are objects
-of their own (``over_time.py``) that every method takes.
+A method overrides some of the hooks ``after_backward``, ``before_step`` and ``after_step``. ``attach`` runs the hooks
+inside the steps of a torch optimizer, so a method works in any training loop that calls ``optimizer.step()``. Functions
+in the method's own file do the arithmetic on tensors; the class only determines when they are called. A strength that
+changes over time is a separate object (``over_time.py``), which every method accepts.
 """
 
 import warnings
@@ -28,37 +28,37 @@ Schedules = OverTime | Iterable[OverTime] | None
 
 
 class Regularizer(DecayedParameters):
-    """No regularization, and the base of every method.
+    """The base class of every weight decay method; the class itself decays nothing.
 
-    Every method decays the parameters that it is given. ``for_model`` gives it the weights of linear, convolution and
-    embedding layers, or all parameters with ``scope="all"``.
+    A method decays the parameters that it is given. ``for_model`` selects them from a model: the weights of linear,
+    convolution and embedding layers, or all parameters with ``scope="all"``.
 
     Args:
-        params: tensors or named tensors to decay, or dicts ``{"params": [...], "strength": ...}``, as for torch
-            optimizers.
-        strength: s in ``L(train) + s * R(w)``, for groups that do not give their own. 0 switches the method off: the
-            optimizer's steps are then bit-identical to those without it.
+        params: the parameters to decay, in any form that torch optimizers accept: tensors, ``(name, tensor)`` pairs, or
+            groups ``{"params": [...], "strength": ...}``.
+        strength: s in ``L(train) + s * R(w)``, for the groups without an own ``strength``. 0 switches the method off:
+            the optimizer's steps are then bit-identical to steps without the method.
         over_time: factor on the strength in each step: an ``OverTime`` (``Early``, ``Delayed``, ``WarmUp``,
-            ``CoherenceGate``, ``GradientScale`` ...), or several, whose factors multiply.
+            ``CoherenceGate``, ``GradientScale`` ...), or several, whose factors are multiplied. None: no factor.
 
     Attributes:
-        groups: dicts with ``params``, ``strength`` and what else a group was given.
-        updates: number of steps made under this method.
-        clock: length of the run and of an epoch, for factors that need them. ``wdlab.train`` sets it.
+        groups: a dict per parameter group, with ``params``, ``strength`` and the further keys that the group was given.
+        updates: number of optimizer steps that this method has taken part in.
+        clock: length of the run and of an epoch, for ``over_time`` objects that need them. ``wdlab.train`` sets it.
 
     Raises:
-        ValueError: for a strength that is negative or not finite, an empty or repeated parameter list, a complex
-            parameter.
+        ValueError: for a strength that is negative or not finite, an empty parameter list, or a parameter that is
+            complex or given twice.
     """
 
-    times_lr: ClassVar[bool] = True  # whether the decay of a step is multiplied by the learning rate
-    stackable: ClassVar[bool] = True  # whether the moments can act on a stack of runs; each class declares its own
+    times_lr: ClassVar[bool] = True  # True if the decay of a step is multiplied by the learning rate
+    stackable: ClassVar[bool] = True  # True if the hooks can act on a stack of runs; each subclass declares it anew
 
     def __init__(self, params: Params, strength: float = 0.0, over_time: Schedules = None) -> None:
         self.over_time = check_over_time(over_time)
         self.updates = 0
         self.clock = Clock()
-        self.turn: int | None = None  # place among the methods of the optimizer
+        self.turn: int | None = None  # rank in the order of attachment to the optimizer; None while detached
         self.gradient_sums = GradientSums()
         self._view: View | None = None
         self._warned = self.is_copy = False
@@ -66,17 +66,17 @@ class Regularizer(DecayedParameters):
 
     @classmethod
     def for_model(cls, model: nn.Module, strength: float = 0.0, scope: str = "weights", **options: Any) -> Self:
-        """Return the method for a whole model, as the files in ``configs/regularizer`` name it.
+        """Create the method for a whole model. The files in ``configs/regularizer`` call this.
 
         Args:
-            model: frozen parameters are left out.
+            model: the network, whose frozen parameters are not decayed.
             strength: as for the class.
-            scope: ``weights`` (see ``wdlab.homogeneous.weights``) or ``all``.
-            options: further arguments of the class.
+            scope: ``weights`` for the parameters that ``wdlab.homogeneous.weights`` returns, or ``all`` parameters.
+            options: further keyword arguments of the class.
 
         Raises:
-            ValueError: for an unknown scope, or a strength that would decay nothing, because everything in the scope is
-                frozen or ``over_time`` is 0 in every step.
+            ValueError: for an unknown scope, if all parameters in the scope are frozen, or if the strength is not 0 but
+                ``over_time`` is 0 in every step.
         """
         check_choice("scope", scope, SCOPES)
         params = [p for p in (weights(model) if scope == "weights" else model.parameters()) if p.requires_grad]
@@ -85,10 +85,10 @@ class Regularizer(DecayedParameters):
         return cls(params, strength=strength, **options)._placed_in(model)
 
     def _placed_in(self, model: nn.Module) -> Self:
-        """Return the method after recording where in the model its parameters are.
+        """Record where in the model this method's parameters are, and return the method.
 
         Raises:
-            ValueError: if nothing would be decayed.
+            ValueError: if nothing would be decayed although the strength is not 0.
         """
         self._places = places_of(self.params, model)
         if reason := self._reason_to_be_idle():
@@ -101,20 +101,23 @@ class Regularizer(DecayedParameters):
 
     @property
     def strength_in_force(self) -> float:
-        """The strength of the first group in the last step (before the first step: without factors from gradients)."""
+        """The first group's strength in the last step, with the factors of ``over_time``.
+
+        Before the first step: the strength of the first step, with 1 for the factors that depend on gradients.
+        """
         return float(self.strength_on_device)
 
     @property
     def strength_on_device(self) -> float | Tensor:
-        """``strength_in_force`` without waiting for the device: a scalar tensor if it depends on the gradients."""
+        """``strength_in_force`` without waiting for the device: a scalar tensor if a factor is one, else a number."""
         group = {} if self._view is None else self._view.optimizer_group(self.params[0])
         return effective_strength(self.strength, self.over_time, max(0, self.updates - 1), group, self.clock)
 
     def describe(self) -> str:
-        """Return what is decayed and how strongly: a summary in one line, then a line for each tensor.
+        """Return a text that lists what is decayed and how strongly: a summary in one line, then a line per tensor.
 
         The summary is, for example, "L2: 3 tensors, 4,224 values, strength 0.0001, multiplied by the learning rate".
-        A line has the tensor's name where it is known, its shape, its number of values and its strength.
+        A tensor's line has its name (if the name is known), shape, number of values and strength.
         """
         name = type(self).__name__
         if type(self) is Regularizer:
@@ -127,7 +130,7 @@ class Regularizer(DecayedParameters):
         return describe(name, self._rows(), remarks)
 
     def _reason_to_be_idle(self) -> str | None:
-        """Return why a strength that is not 0 decays nothing; None if it decays, or if there is no such strength."""
+        """Return why nothing is decayed although a strength is not 0; None if something is, or all strengths are 0."""
         if all(group["strength"] == 0 for group in self.groups):
             return None
         if not any(p.requires_grad for group in self.groups if group["strength"] != 0 for p in group["params"]):
@@ -135,50 +138,47 @@ class Regularizer(DecayedParameters):
         zero = [schedule for schedule in self.over_time if schedule.is_always_zero]
         return f"over_time={zero[0]!r} is 0 in every step" if zero else None
 
-    # -- the moments of a step, in order; no gradients are recorded in any of them -------------------------------------
+    # -- the hooks of a step, in the order of their calls, all under torch.no_grad ------------------------------------
 
     def after_backward(self) -> None:
-        """Add to the gradients of the loss in ``p.grad`` (by ``add_to_gradients``), or read them."""
+        """Hook between backward and the step: read ``p.grad`` or call ``add_to_gradients``. Does nothing by default."""
 
     def before_step(self) -> None:
-        """Decay the weights, which are still old, or keep what the decay after the step needs of them."""
+        """Hook right before the step: decay the old weights or store data for later. Does nothing by default."""
 
     def after_step(self) -> None:
-        """Decay, shrink or project the weights, which are new."""
+        """Hook right after the step: decay, shrink or project the new weights. Does nothing by default."""
 
     def penalty(self) -> Tensor:
-        """Return ``s * R(w)`` for the strengths as given; a scalar tensor on the parameters' device."""
+        """Return ``s * R(w)``, s without the factors of ``over_time``, as a scalar tensor on the parameters' device."""
         return torch.zeros((), device=self.params[0].device)
 
     def penalty_gradient(self, params: Sequence[Tensor]) -> list[Tensor]:
-        """Return the gradient of ``R`` by each of ``params``, in their shapes. Must not be written to."""
+        """Return ``dR/dp`` for each of ``params`` (if sharded, for the local shard). Callers only read the tensors."""
         return [torch.zeros_like(p) for p in params]
 
     def add_to_gradients(self, params: Sequence[Tensor], addends: Sequence[Tensor], factor: float | Tensor) -> None:
-        """Add ``factor * addend`` to each gradient for the duration of the step, see :class:`GradientSums`."""
+        """Add ``factor * addend`` to each ``p.grad`` until the optimizer's step is done, see :class:`GradientSums`."""
         self.gradient_sums.add(params, addends, factor)
 
     def active_groups(self) -> list[ActiveGroup]:
-        """Return the parameters to regularize in this step, with the strength and learning rate that apply to them.
+        """Return the parameters to decay in this step, with the strength and the learning rate that apply to them.
 
-        Parameters without a gradient are left out, and all whose strength is the number 0 now. A strength that depends
-        on the gradients (a gate, the gradient scale) is a scalar tensor and may be 0 without being left out.
-
-        Raises:
-            RuntimeError: for a sparse gradient.
+        Left out are parameters without a gradient, and parameters whose strength in this step is the Python number 0. A
+        strength that is a tensor, since it depends on the gradients, is returned even if its value is 0. A sparse
+        gradient raises a RuntimeError.
         """
-        found = []
+        active = []
         for params, group, optimizer_group, given, lr in self._bound.sections(self.groups, decayed_only=True):
             strength = effective_strength(given, self.over_time, self.updates, optimizer_group, self.clock)
             if isinstance(strength, Tensor) or strength != 0:
-                found.append(ActiveGroup(params, strength, lr, optimizer_group.get("maximize", False), group))
-        return found
+                active.append(ActiveGroup(params, strength, lr, optimizer_group.get("maximize", False), group))
+        return active
 
     def sections(self) -> list[Section]:
-        """Return the parameters with a gradient, by group of the method and of the optimizer; those of strength 0 too.
+        """Return all parameters with a gradient, one section per group of the method and group of the optimizer.
 
-        Raises:
-            RuntimeError: for a sparse gradient.
+        Parameters of strength 0 are included. A sparse gradient raises a RuntimeError.
         """
         return self._bound.sections(self.groups)
 
@@ -186,41 +186,44 @@ class Regularizer(DecayedParameters):
 
     @property
     def _bound(self) -> View:
-        """The view that this method is bound to."""
-        assert self._view is not None, "only in the moments of a step"
+        """The view that this method is bound to. An AssertionError if there is none."""
+        assert self._view is not None, "only while the method is attached"
         return self._view
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer that this method is attached to."""
+        """The optimizer that this method is attached to. An AssertionError if there is none."""
         return self._bound.optimizer
 
     def bind(self, view: View | None) -> None:
-        """Act on the parameters of ``view`` from now on. ``attach`` does it for those who take no steps themselves."""
+        """Act on the parameters of ``view`` from now on; None: on none.
+
+        ``attach`` calls this. Code that runs the hooks itself, for example a drop-in optimizer, calls this directly.
+        """
         self._view = view
 
     def attach(self, optimizer: torch.optim.Optimizer) -> Handle:
-        """Run this method's moments inside every ``optimizer.step()``, closures included.
+        """Run this method's hooks inside every ``optimizer.step()``, with or without a closure.
 
-        Several methods may be attached. They see the gradient of the loss alone first, then each moment is gone through
-        in the order of their attachment. After the step ``p.grad`` is the gradient of the loss, as with torch's own
-        ``weight_decay``.
+        Several methods may be attached to an optimizer. First the ``over_time`` of all methods reads the gradient of
+        the loss. Then each hook is run for all methods in the order of their attachment, before the next hook is run.
+        After the step ``p.grad`` is the gradient of the loss, as after a step with torch's own ``weight_decay``.
 
-        A method that is copied or pickled together with its optimizer is attached to the optimizer's copy; attaching it
-        there again, or to another optimizer, is allowed once. A copy of the optimizer alone has no methods, since torch
-        does not copy hooks.
+        If a method and its optimizer are copied or pickled together, the method's copy is attached to the optimizer's
+        copy. ``attach`` may be called once on the method's copy. A copy of an optimizer alone has no methods, since
+        torch does not copy hooks.
+
+        With a GradScaler, call ``scaler.unscale_(optimizer)`` before ``scaler.step(optimizer)``. In a step that the
+        scaler skips, the method does nothing.
 
         Returns:
             A handle whose ``remove()`` detaches the method.
 
-        With a GradScaler, call ``scaler.unscale_(optimizer)`` before ``scaler.step(optimizer)``; a step that the scaler
-        skips is skipped here too.
-
         Raises:
-            ValueError: if the optimizer does not hold all of this method's parameters, or is of a kind that the method
-                or its ``over_time`` cannot work with.
-            RuntimeError: if this method is attached already; in a step, if its gradients are still scaled, or if one of
-                its parameters was replaced in the optimizer or (after ``for_model``) in the model.
+            ValueError: if the optimizer does not hold all parameters of this method, if the method or its ``over_time``
+                cannot work with the optimizer, or if the ``over_time`` is in use by another method.
+            RuntimeError: if this method is attached already; in a step, if the gradients are still scaled, or if one of
+                the parameters was replaced in the optimizer or (after ``for_model``) in the model.
         """
         if (reason := self._reason_to_be_idle()) and not self._warned:
             self._warned = True
@@ -229,51 +232,51 @@ class Regularizer(DecayedParameters):
 
     @property
     def is_attached(self) -> bool:
-        """True if the method acts in the steps of an optimizer."""
+        """True if the method is attached to an optimizer, or bound to a view."""
         return self._view is not None
 
     def is_attached_to(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Return True if the method acts in this optimizer's steps."""
+        """Return True if the method is attached to ``optimizer``."""
         return self._view is not None and self.optimizer is optimizer
 
     def detach(self) -> None:
-        """Take the method off its optimizer, as the handle's ``remove()`` does."""
+        """Detach the method from its optimizer, as the handle's ``remove()`` does."""
         Wiring.of(self.optimizer).leave(self, self.optimizer)
         self._view, self.is_copy = None, False
 
     def check_parameters(self) -> None:
-        """Raise a RuntimeError if a parameter was replaced in the optimizer or the model. Called before every step."""
+        """Raise a RuntimeError if a parameter was replaced in the optimizer or in the model. Runs before every step."""
         self.check_replaced(self._bound.group_of)
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Raise a ValueError if this method cannot work with the optimizer, or with its parameters as they are now."""
+        """Hook of ``attach``: raise a ValueError if ``optimizer`` does not suit the method. Does nothing by default."""
 
     def obstacle_to_stacking(self, optimizer: torch.optim.Optimizer) -> str | None:
         """Return why this method cannot act on a stack of runs under an optimizer of this kind; None if it can.
 
-        In a stack, tensors have a leading dimension of runs, and strength and learning rate a number for each run.
+        In a stack, every tensor has a leading dimension of runs; strength and learning rate have a number for each run.
         """
         if not vars(type(self)).get("stackable", False):
             return f"{type(self).__name__} acts on single runs"
-        return next(filter(None, (one.obstacle_to_stacking(optimizer) for one in self.over_time)), None)
+        return next(filter(None, (schedule.obstacle_to_stacking(optimizer) for schedule in self.over_time)), None)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_checked": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self._view is not None:  # the optimizer is a copy too, which has no hooks
+        if self._view is not None:  # the optimizer was copied together with this method, and its copy has no hooks
             self.is_copy = True
             Wiring.of(self.optimizer).join(self)
 
     def __copy__(self) -> Self:
-        """Return a method on the same parameters, attached to nothing."""
+        """Return a copy that decays the same parameters and is not attached."""
         twin = type(self).__new__(type(self))
         twin.__dict__.update(self.__getstate__() | {"_view": None, "turn": None, "gradient_sums": GradientSums()})
         return twin
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what an exact resume needs, as plain types and tensors."""
+        """Return the state that an exact resume needs, as plain types and tensors."""
         return {
             "strengths": [group["strength"] for group in self.groups],
             "updates": self.updates,
@@ -281,11 +284,7 @@ class Regularizer(DecayedParameters):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a ``state_dict()``.
-
-        Raises:
-            ValueError: if it was saved with another number of groups.
-        """
+        """Restore the result of ``state_dict()``. A ValueError if it has another number of groups or ``over_time``."""
         strengths = state["strengths"]
         if len(strengths) != len(self.groups):
             raise ValueError(f"state has {len(strengths)} groups, this {type(self).__name__} has {len(self.groups)}")

@@ -1,4 +1,4 @@
-"""Checks of what a method is given: numbers, choices, the kind of optimizer."""
+"""Checks of the arguments of methods: numbers, choices, the kind of optimizer."""
 
 import math
 from typing import Any
@@ -12,10 +12,16 @@ def check_strength(strength: Any) -> float:
 
 
 def check_number(name: str, value: Any, lowest: float = -math.inf, above: float = -math.inf) -> float:
-    """Return ``value`` as a Python number, which a number of numpy and a tensor of one element become.
+    """Return ``value`` as a Python number; NumPy scalars and one-element tensors are converted.
+
+    Args:
+        name: name of the argument, for the error message.
+        value: the argument.
+        lowest: smallest allowed number.
+        above: number that ``value`` must exceed.
 
     Raises:
-        ValueError: unless it is a finite number, at least ``lowest`` and greater than ``above``.
+        ValueError: unless ``value`` is a finite number, at least ``lowest`` and greater than ``above``.
     """
     value = as_number(value)
     limit = f" >= {lowest:g}" if lowest > -math.inf else f" > {above:g}" if above > -math.inf else ""
@@ -27,10 +33,10 @@ def check_number(name: str, value: Any, lowest: float = -math.inf, above: float 
 
 
 def as_number(value: Any) -> Any:
-    """Return a number of numpy or a tensor of one element as a Python number; anything else unchanged.
+    """Return a NumPy scalar or a one-element tensor as a Python number; anything else unchanged.
 
-    Torch's optimizers take such numbers, and they may be put into a group at any time. Reading one from a device waits
-    for it.
+    torch's optimizers accept both as hyperparameters, and a user may put them into a group at any time. Reading a
+    tensor from a device waits for the device.
     """
     if type(value) is float or not hasattr(value, "item"):
         return value
@@ -39,17 +45,23 @@ def as_number(value: Any) -> Any:
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    """Return ``value``; raise a ValueError that lists ``allowed`` if it is not one of them."""
+    """Return ``value``; raise a ValueError that lists ``allowed`` if ``value`` is not in ``allowed``.
+
+    Args:
+        name: name of the argument, for the error message.
+        value: the argument.
+        allowed: the allowed values.
+    """
     if value not in allowed:
         raise ValueError(f"{name}={value!r}: must be one of {', '.join(allowed)}")
     return value
 
 
 def is_adam_group(group: dict[str, Any]) -> bool:
-    """Return True for an optimizer's group of Adam's kind, with two moments as torch's Adam and AdamW keep them."""
+    """Return True if a group of an optimizer has the keys of torch's Adam and AdamW, ``betas`` and ``amsgrad``."""
     return "betas" in group and "amsgrad" in group
 
 
 def is_sgd_group(group: dict[str, Any]) -> bool:
-    """Return True for an optimizer's group of SGD's kind, with torch's momentum and dampening."""
+    """Return True if a group of an optimizer has the keys of torch's SGD, ``momentum`` and ``dampening``."""
     return "momentum" in group and "dampening" in group

@@ -1,4 +1,4 @@
-"""Decoupled weight decay: the plain one of AdamW, and the scheduled one of AdamS and SGDS (P5)."""
+"""Decoupled weight decay: ``DecoupledDecay`` as in AdamW, and ``ScheduledDecay`` as in AdamS and SGDS (P5)."""
 
 from collections.abc import Sequence
 
@@ -12,12 +12,13 @@ from wdlab.regularizers.penalties import HalfSquare
 
 
 class DecoupledDecay(Regularizer):
-    """``w *= 1 - lr * s`` before the optimizer's step, whatever the optimizer.
+    """Decoupled weight decay: ``w *= 1 - lr * s`` before the step of any optimizer.
 
     [grade B]
 
     With torch's Adam this is AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), to the last bit. The learning rate
-    multiplies the decay. The factor is never negative. The penalty that this belongs to is ``R(w) = |w|^2 / 2``.
+    multiplies the decay. The factor ``1 - lr * s`` is replaced by 0 where it would be negative. The corresponding
+    penalty is ``R(w) = |w|^2 / 2``.
 
     Args:
         params, strength, over_time: as in :class:`wdlab.regularizers.Regularizer`.
@@ -40,17 +41,18 @@ class DecoupledDecay(Regularizer):
 
 
 class ScheduledDecay(DecoupledDecay):
-    """Scheduled weight decay, SWD: decoupled decay, its strength divided by the scale of the gradients.
+    """Scheduled weight decay, SWD: decoupled decay whose strength is divided by the scale of the gradients.
 
     [grade A]
 
-    Xie et al. 2020/2023, arXiv 2011.11152 (P5): ``w *= 1 - lr * s / sqrt(V)`` with Adam, AdamW and AMSGrad, where V is
-    the mean of the second moment over all of the optimizer's parameters; ``w *= 1 - lr * s (1 - dampening) / (1 -
-    momentum)`` with SGD. The learning rate multiplies the decay. The factor is never negative: where gradients vanish,
-    ``s / sqrt(V)`` has no limit. Where they are 0, nothing is decayed. It is ``DecoupledDecay`` under a
-    :class:`GradientScale`, which any other method takes as well.
+    Xie et al. 2020/2023, arXiv 2011.11152 (P5). With Adam, AdamW and AMSGrad: ``w *= 1 - lr * s / sqrt(V)``, where V is
+    the mean of the bias-corrected second moment over all elements of the optimizer's parameters. With SGD:
+    ``w *= 1 - lr * s (1 - dampening) / (1 - momentum)``. Other optimizers are refused at ``attach`` (ValueError). The
+    learning rate multiplies the decay.
 
-    The released optimizers decay all parameters, which is ``scope="all"`` of ``for_model``.
+    As the gradients vanish, ``s / sqrt(V)`` grows without bound, so a negative factor is replaced by 0. If V is 0,
+    nothing is decayed. The method is ``DecoupledDecay`` with a :class:`GradientScale`, which any other method accepts
+    as its ``over_time``. The released optimizers decay all parameters; ``for_model`` does with ``scope="all"``.
 
     Args:
         params, strength, over_time: as in :class:`wdlab.regularizers.Regularizer`.

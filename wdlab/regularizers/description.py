@@ -1,4 +1,4 @@
-"""Text that lists which tensors are decayed and how strongly. Used by the methods and the drop-in optimizers."""
+"""Texts that list which tensors are decayed and how strongly. Used by the methods and the drop-in optimizers."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -8,38 +8,39 @@ from torch import Tensor, nn
 
 
 class Row(NamedTuple):
-    """One tensor and the strength of its decay, as given."""
+    """One tensor in a text of :func:`describe`."""
 
     tensor: Tensor
-    strength: float
-    name: str = ""  # empty if it is not known
-    note: str = ""
+    strength: float  # without factors over time
+    name: str = ""  # empty if the name is not known
+    note: str = ""  # remark at the end of the tensor's line
 
     @property
     def acts(self) -> bool:
-        """True if the strength is not 0 and the weight is trained."""
+        """True if the tensor is decayed: its strength is not 0 and it requires a gradient."""
         return self.strength != 0 and self.tensor.requires_grad
 
 
 def describe(title: str, rows: Iterable[Row], remarks: Sequence[str] = (), strength: str = "strength") -> str:
-    """Return a summary in one line, then a line for each tensor that is decayed: name, shape, size, strength.
+    """Return a text on decayed tensors: a summary in one line, then per tensor a line with name, shape, size, strength.
 
     Args:
-        title: what decays them.
-        rows: tensors without a strength are left out; frozen ones are listed as such and not counted.
-        remarks: what else the summary says, such as "multiplied by the learning rate".
-        strength: what the strength is called there.
+        title: name of the method or optimizer that decays the tensors.
+        rows: the tensors. Those with strength 0 are left out; frozen ones are marked as frozen and not counted. If no
+            tensor is decayed, the text is one line that gives the reason.
+        remarks: further remarks in the summary, such as "multiplied by the learning rate".
+        strength: word for the strength in the text.
     """
     rows = [row for row in rows if row.strength != 0]
     acting = [row for row in rows if row.acts]
     if not acting:
         return f"{title}: decays nothing, " + ("all its tensors are frozen" if rows else f"{strength} 0")
     values = sorted({row.strength for row in acting})
-    said = f"{strength} {values[0]:g}" if len(values) == 1 else f"{strength} {values[0]:g} to {values[-1]:g}"
+    strengths = f"{strength} {values[0]:g}" if len(values) == 1 else f"{strength} {values[0]:g} to {values[-1]:g}"
     count = sum(row.tensor.numel() for row in acting)
-    of = f"{len(acting):,} tensor{'s' * (len(acting) > 1)}, {count:,} value{'s' * (count > 1)}"
+    size = f"{len(acting):,} tensor{'s' * (len(acting) > 1)}, {count:,} value{'s' * (count > 1)}"
     width = max(len(row.name) for row in rows)
-    return "\n".join([", ".join([f"{title}: {of}", said, *remarks]), *(_line(row, width) for row in rows)])
+    return "\n".join([", ".join([f"{title}: {size}", strengths, *remarks]), *(_line(row, width) for row in rows)])
 
 
 def _line(row: Row, width: int) -> str:
@@ -50,13 +51,13 @@ def _line(row: Row, width: int) -> str:
 
 
 def describe_weight_decay(optimizer: torch.optim.Optimizer, model: nn.Module | None = None) -> str:
-    """Return what an optimizer's own ``weight_decay`` decays, in the form of ``Regularizer.describe``.
+    """Return a text on what an optimizer's own ``weight_decay`` decays, in the form of ``Regularizer.describe``.
 
-    In every optimizer of torch it is multiplied by the learning rate.
+    The text says "multiplied by the learning rate", which holds for every optimizer of torch.
 
     Args:
-        optimizer: any; one without ``weight_decay`` decays nothing.
-        model: for the names, where the optimizer was not given named parameters.
+        optimizer: any optimizer. A group without ``weight_decay`` counts as not decayed.
+        model: the network that names the parameters, unless the optimizer was given named parameters; None: no names.
     """
     names = names_of(model)
     rows = []
@@ -68,5 +69,8 @@ def describe_weight_decay(optimizer: torch.optim.Optimizer, model: nn.Module | N
 
 
 def names_of(model: nn.Module | None) -> dict[int, str]:
-    """Return the name of each parameter by its id; of a shared one the first."""
+    """Return the full name of each parameter of a model by the parameter's ``id``; {} for None.
+
+    A parameter that the model has under several names gets the first of them.
+    """
     return {} if model is None else {id(p): name for name, p in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""The factor of scheduled weight decay (P5): a strength that follows the scale of the gradients.
+"""The factor of scheduled weight decay (P5), which divides the strength by the scale of the gradients.
 
 Xie et al. 2020/2023, arXiv 2011.11152. Used by ``ScheduledDecay`` and by the optimizers AdamS and SGDS.
 """
@@ -16,34 +16,36 @@ from wdlab.regularizers.over_time import Observed, OverTime
 from wdlab.schedules import Clock
 from wdlab.tensors import accumulation_dtype, is_sharded, local_shards, over_shards, square_sums
 
-MeanSquares = Mapping[Tensor, Mapping[str, Any]]  # ``mean_square`` and ``updates`` of each parameter so far
+# per parameter: ``mean_square``, the moving average of mean(g^2), and ``updates``, the number of updates of the average
+MeanSquares = Mapping[Tensor, Mapping[str, Any]]
 
 
 class GradientScale(OverTime):
-    """The factor of scheduled weight decay.
+    """The factor of scheduled weight decay on the strength, from the optimizer's gradients or momentum.
 
     [grade A: released AdamS and SGDS, step by step]
 
-    With Adam, AdamW and AMSGrad it is ``1 / sqrt(V)``, with ``V`` the mean of all elements of the bias-corrected second
-    moment after this step's gradient (AMSGrad: of its maximum), over all parameters of the optimizer that have a
-    gradient. The mean of a moving average is a scalar moving average of means, ``v <- b2 v + (1 - b2) mean(g^2)``,
-    kept per parameter, so that V costs one norm of the gradients. With SGD the factor is ``(1 - dampening) / (1 -
-    momentum)``.
+    With Adam, AdamW and AMSGrad the factor is ``1 / sqrt(V)``. V is the mean of the bias-corrected second moment that
+    includes the gradient of the current step (with AMSGrad: of the maximum of the second moments), over all elements of
+    all parameters of the optimizer that have a gradient. The mean of a moving average equals the moving average of the
+    means, ``v <- b2 v + (1 - b2) mean(g^2)``. One number ``v`` is kept per parameter, so V costs one norm of the
+    gradients. With SGD the factor is ``(1 - dampening) / (1 - momentum)``.
 
-    ``V`` is made of the gradient of the loss alone, before any penalty is added to it. Where V is 0 the factor is 0. On
-    the CPU the factor is a number, elsewhere a scalar tensor, so that no step waits for the device.
+    V is computed from the gradient of the loss, before any penalty is added to the gradient. If V is 0, the factor is
+    0. On the CPU the factor is a number, elsewhere a scalar tensor, so that no step waits for the device.
 
     Raises:
-        ValueError: at ``attach``, for an optimizer that is neither of Adam's nor of SGD's kind.
+        ValueError: at ``attach``, for an optimizer with a group that is neither Adam's nor SGD's kind, or with SGD's
+            momentum >= 1 or dampening > 1.
     """
 
     observes_gradients = True
 
     def __init__(self) -> None:
-        self._memory: dict[Tensor, dict[str, Any]] = {}
-        self._order: list[Tensor] = []  # the optimizer's parameters, by which the state is saved
-        self._loaded: list[dict[str, Any]] = []
-        self._inverse_root: float | Tensor = 1.0
+        self._averages: dict[Tensor, dict[str, Any]] = {}  # see MeanSquares
+        self._order: list[Tensor] = []  # the optimizer's parameters, in whose order the averages are saved
+        self._loaded: list[dict[str, Any]] = []  # averages that were loaded and not yet assigned to parameters
+        self._inverse_root: float | Tensor = 1.0  # 1 / sqrt(V)
 
     def check(self, optimizer: torch.optim.Optimizer, clock: Clock) -> None:
         for group in optimizer.param_groups:
@@ -58,24 +60,28 @@ class GradientScale(OverTime):
     def observe(self, method: Observed) -> None:
         optimizer = method.optimizer
         self._order = [p for group in optimizer.param_groups for p in group["params"]]
-        memory = dict(zip(self._order, self._loaded, strict=False)) if self._loaded else self._memory
+        averages = dict(zip(self._order, self._loaded, strict=False)) if self._loaded else self._averages
         self._loaded = []
-        kept = (p for p in self._order if p in memory)  # of a parameter that was replaced, nothing is kept
-        self._memory = {p: memory[p] for p in kept if not self._is_stale(memory[p], optimizer.state.get(p))}
-        scale = adam_scale(optimizer, self._memory)
+        kept = (p for p in self._order if p in averages)  # averages of replaced parameters are dropped
+        self._averages = {p: averages[p] for p in kept if not self._is_stale(averages[p], optimizer.state.get(p))}
+        scale = adam_scale(optimizer, self._averages)
         if scale is not None:
             self._inverse_root = scale.inverse_root
-            self._memory |= scale.memories()
+            self._averages |= scale.mean_squares()
 
     @staticmethod
-    def _is_stale(memory: Mapping[str, Any], state: Mapping[str, Any] | None) -> bool:
-        """Return True if Adam's step count differs from the remembered one.
+    def _is_stale(average: Mapping[str, Any], state: Mapping[str, Any] | None) -> bool:
+        """Return True if a parameter's average has another number of updates than Adam's state of the parameter.
 
-        It does after steps that were taken while the method was detached, and after a state was loaded. It is not
-        checked on a GPU, since the step would have to wait for it.
+        The numbers differ after steps that were taken while the method was detached, and after a state was loaded.
+        A step count on a GPU is not compared (False), since the step would have to wait for the GPU.
+
+        Args:
+            average: entry of ``MeanSquares`` for the parameter.
+            state: the optimizer's state of the parameter; None or {} before its first step.
         """
         step = (state or {}).get("step", 0)
-        return not (isinstance(step, Tensor) and not step.is_cpu) and int(step) != memory.get("updates", 0)
+        return not (isinstance(step, Tensor) and not step.is_cpu) and int(step) != average.get("updates", 0)
 
     def factor(self, step: int, optimizer_group: dict[str, Any], clock: Clock = Clock()) -> float | Tensor:  # noqa: B008
         if is_sgd_group(optimizer_group):
@@ -83,22 +89,22 @@ class GradientScale(OverTime):
         return self._inverse_root
 
     def state_dict(self) -> dict[str, Any]:
-        memories = [dict(self._memory.get(p, {})) for p in self._order] if self._order else self._loaded
-        return {"memory": memories, "inverse_root": self._inverse_root}
+        averages = [dict(self._averages.get(p, {})) for p in self._order] if self._order else self._loaded
+        return {"memory": averages, "inverse_root": self._inverse_root}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._memory, self._order = {}, []
-        self._loaded = [dict(memory) for memory in state["memory"]]
+        self._averages, self._order = {}, []
+        self._loaded = [dict(average) for average in state["memory"]]
         self._inverse_root = state["inverse_root"]
 
 
 def sgd_factor(momentum: float, dampening: float) -> float:
-    """Return ``(1 - dampening) / (1 - momentum)``, the distance that SGD moves in the end per unit of gradient (P5)."""
+    """Return ``(1 - dampening) / (1 - momentum)``: SGD's total movement per unit of gradient and learning rate (P5)."""
     return (1 - dampening) / (1 - momentum)
 
 
 def check_momentum(momentum: float, dampening: float) -> None:
-    """Raise a ValueError unless the factor of SGD is finite and not negative."""
+    """Raise a ValueError unless ``momentum < 1`` and ``dampening <= 1``, so that ``sgd_factor`` is finite and >= 0."""
     if not momentum < 1:
         raise ValueError(f"momentum={momentum}: must be less than 1 for a scheduled decay")
     if not dampening <= 1:
@@ -106,29 +112,35 @@ def check_momentum(momentum: float, dampening: float) -> None:
 
 
 class Scale(NamedTuple):
-    """The result of ``adam_scale``."""
+    """The result of ``adam_scale``: a factor on the strength, and the averages of ``g^2`` that it is computed from."""
 
     inverse_root: float | Tensor  # 1 / sqrt(V)
-    averages: list[tuple[Tensor, float | Tensor, int]]  # per parameter with a gradient: mean square, updates
+    averages: list[tuple[Tensor, float | Tensor, int]]  # (parameter, mean square, updates) per parameter with gradient
 
-    def memories(self) -> dict[Tensor, dict[str, Any]]:
-        """Return ``mean_square`` and ``updates`` of each parameter with a gradient.
+    def mean_squares(self) -> dict[Tensor, dict[str, Any]]:
+        """Return the averages as ``MeanSquares``: per parameter with a gradient, ``mean_square`` and ``updates``.
 
-        ``mean_square`` is the moving average, a number on the CPU and a scalar tensor elsewhere.
+        ``mean_square`` is the moving average of ``mean(g^2)``: a number for a whole parameter on the CPU, else a scalar
+        tensor. With AMSGrad it is the mean of the maximum of the second moments.
         """
         return {p: {"mean_square": average, "updates": updates} for p, average, updates in self.averages}
 
 
 def adam_scale(optimizer: torch.optim.Optimizer, memory: MeanSquares) -> Scale | None:
-    """Return ``1 / sqrt(V)`` of an optimizer of Adam's kind for the present gradients; None if there are no gradients.
+    """Return ``1 / sqrt(V)`` and the new averages for the gradients now in ``p.grad``, see :class:`GradientScale`.
 
     Args:
-        optimizer: before its step. AMSGrad's V is read from its buffers.
-        memory: the averages so far. For a parameter that is not in it they are taken from Adam's own state.
+        optimizer: an optimizer of Adam's kind before its step. Groups of another kind are ignored. For AMSGrad, V is
+            computed from the optimizer's second moments instead of ``memory``.
+        memory: the averages before this step. A parameter that is not in ``memory`` gets its average from Adam's state.
+
+    Returns:
+        None if no parameter of a group of Adam's kind has a gradient.
     """
     total: float | Tensor = 0.0
-    count, found = 0, []
-    cohorts: dict[tuple[float, int, bool], list[tuple[Tensor, Any]]] = {}  # of one bias correction: to be done together
+    count, results = 0, []
+    # per (beta2, updates, amsgrad), and so with the same bias correction: the parameters that are processed together
+    cohorts: dict[tuple[float, int, bool], list[tuple[Tensor, Any]]] = {}
     for group in optimizer.param_groups:
         if is_adam_group(group):
             beta, amsgrad = as_number(group["betas"][1]), group["amsgrad"]
@@ -140,7 +152,7 @@ def adam_scale(optimizer: torch.optim.Optimizer, memory: MeanSquares) -> Scale |
                     before = from_adam(optimizer.state.get(p))
                 size, updates = g.numel(), before["updates"] + 1
                 count += size
-                if type(g) is not Tensor or not g.is_cpu:  # on a device, or sharded: there nothing is read
+                if type(g) is not Tensor or not g.is_cpu:  # on a device or sharded: no value is read in this loop
                     cohorts.setdefault((beta, updates, amsgrad), []).append((p, before["mean_square"]))
                     continue
                 if amsgrad:
@@ -148,7 +160,7 @@ def adam_scale(optimizer: torch.optim.Optimizer, memory: MeanSquares) -> Scale |
                 else:
                     average = beta * before["mean_square"] + (1 - beta) * _square_sum(g) / size
                 total += average * size / (1 - beta**updates)
-                found.append((p, average, updates))
+                results.append((p, average, updates))
     for (beta, updates, amsgrad), cohort in cohorts.items():
         params, before = zip(*cohort, strict=True)
         sums = _largest_square_sums(params, optimizer, beta) if amsgrad else square_sums([p.grad for p in params])
@@ -157,12 +169,16 @@ def adam_scale(optimizer: torch.optim.Optimizer, memory: MeanSquares) -> Scale |
         if not amsgrad:
             averages = moving_average(before, averages, beta)
         total = total + torch.dot(averages, sizes) / (1 - beta**updates)
-        found += [(p, average, updates) for p, average in zip(params, averages, strict=True)]
-    return Scale(_inverse_root(total / count), found) if count else None
+        results += [(p, average, updates) for p, average in zip(params, averages, strict=True)]
+    return Scale(_inverse_root(total / count), results) if count else None
 
 
 def from_adam(state: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the averages of a parameter as they follow from Adam's own state."""
+    """Return a parameter's ``mean_square`` and ``updates``, computed from Adam's state of the parameter.
+
+    Args:
+        state: the optimizer's state of the parameter; both results are 0 if it is None or has no second moment.
+    """
     if not state or "exp_avg_sq" not in state:
         return {"mean_square": 0.0, "updates": 0}
     average = state["exp_avg_sq"].mean(dtype=accumulation_dtype(state["exp_avg_sq"].dtype))
@@ -171,27 +187,37 @@ def from_adam(state: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def moving_average(before: Sequence[float | Tensor], squares: Tensor, beta: float) -> Tensor:
-    """Return ``b2 v + (1 - b2) mean(g^2)`` for each parameter, as a vector."""
+    """Return the updated moving averages ``b2 v + (1 - b2) mean(g^2)`` of several parameters, shape (parameters,).
+
+    Args:
+        before: ``v`` of each parameter.
+        squares: ``mean(g^2)`` of each parameter, shape (parameters,).
+        beta: ``b2``.
+    """
     vector = torch.stack([v if isinstance(v, Tensor) else squares.new_full((), v) for v in before])
     return beta * vector.to(squares) + (1 - beta) * squares
 
 
 @functools.lru_cache(maxsize=64)
 def _vector(numbers: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the numbers as a tensor on a device, without waiting for the device. Cached for the next steps."""
+    """Return numbers as a tensor on a device, without waiting for the device. Cached, since every step needs it."""
     return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
 
 
 def _square_sum(g: Tensor) -> float:
+    """Return ``sum(g^2)`` of a CPU tensor, without an overflow or underflow of the tensor's own type."""
     if g.is_contiguous() and g.dtype.itemsize >= 4:
         flat = g if g.dim() == 1 else g.view(-1)
         if math.isfinite(total := torch.dot(flat, flat).item()):
-            return total  # else the sum is out of the type's range, while Adam's moments may be in it
+            return total  # else the sum exceeds the type's range, although Adam's moments may be within the range
     return torch.linalg.vector_norm(g, dtype=torch.float64).item() ** 2
 
 
 def _largest_square_sum(p: Tensor, optimizer: torch.optim.Optimizer, beta: float) -> Tensor:
-    """Return the sum of AMSGrad's ``max(max_exp_avg_sq, b2 exp_avg_sq + (1 - b2) g^2)`` over the local shard."""
+    """Return the sum of AMSGrad's ``max(max_exp_avg_sq, b2 exp_avg_sq + (1 - b2) g^2)`` over the local shard of ``p``.
+
+    The result is a scalar tensor. ``g`` is ``p.grad``, the other terms are the optimizer's state before the step.
+    """
     state, (g,) = optimizer.state.get(p) or {}, local_shards([p.grad])
     squares = g.square().mul_(1 - beta)
     if state:
@@ -201,10 +227,12 @@ def _largest_square_sum(p: Tensor, optimizer: torch.optim.Optimizer, beta: float
 
 
 def _largest_square_sums(params: Sequence[Tensor], optimizer: torch.optim.Optimizer, beta: float) -> Tensor:
+    """Return ``_largest_square_sum`` of each parameter over all its shards, shape (parameters,)."""
     return over_shards(params, torch.stack([_largest_square_sum(p, optimizer, beta) for p in params]))
 
 
 def _inverse_root(v: float | Tensor) -> float | Tensor:
+    """Return ``1 / sqrt(v)`` for ``v > 0``, else 0."""
     if isinstance(v, Tensor):
         return torch.where(v > 0, v.rsqrt(), torch.zeros_like(v))
     return 1 / math.sqrt(v) if v > 0 else 0.0

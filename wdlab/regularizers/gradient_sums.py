@@ -1,4 +1,4 @@
-"""Sums of the loss gradient and a penalty gradient that stand in ``p.grad`` for the duration of a step."""
+"""Sums of the loss gradient and a penalty gradient, which replace ``p.grad`` for the duration of a step."""
 
 from collections.abc import Sequence
 
@@ -9,24 +9,27 @@ from wdlab.tensors import add_, is_per_run, is_sharded, local_shards
 
 
 class GradientSums:
-    """The sums of one method, and the gradients of the loss that they replace until the step is done.
+    """One method's sums of loss gradient and penalty gradient, and the loss gradients that they replace in ``p.grad``.
 
-    The sums take as much memory as the gradients. On the CPU they are written to the same memory in every step:
-    allocating it anew would take longer than the sum, a quarter of a step of an MLP of 3 x 2000 instead of 2 %.
+    The sums take as much memory as the gradients. On the CPU they are written to the same memory in every step. With
+    newly allocated memory, the sums took a quarter of a step of an MLP of 3 x 2000 units instead of 2 %.
     """
 
     def __init__(self) -> None:
-        self._replaced: list[tuple[Tensor, Tensor, Tensor, int]] = []  # parameter, its gradient, the sum, its version
-        self._memory: dict[int, Tensor] = {}  # on the CPU, by the parameter's id
+        # parameter, gradient of the loss, sum, the sum's version counter (raised by torch at every write)
+        self._replaced: list[tuple[Tensor, Tensor, Tensor, int]] = []
+        self._memory: dict[int, Tensor] = {}  # memory for the sums on the CPU, by the parameter's id
 
     def add(self, params: Sequence[Tensor], addends: Sequence[Tensor], factor: float | Tensor) -> None:
-        """Set each ``p.grad`` to itself plus ``factor * addend``.
+        """Replace each ``p.grad`` by a new tensor, ``p.grad + factor * addend``, until ``give_back``.
+
+        The gradients of a stack of runs, and all gradients under torch.compile, are changed in place instead;
+        ``give_back`` does not restore them.
 
         Args:
-            params: parameters with gradients.
-            addends: tensors of their shapes; for sharded parameters the local shards.
-            factor: a number, a scalar tensor, or a number for each run of a stack. The gradients of a stack are changed
-                in place, and so are all gradients under torch.compile.
+            params: parameters that have gradients.
+            addends: a tensor for each parameter, in its shape; for a sharded parameter the local shard.
+            factor: a number, a scalar tensor, or for a stack a number per run, (runs, 1, 1).
         """
         if is_per_run(factor) or torch.compiler.is_compiling():
             add_(local_shards([p.grad for p in params]), addends, factor)
@@ -49,10 +52,11 @@ class GradientSums:
             self._replaced.append((p, gradient, total, total._version))
 
     def give_back(self, stale: bool = False) -> None:
-        """Set each ``p.grad`` to the gradient of the loss again.
+        """Set each ``p.grad`` back to the gradient of the loss. A ``p.grad`` that is no longer the sum stays.
 
         Args:
-            stale: the sums were left by a step that raised an error. A sum that was written to since is kept.
+            stale: True if the sums may be left from a step that raised an error. A sum that was written to after
+                ``add``, by the next backward pass, then stays in ``p.grad``.
         """
         for p, gradient, total, version in reversed(self._replaced):
             if p.grad is total and not (stale and total._version != version):

@@ -1,4 +1,7 @@
-"""Penalties in the gradient of the loss: ``L2``, ``L1``, ``Lp``; and their five ways through Adam."""
+"""Penalties whose gradient is added to the gradient of the loss: ``L2``, ``L1`` and ``Lp``.
+
+With Adam, the penalty gradient takes one of five routes (``ROUTES``) through Adam's two moments.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,20 +21,30 @@ ROUTES = ("both", "first", "second", "separate", "decoupled")
 class InLoss(Regularizer):
     """A penalty whose gradient ``r = s dR/dw`` is added to the gradient ``g`` of the loss in ``p.grad``.
 
-    With Adam, ``route`` says which of its two moment buffers the penalty enters (P4, Bjorck et al. 2020, arXiv
+    With Adam, ``route`` selects which of Adam's two moments the penalty gradient enters (P4, Bjorck et al. 2020, arXiv
     2012.13841):  [grade B for ``both`` and ``decoupled``, C for the rest: the exact recipe was not at hand]
 
-    - ``both``: ``g + r`` in the first and the second moment: the usual L2 regularization. Any optimizer.
-    - ``first``: ``g + r`` in the first moment, ``g`` in the second.
-    - ``second``: ``g`` in the first moment, ``g + r`` in the second.
-    - ``separate``: ``r`` has a first-moment buffer of its own, with the same beta, divided by the root of the same
-      second moment, which has ``g`` alone. The first moment is linear in the gradient, so the steps equal those of
-      ``first`` up to rounding. Both differ from ``both`` in the second moment. Where the loss has no gradient at all
-      (pixels that are always black, dead units), the two routes divide the penalty by ``eps`` alone, and a weight takes
-      steps of up to ``lr * r / eps``: give Adam a larger ``eps``.
-    - ``decoupled``: ``w -= lr * r`` before the step, with ``r`` in neither moment. For L2 this is AdamW. Any optimizer.
+    - ``both``: the first and the second moment are made of ``g + r``: the usual L2 regularization. Any optimizer.
+    - ``first``: the first moment is made of ``g + r``, the second of ``g``.
+    - ``second``: the first moment is made of ``g``, the second of ``g + r``.
+    - ``separate``: ``r`` has a separate first moment, with Adam's beta. It is divided by the root of Adam's second
+      moment, which is made of ``g``. The first moment is linear in the gradient, so the steps of ``separate`` equal the
+      steps of ``first`` up to rounding.
+    - ``decoupled``: ``w -= lr * r`` before the step; both moments are made of ``g``. For L2 this is AdamW. Any
+      optimizer.
 
-    The optimizer multiplies the decay by its learning rate.
+    Where the loss has no gradient at all (pixels that are always black, dead units), ``first`` and ``separate`` divide
+    the penalty gradient by Adam's ``eps`` alone, and a weight takes steps of up to ``lr * r / eps``. Give Adam a larger
+    ``eps`` then. On every route the decay is multiplied by the learning rate.
+
+    Args:
+        params, strength, over_time: as in :class:`wdlab.regularizers.Regularizer`.
+        penalty: the penalty ``R``.
+        route: name of the route.
+
+    Raises:
+        ValueError: for an unknown route; at ``attach``, for ``first``, ``second`` or ``separate`` with an optimizer
+            other than Adam and AdamW.
     """
 
     def __init__(
@@ -44,7 +57,7 @@ class InLoss(Regularizer):
     ) -> None:
         self.penalty_function = penalty
         self.route = check_choice("route", route, ROUTES)
-        self._moments: dict[int, Tensor] = {}  # of the penalty gradient, by the parameter's place in ``params``
+        self._moments: dict[int, Tensor] = {}  # m(r), first moment of ``r``, by the parameter's index in ``params``
         super().__init__(params, strength, over_time)
 
     def obstacle_to_stacking(self, optimizer: torch.optim.Optimizer) -> str | None:
@@ -77,7 +90,12 @@ class InLoss(Regularizer):
             self._correct()
 
     def decay_(self, params: Sequence[Tensor], rate: float | Tensor) -> None:
-        """Subtract ``rate * dR/dw`` in place, the step of the route ``decoupled``."""
+        """Subtract ``rate * dR/dw`` from each parameter in place: the decay on the route ``decoupled``.
+
+        Args:
+            params: the parameters.
+            rate: learning rate times strength; for a stack a number per run, (runs, 1, 1).
+        """
         add_(local_shards(params), self.penalty_gradient(params), -rate)
 
     def penalty(self) -> Tensor:
@@ -88,13 +106,20 @@ class InLoss(Regularizer):
 
     # -- routes through Adam -----------------------------------------------------------------------------------------
     #
-    # Adam's first moment is linear in the gradient, m(g + r) = m(g) + m(r). So the optimizer takes its step on ``g`` or
-    # on ``g + r``, whatever its implementation, and the step is corrected afterwards by ``m(r)``, which is kept here.
+    # Adam's first moment m is linear in the gradient, m(g + r) = m(g) + m(r). So the optimizer takes an ordinary step
+    # with the gradient g or g + r, and the weights are corrected afterwards by m(r), which this class keeps. v is the
+    # second moment.
     #
-    #     first, separate: Adam has taken g;      w -= lr m(r) / (sqrt(v(g)) + eps)
-    #     second:          Adam has taken g + r;  w += lr m(r) / (sqrt(v(g + r)) + eps)
+    #     first, separate: Adam's step uses g;      w -= lr m(r) / (sqrt(v(g)) + eps)
+    #     second:          Adam's step uses g + r;  w += lr m(r) / (sqrt(v(g + r)) + eps)
 
     def _update_moments(self, part: ActiveGroup, gradient: Sequence[Tensor]) -> None:
+        """Update the first moment of the penalty gradient, ``m(r)``, for each parameter in ``part``.
+
+        Args:
+            part: parameters with their strength in this step.
+            gradient: ``dR/dw`` for each of these parameters.
+        """
         places = {id(p): i for i, p in enumerate(self.params)}
         beta = self._bound.optimizer_group(part.params[0])["betas"][0]
         for p, r in zip(part.params, gradient, strict=True):
@@ -102,14 +127,23 @@ class InLoss(Regularizer):
             moment.lerp_(r * part.strength, 1 - beta)
 
     def _let_moments_fade(self, parts: Sequence[ActiveGroup]) -> None:
-        """Update the moments of parameters whose strength is 0 in this step, with a penalty gradient of 0."""
-        in_force = {id(p) for part in parts for p in part.params}
+        """Update the first moment of the penalty gradient with a gradient of 0, where the strength is 0 in this step.
+
+        Args:
+            parts: all parameters whose strength is not 0, as ``active_groups`` returns them.
+        """
+        active = {id(p) for part in parts for p in part.params}
         for i, moment in self._moments.items():
             p = self.params[i]
-            if p.grad is not None and id(p) not in in_force:
+            if p.grad is not None and id(p) not in active:
                 moment.mul_(self._bound.optimizer_group(p)["betas"][0])
 
     def _correct(self) -> None:
+        """Subtract ``lr m(r) / (sqrt(v) + eps)`` from the weights after Adam's step; add it on the route ``second``.
+
+        ``m(r)`` is the bias-corrected first moment of the penalty gradient, ``v`` Adam's bias-corrected second moment
+        (with AMSGrad its maximum).
+        """
         sign = 1 if self.route == "second" else -1
         for i, p in enumerate(self.params):
             moment, group = self._moments.get(i), self._bound.optimizer_group(p)
@@ -117,7 +151,7 @@ class InLoss(Regularizer):
                 continue
             state = self.optimizer.state[p]
             (squares,) = local_shards([state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]])
-            step = state["step"].double()  # Adam's own: the moment was zero while there was no penalty
+            step = state["step"].double()  # Adam's count holds for m(r) too, which was 0 while there was no penalty
             root = (squares / (1 - group["betas"][1] ** step)).sqrt_().add_(group["eps"])
             mean = moment / (1 - group["betas"][0] ** step)
             local_shards([p])[0].add_(mean.div_(root).mul_(scalar_for(p, group["lr"])), alpha=sign)
@@ -133,16 +167,16 @@ class InLoss(Regularizer):
 
 
 class L2(InLoss):
-    """``R(w) = |w|^2 / 2``: add ``s * w`` to the gradient before the optimizer's step.
+    """L2 regularization, ``R(w) = |w|^2 / 2``: adds ``s * w`` to the gradient of the loss before the optimizer's step.
 
     [grade B]
 
-    The optimizer multiplies the decay by its learning rate, and scales it if it is adaptive. With torch's SGD and Adam
-    this is their ``weight_decay``, to the last bit.
+    The optimizer multiplies the decay by its learning rate; an adaptive optimizer also divides the decay by the scale
+    of the gradient. With torch's SGD and Adam this is their ``weight_decay``, to the last bit.
 
     Args:
         params, strength, over_time: as in :class:`wdlab.regularizers.Regularizer`.
-        route: the moments of Adam that the penalty enters (P4), see :class:`InLoss`.
+        route: selects the moments of Adam that the penalty gradient enters (P4), see :class:`InLoss`.
     """
 
     stackable = True
@@ -161,12 +195,12 @@ class L2(InLoss):
 
 
 class L1(InLoss):
-    """``R(w) = |w|_1``: add ``s * sign(w)`` to the gradient, 0 at 0.
+    """L1 regularization, ``R(w) = |w|_1``: adds ``s * sign(w)`` to the gradient of the loss, with ``sign(0) = 0``.
 
     [grade B]
 
-    The optimizer multiplies the decay by its learning rate. Weights come close to zero and oscillate there; exact zeros
-    need a prox (``PNormProx`` with p=1) or ``PNormDecay``.
+    The optimizer multiplies the decay by its learning rate. Weights come close to zero and oscillate around zero. For
+    exact zeros use the proximal step ``PNormProx`` with p=1, or ``PNormDecay``.
 
     Args:
         params, strength, route, over_time: as in :class:`L2`.
@@ -185,17 +219,18 @@ class L1(InLoss):
 
 
 class Lp(InLoss):
-    """``R(w) = sum (|w| + epsilon)^p - epsilon^p`` in the loss gradient, the comparator of P2.
+    """Lp regularization, ``R(w) = sum (|w| + epsilon)^p - epsilon^p``, by the gradient: the comparator of P2.
 
     [grade B]
 
-    For p < 1 the Bridge penalty's gradient diverges at 0; ``epsilon`` keeps it below ``p epsilon^(p-1)`` (0.8 * 40 at
-    the defaults), and it is 0 at 0. The optimizer multiplies the decay by its learning rate.
+    The penalty's gradient is added to the gradient of the loss, so the optimizer multiplies the decay by its learning
+    rate. For p < 1 the gradient of ``|w|^p`` diverges at 0. ``epsilon`` limits it to ``p epsilon^(p-1)``, which is
+    0.8 * 40 at the defaults. At 0 the gradient is 0.
 
     Args:
         params, strength, route, over_time: as in :class:`L2`.
-        p: > 0.
-        epsilon: > 0, in units of the weights.
+        p: the exponent, > 0.
+        epsilon: offset of ``|w|``, > 0, in units of the weights.
     """
 
     stackable = True
@@ -214,15 +249,20 @@ class Lp(InLoss):
 
 
 def ascent_sign(part: ActiveGroup) -> int:
-    """Return -1 where the optimizer maximizes, and so reverses the sign of the gradient, else 1."""
+    """Return -1 if the optimizer of these parameters maximizes, which reverses the sign of every gradient; else 1."""
     return -1 if part.maximize else 1
 
 
 def shrink_(params: Sequence[Tensor], rate: float | Tensor) -> None:
-    """Multiply in place by ``max(0, 1 - rate)``, the decoupled decay. No rate changes the sign of a weight."""
+    """Multiply each parameter in place by ``max(0, 1 - rate)``: decoupled decay that never changes a weight's sign.
+
+    Args:
+        params: the parameters.
+        rate: learning rate times strength; for a stack a number per run, (runs, 1, 1).
+    """
     scale_(local_shards(params), kept_share(rate))
 
 
 def kept_share(rate: float | Tensor) -> float | Tensor:
-    """Return ``max(0, 1 - rate)``."""
+    """Return ``max(0, 1 - rate)``, the share of a weight that is left after decoupled decay."""
     return (1 - rate).clamp(min=0) if isinstance(rate, Tensor) else max(0.0, 1 - rate)

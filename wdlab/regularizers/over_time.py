@@ -1,9 +1,9 @@
 """Factors on the strength of a method that change over time.
 
-``L1(params, 1e-3, over_time=Early(epochs=5, steps_per_epoch=391))``; several factors multiply. Those in this file count
-updates: ``Early``, ``Late``, ``Delayed``, ``WarmUp``, and ``FollowSchedule`` for any function of ``wdlab.schedules``.
-Factors that depend on the gradients are ``CoherenceGate`` (P3, in ``coherent.py``) and ``GradientScale`` (P5, in
-``gradient_scale.py``).
+For example ``L1(params, 1e-3, over_time=Early(epochs=5, steps_per_epoch=391))``. A method multiplies several factors.
+The factors in this file depend on the number of updates: ``Early``, ``Late``, ``Delayed``, ``WarmUp``, and
+``FollowSchedule`` for any function of ``wdlab.schedules``. The factors ``CoherenceGate`` (P3, in ``coherent.py``) and
+``GradientScale`` (P5, in ``gradient_scale.py``) depend on the gradients.
 """
 
 import functools
@@ -20,7 +20,7 @@ from wdlab.schedules import Clock
 
 
 class Observed(Protocol):
-    """The part of a method that an ``OverTime`` may read."""
+    """The attributes and methods of a weight decay method that an ``OverTime`` may use."""
 
     params: list[Tensor]
 
@@ -29,66 +29,75 @@ class Observed(Protocol):
         """The optimizer that the method is attached to."""
 
     def sections(self) -> list[Section]:
-        """Return the parameters with a gradient, by group of the method and of the optimizer."""
+        """Return all parameters with a gradient: a section for each group of the method and group of the optimizer."""
 
     def penalty_gradient(self, params: Sequence[Tensor]) -> list[Tensor]:
-        """Return the gradient of the penalty by each of ``params``."""
+        """Return the gradient of the penalty with respect to each of ``params``, for strength 1."""
 
 
 class OverTime:
-    """A constant strength, and the base of every way to change it: a factor for each step."""
+    """The base class of the factors on a strength, with one factor per step; the class itself is the factor 1."""
 
-    observes_gradients = False  # True if it keeps something of one method's gradients, and so cannot serve two
-    stackable: ClassVar[bool] = True  # whether one factor holds for all runs of a stack; each class declares its own
-    is_always_zero = False  # True if the factor is 0 in every step, whatever happens
+    observes_gradients = False  # True if it keeps a state from one method's gradients, so two methods cannot share it
+    stackable: ClassVar[bool] = True  # True if all runs of a stack have the same factor; each subclass declares it anew
+    is_always_zero = False  # True if the factor is certain to be 0 in every step
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
     def check(self, optimizer: torch.optim.Optimizer, clock: Clock) -> None:
-        """Raise a ValueError if this cannot work with the optimizer, or lacks a length that it needs."""
+        """Hook of ``attach``: raise a ValueError if this factor cannot be computed. Does nothing by default.
+
+        Args:
+            optimizer: the optimizer that the method is being attached to.
+            clock: the method's clock, in which a length that this factor needs may be None.
+        """
 
     def observe(self, method: Observed) -> None:
-        """Read the gradients of the loss, which alone are in ``p.grad``. Called before a step changes anything."""
+        """Hook at the beginning of a step: read the gradients of the loss in ``p.grad``. Does nothing by default."""
 
     def factor(self, step: int, optimizer_group: dict[str, Any], clock: Clock = Clock()) -> float | Tensor:  # noqa: B008
         """Return the factor on the strength of the next update.
 
         Args:
-            step: number of updates already made under the method.
-            optimizer_group: the optimizer's group of the parameters; empty while the method is not attached.
-            clock: the length of the run and of an epoch.
+            step: number of updates already made with the method.
+            optimizer_group: the optimizer's group of the parameters; {} while the method is not attached.
+            clock: the length of the run and of an epoch, in updates.
 
         Returns:
-            A number, or a scalar tensor if it depends on the gradients. It is 1 before the first ``observe``.
+            A number, or a scalar tensor. A factor that depends on the gradients is 1 before the first ``observe``.
         """
         return 1.0
 
     def obstacle_to_stacking(self, optimizer: torch.optim.Optimizer) -> str | None:
-        """Return why the factor is not the same for all runs of a stack; None if it is."""
+        """Return why the runs of a stack cannot share this factor under an optimizer of this kind; None if they can."""
         if vars(type(self)).get("stackable", False):
             return None
         return f"{type(self).__name__} takes its strength from the gradients of one run"
 
     def metrics(self) -> dict[str, Tensor]:
-        """Return what is logged of the last step, scalar tensors by their names."""
+        """Return the values of the last step to be logged, as scalar tensors by metric name; {} by default."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what an exact resume needs."""
+        """Return the state that an exact resume needs; {} by default."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a ``state_dict()``."""
+        """Restore the result of ``state_dict()``. Does nothing by default."""
 
 
 class FollowSchedule(OverTime):
     """Any schedule of ``wdlab.schedules`` as a factor on the strength, for example a cosine.
 
     Args:
-        schedule: ``(step, steps, steps_per_epoch) -> factor``. Further options are bound by ``functools.partial``.
-        steps_per_epoch: length of an epoch in updates; None to take it from the method's ``clock``, which
+        schedule: function ``(step, steps, steps_per_epoch) -> factor``, see :mod:`wdlab.schedules`. Bind its further
+            options by ``functools.partial``.
+        steps_per_epoch: length of an epoch in updates; None for the length in the method's ``clock``, which
             ``wdlab.train`` sets.
+
+    Raises:
+        ValueError: if ``schedule`` is not callable; at ``attach``, if the length of the run or of an epoch is unknown.
     """
 
     stackable = True
@@ -99,8 +108,8 @@ class FollowSchedule(OverTime):
         self.schedule, self.steps_per_epoch = schedule, steps_per_epoch
 
     def __repr__(self) -> str:
-        named = self.schedule.func if isinstance(self.schedule, functools.partial) else self.schedule
-        return f"{type(self).__name__}({getattr(named, '__name__', named)})"
+        function = self.schedule.func if isinstance(self.schedule, functools.partial) else self.schedule
+        return f"{type(self).__name__}({getattr(function, '__name__', function)})"
 
     def check(self, optimizer: torch.optim.Optimizer, clock: Clock) -> None:
         if clock.steps is None or self._epoch(clock) is None:
@@ -114,15 +123,17 @@ class FollowSchedule(OverTime):
         return clock.steps_per_epoch if self.steps_per_epoch is None else self.steps_per_epoch
 
 
-class _OfALength(FollowSchedule):
-    """A schedule with a length, given in epochs or in steps.
+class _WithLength(FollowSchedule):
+    """The base class of the factors that have one length, given in epochs or in steps.
 
     Args:
-        epochs, steps: the length; exactly one of them, >= 0.
-        steps_per_epoch: as in :class:`FollowSchedule`; needed if the length is in epochs.
+        epochs: the length in epochs, >= 0; None if it is given in steps.
+        steps: the length in updates, >= 0; None if it is given in epochs.
+        steps_per_epoch: as in :class:`FollowSchedule`; only needed for a length in epochs.
 
     Raises:
-        ValueError: for none or both of the lengths, or a bad one.
+        ValueError: if ``epochs`` and ``steps`` are both given or both None, or the length is negative or not finite; at
+            ``attach``, if a length in epochs is given and the length of an epoch is unknown.
     """
 
     function = staticmethod(schedules.early)
@@ -144,8 +155,8 @@ class _OfALength(FollowSchedule):
         self.factor(0, {}, clock)
 
 
-class Early(_OfALength):
-    """The full strength for the first ``epochs`` or ``steps``, then none (P4).
+class Early(_WithLength):
+    """The factor 1 for the first ``epochs`` or ``steps``, then 0: decay only early in training (P4).
 
     [grade B]
     """
@@ -154,12 +165,12 @@ class Early(_OfALength):
 
     @property
     def is_always_zero(self) -> bool:
-        """True for a length of 0."""
+        """True if the length is 0, so that the factor is 0 in every step."""
         return 0 in (self.epochs, self.steps)
 
 
-class Delayed(_OfALength):
-    """No strength for the first ``epochs`` or ``steps``, then the full one (P3, the delayed form).
+class Delayed(_WithLength):
+    """The factor 0 for the first ``epochs`` or ``steps``, then 1: decay that starts late (P3, the delayed form).
 
     [grade B]
     """
@@ -169,7 +180,7 @@ class Delayed(_OfALength):
 
 
 class Late(Delayed):
-    """``Delayed`` under the name that P4 has for it: decay switched on late.
+    """The same as ``Delayed``, under P4's name.
 
     [grade B]
     """
@@ -177,27 +188,27 @@ class Late(Delayed):
     stackable = True
 
 
-class WarmUp(_OfALength):
-    """A strength that grows linearly over the first ``epochs`` or ``steps``, as a learning rate's warm-up does."""
+class WarmUp(_WithLength):
+    """A factor that grows linearly to 1 over the first ``epochs`` or ``steps``, as in a learning rate's warm-up."""
 
     stackable = True
     function = staticmethod(schedules.warm_up)
 
 
 def check_over_time(over_time: OverTime | Iterable[OverTime] | None) -> tuple[OverTime, ...]:
-    """Return ``over_time`` as a tuple; raise a ValueError for anything in it that is not an ``OverTime``."""
+    """Return ``over_time`` as a tuple, () for None; raise a ValueError if an element is not an ``OverTime``."""
     if over_time is None:
         return ()
     several = isinstance(over_time, Iterable) and not isinstance(over_time, str | dict)
-    found = tuple(over_time) if several else (over_time,)
-    for schedule in found:
+    factors = tuple(over_time) if several else (over_time,)
+    for schedule in factors:
         if not isinstance(schedule, OverTime):
             raise ValueError(f"over_time={schedule!r}: must be an OverTime; in a config, regularizer/over_time=early")
-    return found
+    return factors
 
 
 def on_device(state: Any, device: torch.device) -> Any:
-    """Return a nested state with its tensors on ``device``; checkpoints are read on the CPU."""
+    """Return a nested state (dicts and lists) with its tensors moved to ``device``. Checkpoints are read on the CPU."""
     if isinstance(state, Tensor):
         return state.to(device)
     if isinstance(state, dict):

@@ -1,4 +1,4 @@
-"""The parameters of a method, in groups with a strength each, and their places in a model."""
+"""The parameters of a method, in groups that have one strength each, and the places of the parameters in a model."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,42 +12,45 @@ Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, An
 
 
 class Place(NamedTuple):
-    """The place of a parameter in a model."""
+    """The place of a parameter in a model: an attribute of a module."""
 
-    name: str  # in full
-    module: nn.Module
-    attribute: str
-    tensor: Tensor
+    name: str  # full name of the parameter, such as "layers.0.weight"
+    module: nn.Module  # module that owns the parameter
+    attribute: str  # name of the parameter in ``module``
+    tensor: Tensor  # the parameter
 
     @property
     def is_replaced(self) -> bool:
-        """True if the model has another parameter there now."""
-        now = self.module._parameters.get(self.attribute)
-        return now is not None and now is not self.tensor
+        """True if the module has another parameter under this name now; False if it has the same one, or none."""
+        current = self.module._parameters.get(self.attribute)
+        return current is not None and current is not self.tensor
 
 
 def places_of(params: Iterable[Tensor], model: nn.Module) -> list[Place]:
-    """Return every place of the parameters in a model; a shared parameter has several."""
-    own = {id(p) for p in params}
+    """Return all places of ``params`` in a model; a parameter that several modules share has several places."""
+    ids = {id(p) for p in params}
     return [
         Place(f"{path}.{name}".lstrip("."), module, name, p)
         for path, module in model.named_modules()
         for name, p in module.named_parameters(recurse=False)
-        if id(p) in own
+        if id(p) in ids
     ]
 
 
 class DecayedParameters:
-    """Groups of parameters with a strength each.
+    """The base class of ``Regularizer``: the parameters to decay, in groups that have one strength each.
 
     Args:
-        params: tensors, named tensors, or dicts ``{"params": [...], "strength": ...}``.
-        strength: for groups that do not give their own.
+        params: tensors, ``(name, tensor)`` pairs, or groups ``{"params": [...], "strength": ...}``.
+        strength: for the groups without an own ``strength``.
+
+    Raises:
+        ValueError: if there are no parameters, and as :meth:`add_param_group`.
     """
 
     def __init__(self, params: Params, strength: float) -> None:
         self._default_strength = check_strength(strength)
-        self._checked: Mapping | None = None  # the ``group_of`` in which all parameters were found
+        self._checked: Mapping | None = None  # the last ``group_of`` that ``check_replaced`` has approved
         self._places: list[Place] = []
         self.groups: list[dict[str, Any]] = []
         entries = [params] if isinstance(params, Tensor | dict) else list(params)
@@ -57,11 +60,15 @@ class DecayedParameters:
             self.add_param_group(entry)
 
     def add_param_group(self, group: dict[str, Any]) -> None:
-        """Decay more parameters from now on: ``{"params": [...], "strength": ...}``, as torch optimizers take them.
+        """Add a group of parameters to decay.
+
+        Args:
+            group: ``{"params": [...], "strength": ...}``, as for a torch optimizer. ``params`` has tensors or
+                ``(name, tensor)`` pairs; without ``strength`` the group gets the default of this method.
 
         Raises:
-            ValueError: for parameters that are there already, that are complex, or (if this method is attached) that
-                the optimizer does not hold; for a bad strength.
+            ValueError: for an empty list of parameters; for a parameter that is complex, that this method has already,
+                or (if this method is attached) that the optimizer does not hold; for a negative or non-finite strength.
         """
         tensors = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
         if any(isinstance(p, tuple) for p in tensors):
@@ -72,27 +79,27 @@ class DecayedParameters:
         strength = check_strength(group.get("strength", self._default_strength))
         if any(p.is_complex() for p in tensors):
             raise ValueError(f"params: {type(self).__name__} does not decay complex parameters")
-        known = [id(p) for p in (*self.params, *tensors)]
-        if len(set(known)) != len(known):
+        ids = [id(p) for p in (*self.params, *tensors)]
+        if len(set(ids)) != len(ids):
             raise ValueError("params: a parameter appears more than once")
         self._check_added(tensors)
         self.groups.append({**group, "params": tensors, "strength": strength})
 
     def _check_added(self, tensors: Sequence[Tensor]) -> None:
-        """Raise a ValueError for tensors that cannot be added."""
+        """Hook of ``add_param_group``: raise a ValueError if a tensor cannot be added. Does nothing by default."""
 
     @property
     def params(self) -> list[Tensor]:
-        """All parameters that this method acts on."""
+        """The parameters of all groups, in the order of the groups."""
         return [p for group in self.groups for p in group["params"]]
 
     @property
     def strength(self) -> float:
-        """The strength of the first group as it was given; ``strength_in_force`` has the factors over time."""
+        """The strength of the first group, without the factors of ``over_time``."""
         return self.groups[0]["strength"]
 
     def _rows(self) -> list[Row]:
-        """Return the tensors in the order of ``params``, for ``describe``."""
+        """Return a row of ``describe`` for each tensor, in the order of ``params``."""
         names = {id(place.tensor): place.name for place in reversed(self._places)}
         rows = []
         for group in self.groups:
@@ -102,15 +109,17 @@ class DecayedParameters:
         return rows
 
     def check_replaced(self, group_of: Mapping[int, dict[str, Any]]) -> None:
-        """Check that the parameters are still those of the optimizer and of the model.
+        """Check that the optimizer and the model still hold the parameters of this method.
 
-        It takes a few microseconds while nothing has changed.
+        The check takes a few microseconds while the optimizer's groups do not change. Parameters whose strength is 0
+        need not be in the optimizer; if all strengths are 0, nothing is checked.
 
         Args:
-            group_of: the optimizer's group of each of its parameters, by id; the same dict while nothing has changed.
+            group_of: the optimizer's group of each of its parameters, by the parameter's ``id``; the same dict object
+                as in the last call if the groups have not changed.
 
         Raises:
-            RuntimeError: if a parameter was replaced, since the new one would not be decayed.
+            RuntimeError: if a parameter was replaced, since the new parameter would not be decayed.
         """
         if group_of is self._checked and not self._replaced():
             return
@@ -129,5 +138,5 @@ class DecayedParameters:
         self._checked = group_of
 
     def _replaced(self) -> list[str]:
-        """Return the names of the parameters that were replaced in the model."""
+        """Return the full names of the parameters that the model has replaced by other parameters."""
         return [place.name for place in self._places if place.is_replaced]

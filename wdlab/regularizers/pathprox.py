@@ -1,4 +1,4 @@
-"""PathProx (P1): a proximal step on the path-norm, the penalty that weight decay on a ReLU network amounts to.
+"""PathProx (P1): a proximal step on the path-norm, the penalty that weight decay on a ReLU network is equivalent to.
 
 Yang et al. 2022, arXiv 2210.03069.
 """
@@ -29,37 +29,42 @@ from wdlab.tensors import is_per_run, is_sharded
 
 
 class PathProx(Regularizer):
-    """``R(w) = sum over homogeneous units |w|_2 |v|_2``, by a proximal step.
+    """PathProx: a proximal step on the path-norm ``R(w) = sum over homogeneous units |w|_2 |v|_2``.
 
     [grade A: released code, step by step]
 
-    Yang et al. 2022, arXiv 2210.03069 (P1). After every optimizer step on the loss: (1) balance the pairs' path-norms
-    to their geometric mean, which does not change the network as long as each pair's output reaches the next pair
-    through ReLU, pooling and the like alone; (2) normalize every unit's input weights to length 1, dividing its bias
-    by the same norm; (3) shrink every unit's output weights ``v`` by the prox ``v max(0, 1 - t/|v|)`` with ``t = lr *
-    s``. Units whose path is worth less than ``t`` become exactly zero. Biases are scaled, never decayed. The released
-    code divides by ``max(|v|, 1e-6)``, so that thresholds below 1e-6 zero nothing and a learning rate that falls to 0
-    brings every unit back in its last steps; here (3) is the prox at every threshold, and from 1e-6 on the same.
+    A homogeneous unit is a ReLU neuron or channel with input weights ``w`` and output weights ``v``, see
+    :mod:`wdlab.homogeneous`. Yang et al. 2022, arXiv 2210.03069 (P1). After every optimizer step on the loss:
 
-    The learning rate multiplies the decay (it is part of the threshold). At strength 0, also one that is 0 for a time
-    (``over_time``), and at learning rate 0 the method is off altogether: its normalization alone would change the
-    function. A pair without gradients in a step (frozen, or not used) is left alone in it, and nothing is balanced
-    then. Sharded weights are refused: a unit's norm takes all of its row.
+    (1) Scale the pairs of layers so that all path-norms equal their geometric mean. The network's function does not
+    change, provided that only ReLU, pooling and the like lie between one pair and the next.
+    (2) Divide every unit's input weights and bias by ``|w|``, so that the input weights have length 1.
+    (3) Shrink every unit's output weights by the prox ``v max(0, 1 - t/|v|)`` with ``t = lr * s``. Output weights with
+    ``|v| <= t`` become exactly zero. Biases are scaled, never decayed.
+
+    The released code divides by ``max(|v|, 1e-6)`` in (3). Thresholds below 1e-6 then zero nothing, and a learning rate
+    that falls to 0 revives every unit in the last steps. Here (3) is the prox at every threshold; for thresholds of
+    1e-6 and more the results are the same.
+
+    The learning rate multiplies the decay (as part of the threshold). While the strength (with ``over_time``) or the
+    learning rate is 0, the method does nothing, since step (2) alone would change the function. A pair without
+    gradients in a step (frozen or unused) is not changed in the step, and (1) is skipped for all pairs. Sharded weights
+    are refused, since a unit's norm needs its whole row.
 
     Args:
-        pairs: disjoint ``(first, second)`` modules with ``weight`` (out, in, ...) and optional ``bias``; row i of
-            ``first`` and column i of ``second`` belong to unit i. ``homogeneous_pairs(model)`` finds them.
+        pairs: disjoint ``(first, second)`` modules with ``weight`` (out, in, ...) and optional ``bias``. Row i of
+            ``first`` and column i of ``second`` belong to unit i. ``homogeneous_pairs(model)`` returns them.
         strength: s, finite and >= 0.
-        other: weights outside the pairs; they get the ordinary ``s/2 |w|^2`` in the loss gradient.
-        balance: whether to do (1). ``for_model`` checks that it is allowed; the class itself does not.
-        regularize_bias: count a unit's bias to its input weights, in the norm and so in the penalty. Nothing is
-            balanced then, whatever ``balance`` says, as released.
-        compiled: do the arithmetic by ``torch.compile`` (needs a C++ compiler on the CPU).
+        other: weights outside the pairs. They get L2 regularization, ``s/2 |w|^2``, by the gradient of the loss.
+        balance: True to do (1). The class does not check that (1) keeps the network's function; ``for_model`` does.
+        regularize_bias: True to count a unit's bias among its input weights, in the norm and in the penalty. (1) is not
+            done then, regardless of ``balance``, as in the released code.
+        compiled: True to do the arithmetic by ``torch.compile``, which needs a C++ compiler on the CPU.
         over_time: as in :class:`wdlab.regularizers.Regularizer`.
 
     Raises:
-        ValueError: for no pairs, a module in two pairs, pairs whose shapes do not meet, a bad strength; at ``attach``
-            for sharded weights.
+        ValueError: for no pairs, a module in two pairs, a pair whose shapes do not match, a negative or non-finite
+            strength; at ``attach`` for sharded weights.
     """
 
     stackable = True
@@ -84,13 +89,19 @@ class PathProx(Regularizer):
 
     @classmethod
     def for_model(cls, model: nn.Module, strength: float, scope: str = "weights", **options: Any) -> Self:
-        """Return PathProx on ``homogeneous_pairs(model)``, with the model's remaining weights as ``other``.
+        """Create PathProx on ``homogeneous_pairs(model)``, with the model's remaining weights as ``other``.
 
-        Frozen weights are left out, and a pair with one of them.
+        Frozen weights are left out. A pair with a frozen weight is no pair; its other weight is in ``other``.
+
+        Args:
+            model: the network.
+            strength: s, finite and >= 0.
+            scope: ``weights``; PathProx has no other scope.
+            options: further keyword arguments of the class.
 
         Raises:
-            ValueError: for a model without pairs, or one whose pairs cannot be balanced without changing its function;
-                for sharded weights.
+            ValueError: for another scope, a model without pairs, or sharded weights; if balancing the pairs would
+                change the model's function; if the strength is not 0 but ``over_time`` is 0 in every step.
         """
         if scope != "weights":
             raise ValueError(f"scope={scope!r}: must be weights (regularize_bias is what PathProx has for biases)")
@@ -110,7 +121,7 @@ class PathProx(Regularizer):
 
     @property
     def _paired(self) -> list[Tensor]:
-        """The weights of the pairs, which are the first parameters."""
+        """The weights of the pairs: first and second layer of each pair in turn. They come first in ``params``."""
         return self.groups[0]["params"][: 2 * len(self.pairs)]
 
     def _is_paired(self, weight: Tensor) -> bool:
@@ -122,6 +133,7 @@ class PathProx(Regularizer):
         return self._unpaired(self.params)
 
     def _unpaired(self, params: Iterable[Tensor]) -> list[Tensor]:
+        """Return those of ``params`` that are not weights of a pair."""
         paired = {id(p) for p in self._paired}
         return [p for p in params if id(p) not in paired]
 
@@ -151,18 +163,18 @@ class PathProx(Regularizer):
             rate = part.lr * part.strength
             if isinstance(rate, Tensor) or rate > 0:
                 rates |= dict.fromkeys(map(id, part.params), rate)
-        live = [pair for pair in self.pairs if all(id(tensor(layer.weight)) in rates for layer in pair)]
-        if live:
-            tensors = [layer_tensors(pair, tensor) for pair in live]
-            balance = self.balance and len(live) == len(self.pairs)
-            ts = [rates[id(tensor(second.weight))] for _, second in live]
-            if is_per_run(ts[0]):
-                prox_step_of_runs_(tensors, ts[0].flatten(), balance, self.regularize_bias)
+        active = [pair for pair in self.pairs if all(id(tensor(layer.weight)) in rates for layer in pair)]
+        if active:
+            tensors = [layer_tensors(pair, tensor) for pair in active]
+            balance = self.balance and len(active) == len(self.pairs)
+            thresholds = [rates[id(tensor(second.weight))] for _, second in active]
+            if is_per_run(thresholds[0]):
+                prox_step_of_runs_(tensors, thresholds[0].flatten(), balance, self.regularize_bias)
             elif self.compiled:
-                ts = [t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64) for t in ts]
-                compile_once(prox_step_)(tensors, ts, balance, self.regularize_bias)
+                thresholds = [t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64) for t in thresholds]
+                compile_once(prox_step_)(tensors, thresholds, balance, self.regularize_bias)
             else:
-                prox_step_(tensors, ts, balance, self.regularize_bias)
+                prox_step_(tensors, thresholds, balance, self.regularize_bias)
 
     def penalty(self) -> Tensor:
         paths = unit_path_norms(self.pairs)
@@ -190,13 +202,16 @@ class PathProx(Regularizer):
 
 
 def check_unsharded(params: Iterable[Tensor]) -> None:
-    """Raise a ValueError if a weight is sharded."""
+    """Raise a ValueError if any of ``params`` is sharded over processes (a DTensor)."""
     if any(is_sharded(p) for p in params):
         raise ValueError("PathProx: cannot work on sharded weights, since the norm of a unit takes all of its row")
 
 
 def check_pairs(pairs: list[Pair]) -> None:
-    """Raise a ValueError unless the pairs are there, disjoint, and meet in the number of units."""
+    """Raise a ValueError if there are no pairs, a layer is in two pairs, or a pair's layers differ in their units.
+
+    The units of a pair are the outputs of its first layer and the inputs of its second layer.
+    """
     if not pairs:
         raise ValueError("pairs: got none; PathProx needs at least one (first, second) pair of layers")
     layers = [layer for pair in pairs for layer in pair]

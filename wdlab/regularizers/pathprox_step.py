@@ -8,23 +8,28 @@ from torch import Tensor
 
 from wdlab.homogeneous import Pair, column_norms, row_norms
 
-SMALLEST_NORM = 1e-6  # input norms and path-norms are clipped below at this before any division, as released
+SMALLEST_NORM = 1e-6  # smaller input norms and path-norms count as this in divisions, as in the released code
 
 
 class Factors(NamedTuple):
-    """The factors of one step on a pair. Shapes: (units,), (units,), (units,), ()."""
+    """The factors by which one PathProx step multiplies the weights and biases of a pair of layers."""
 
-    first_weight: Tensor  # each row of the first layer
-    first_bias: Tensor
-    second_weight: Tensor  # each column of the second layer
-    second_bias: Tensor | float  # a number where it is 1 for all
+    first_weight: Tensor  # for each row of the first layer's weight, (units,)
+    first_bias: Tensor  # for each element of the first layer's bias, (units,)
+    second_weight: Tensor  # for each column of the second layer's weight, (units,)
+    second_bias: Tensor | float  # for the second layer's whole bias, (); the number 1 without balancing
 
 
 LayerTensors = tuple[Tensor, Tensor | None, Tensor, Tensor | None]  # weight and bias of the first and the second layer
 
 
 def layer_tensors(pair: Pair, tensor: Callable[[Tensor], Tensor]) -> LayerTensors:
-    """Return weights and biases of a pair of layers, each as ``tensor`` gives it."""
+    """Return the weights and biases of a pair of layers, detached; None for a missing bias.
+
+    Args:
+        pair: the layers.
+        tensor: function from a layer's parameter to the tensor to update in its place, see ``View.tensor``.
+    """
     own = (t for layer in pair for t in (layer.weight, layer.bias))
     return tuple(None if t is None else tensor(t).detach() for t in own)
 
@@ -35,13 +40,13 @@ def prox_step_(
     balance: bool = True,
     regularize_bias: bool = False,
 ) -> None:
-    """Take one step of the method in place: balance, normalize, prox (P1, steps 2 to 4).
+    """Take one PathProx step on all pairs in place: balance, normalize, prox (P1, steps 2 to 4).
 
-    It costs one multiplication per tensor.
+    The step computes the norms and then multiplies each tensor once.
 
     Args:
-        pairs: per pair, weight and bias (or None) of the first and of the second layer.
-        thresholds: per pair, ``t = lr * s``; where one is a tensor that is 0, its pair is left alone.
+        pairs: per pair, weight and bias (or None) of the first layer, weight and bias (or None) of the second layer.
+        thresholds: per pair, ``t = lr * s``. A pair whose threshold is a scalar tensor of value 0 is not changed.
         balance: as in :class:`PathProx`.
         regularize_bias: as in :class:`PathProx`.
     """
@@ -59,13 +64,13 @@ def prox_step_(
 def prox_step_of_runs_(
     pairs: Sequence[LayerTensors], thresholds: Tensor, balance: bool = True, regularize_bias: bool = False
 ) -> None:
-    """Take :func:`prox_step_` for each run of a stack.
+    """Take one PathProx step for each run of a stack, see :func:`prox_step_`.
 
     Args:
-        pairs: as there, with a first dimension of runs; biases are (runs, 1, units).
-        thresholds: ``t`` of each run, (runs,), the same for all pairs.
-        balance: as there.
-        regularize_bias: as there.
+        pairs: per pair, weights (runs, out, in) and biases (runs, 1, out) or None, in the order of ``LayerTensors``.
+        thresholds: ``t = lr * s`` of each run, (runs,), the same for all pairs.
+        balance: as in :class:`PathProx`.
+        regularize_bias: as in :class:`PathProx`.
     """
     pairs = [tuple(t if t is None or k % 2 == 0 else t[:, 0] for k, t in enumerate(pair)) for pair in pairs]
 
@@ -77,7 +82,13 @@ def prox_step_of_runs_(
 
 
 def row_norms_with_bias(weight: Tensor, bias: Tensor | None, with_bias: bool) -> Tensor:
-    """Return the norm of each unit's input weights, shape (units,), with its bias if ``with_bias``."""
+    """Return the norm of each unit's input weights, shape (units,).
+
+    Args:
+        weight: the layer's weight, one row per unit.
+        bias: the layer's bias, shape (units,), or None.
+        with_bias: True to count a unit's bias among its input weights.
+    """
     norms = row_norms(weight.detach())
     return torch.hypot(norms, bias.detach().to(norms.dtype)) if with_bias and bias is not None else norms
 
@@ -85,24 +96,26 @@ def row_norms_with_bias(weight: Tensor, bias: Tensor | None, with_bias: bool) ->
 def prox_factors(
     rows: list[Tensor], columns: list[Tensor], thresholds: list[float | Tensor], balance: bool = True
 ) -> list[Factors]:
-    """Return the factors of a PathProx step on each pair, from the norms alone (P1, steps 2 to 4 in one).
+    """Return the factors of a PathProx step on each pair (P1, steps 2 to 4 in one), computed from norms alone.
+
+    The computation has no branches on the values of tensors, so it can be compiled and mapped over runs.
 
     Args:
         rows: per pair, input norms ``|w|`` after the gradient step, shape (units,).
-        columns: per pair, output norms ``|v|``, shape (units,).
+        columns: per pair, output norms ``|v|`` after the gradient step, shape (units,).
         thresholds: per pair, ``t = lr * s``.
-        balance: scale the pairs to equal path-norm first.
+        balance: True to scale the pairs to equal path-norms first.
 
     Returns:
-        One :class:`Factors` per pair. All of it is tensor arithmetic without branches on values.
+        One :class:`Factors` per pair.
     """
     ranges = [torch.finfo(r.dtype) for r in rows]
-    largest = min(r.max for r in ranges)  # where a norm or a product is out of the range of its type
+    largest = min(r.max for r in ranges)  # replaces norms and products that exceed the range of their type
     smallest = max(r.tiny for r in ranges)
     rows = [r.clamp(SMALLEST_NORM, largest) for r in rows]
     columns = [c.clamp(max=largest) for c in columns]
     factors = []
-    before: Tensor | float = 1.0  # factor on the output of the pairs so far
+    before: Tensor | float = 1.0  # factor by which the pairs so far scale the input of the next pair
     if balance:
         path_norms = torch.stack([(r * c).sum() for r, c in zip(rows, columns, strict=True)])
         path_norms = path_norms.clamp(SMALLEST_NORM, largest)
@@ -117,7 +130,10 @@ def prox_factors(
 
 
 def multiply_(pair: LayerTensors, factors: Factors) -> None:
-    """Multiply a pair's weights and biases in place, rows of the first layer and columns of the second."""
+    """Multiply the weights and biases of a pair by ``factors`` in place.
+
+    The rows and the bias of the first layer, the columns of the second layer and its bias have their own factors.
+    """
     first_weight, first_bias, second_weight, second_bias = pair
     first_weight.mul_(along_rows(factors.first_weight, first_weight))
     second_weight.mul_(along_columns(factors.second_weight, second_weight))
@@ -128,10 +144,10 @@ def multiply_(pair: LayerTensors, factors: Factors) -> None:
 
 
 def along_rows(units: Tensor, weight: Tensor) -> Tensor:
-    """Return a value per unit, shape (units,), in a shape that broadcasts over the rows of ``weight``."""
+    """Return ``units``, one value per row of ``weight``, in the shape (units, 1, ...) that multiplies the rows."""
     return units.reshape(-1, *[1] * (weight.dim() - 1))
 
 
 def along_columns(units: Tensor, weight: Tensor) -> Tensor:
-    """Return a value per unit, shape (units,), in a shape that broadcasts over the columns of ``weight``."""
+    """Return ``units``, one value per column of ``weight``, as (1, units, 1, ...), which multiplies the columns."""
     return units.reshape(1, -1, *[1] * (weight.dim() - 2))

@@ -1,4 +1,4 @@
-"""The penalties ``R(w)`` that are sums over single weights: their values and gradients."""
+"""The values and gradients of those penalties ``R(w)`` that are sums of a function of single weights."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -10,17 +10,20 @@ from wdlab.tensors import accumulation_dtype, local_shards, over_shards
 
 
 class Penalty(Protocol):
-    """``R(w)``, summed over all elements of all tensors."""
+    """The protocol of a penalty ``R(w)``, which is a sum over all elements of several tensors."""
 
     def value(self, params: Sequence[Tensor]) -> Tensor:
-        """``R``, a scalar tensor of at least float32."""
+        """Return ``R`` summed over all elements of ``params``, as a scalar tensor of at least float32."""
 
     def gradient(self, params: Sequence[Tensor]) -> list[Tensor]:
-        """``dR/dw`` of each tensor, in its shape; not to be written to. Of sharded tensors the local shards."""
+        """Return ``dR/dw`` for each tensor, in its shape. The caller must not write to the result.
+
+        For a sharded tensor, the result is the gradient for its local shard.
+        """
 
 
 class HalfSquare:
-    """``sum w^2 / 2``: L2, the penalty that ordinary weight decay is the gradient of."""
+    """The L2 penalty ``sum w^2 / 2``, whose gradient is ordinary weight decay."""
 
     def value(self, params: Sequence[Tensor]) -> Tensor:
         norms = torch.stack(
@@ -33,7 +36,7 @@ class HalfSquare:
 
 
 class Absolute:
-    """``sum |w|``: L1. Its gradient at 0 is 0."""
+    """The L1 penalty ``sum |w|``. Its gradient at 0 is defined as 0."""
 
     def value(self, params: Sequence[Tensor]) -> Tensor:
         sums = torch.stack(
@@ -46,9 +49,14 @@ class Absolute:
 
 
 class Bridge:
-    """``sum (|w| + epsilon)^p - epsilon^p`` for p > 0: the Bridge penalty, exactly so with ``epsilon`` 0.
+    """The Bridge penalty ``sum |w|^p`` for p > 0, smoothed to ``sum (|w| + epsilon)^p - epsilon^p``.
 
-    Its gradient ``p sign(w) (|w| + epsilon)^(p-1)`` is 0 at 0 and, for p < 1, at most ``p epsilon^(p-1)``.
+    Its gradient ``p sign(w) (|w| + epsilon)^(p-1)`` is defined as 0 at 0. For p < 1 and ``epsilon > 0`` the gradient's
+    size is at most ``p epsilon^(p-1)``.
+
+    Args:
+        p: the exponent, > 0.
+        epsilon: offset of ``|w|``, >= 0; 0 for the Bridge penalty itself.
     """
 
     def __init__(self, p: float, epsilon: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""p-norm weight decay (P2): decoupled decay for the Bridge penalty with any p > 0, and its comparators.
+"""p-norm weight decay (P2): decoupled decay for the penalty ``sum |w|^p`` with any p > 0, and proximal steps.
 
 Outmezguine and Levi 2024, arXiv 2404.10824.
 """
@@ -18,7 +18,12 @@ from wdlab.tensors import accumulation_dtype, add_number, add_number_, is_per_ru
 
 
 class _Bridged(Regularizer):
-    """A method for ``R(w) = sum |w|^p``, with a ``p`` for each group."""
+    """The base class of the methods for ``R(w) = sum |w|^p``, whose groups may have different ``p``.
+
+    Args:
+        params, strength, over_time: as in :class:`wdlab.regularizers.Regularizer`.
+        p: the exponent, for the groups without an own ``p``.
+    """
 
     def __init__(
         self,
@@ -31,11 +36,11 @@ class _Bridged(Regularizer):
         super().__init__(params, strength, over_time)
 
     def check_p(self, p: float) -> float:
-        """Return ``p``; raise a ValueError if the method cannot have it."""
+        """Return ``p`` as a Python number; raise a ValueError if the method does not support this ``p``."""
         return check_number("p", p, above=0.0)
 
     def add_param_group(self, group: dict[str, Any]) -> None:
-        """Decay more parameters from now on, as for every method. A group may have its own ``p``."""
+        """Add a group of parameters to decay, as ``Regularizer.add_param_group``. The group may have its own ``p``."""
         super().add_param_group({**group, "p": self.check_p(group.get("p", self._default_p))})
 
     def penalty(self) -> Tensor:
@@ -47,23 +52,25 @@ class _Bridged(Regularizer):
 
 
 class PNormDecay(_Bridged):
-    """p-norm weight decay, pWD: ``R(w) = sum |w|^p`` for any p > 0.
+    """p-norm weight decay, pWD: decoupled decay for ``R(w) = sum |w|^p`` with any p > 0.
 
     [grade A: released pAdam, step by step]
 
-    With ``w0`` the weight before the optimizer's step and ``u`` after it, ``w = u / (1 + p lr s |w0|^(p-2))``. For p
-    < 2 a weight that is zero stays exactly zero; for p <= 1 small weights get there in a few steps, without the
-    gradient that diverges at 0 for p < 1. p = 2 is decoupled decay with the factor ``1 / (1 + 2 lr s)``. The learning
-    rate multiplies the decay. The released pAdam decays tensors with at least 2 dimensions.
+    ``w = u / (1 + p lr s |w0|^(p-2))``, where ``w0`` is the weight before the optimizer's step and ``u`` the weight
+    after it. For p < 2 a weight that is zero stays exactly zero. For p <= 1 small weights become zero in a few steps;
+    the gradient of the penalty, which diverges at 0 for p < 1, is not needed. p = 2 is decoupled decay with the factor
+    ``1 / (1 + 2 lr s)``. The learning rate multiplies the decay. The released pAdam decays only tensors with at least 2
+    dimensions; this class decays all parameters that it is given.
 
     Args:
         params, strength, over_time: as in :class:`wdlab.regularizers.Regularizer`.
-        p: > 0; a group may have its own, ``{"params": ..., "p": 1.0}``.
-        late: use ``u`` in the factor instead of ``w0``, the released late variant.
-        compiled: do the arithmetic by ``torch.compile``, in one pass over memory (needs a C++ compiler on the CPU).
+        p: the exponent, > 0. A group may have its own, ``{"params": ..., "p": 1.0}``.
+        late: True for the factor ``1 / (1 + p lr s |u|^(p-2))``, the late variant in the released code.
+        compiled: True to do the arithmetic by ``torch.compile``, in one pass over memory. Needs a C++ compiler on the
+            CPU.
 
     Raises:
-        ValueError: for a bad p or strength.
+        ValueError: for a p that is not a finite number > 0, or a negative or non-finite strength.
     """
 
     stackable = True
@@ -78,8 +85,9 @@ class PNormDecay(_Bridged):
         over_time: Schedules = None,
     ) -> None:
         self.late, self.compiled = late, compiled
+        # (parameters, their factors) per active group, from before_step to after_step
         self._factors: list[tuple[list[Tensor], list[Tensor] | Tensor | float]] = []
-        self._scratch: dict[int, Tensor] = {}  # memory for the factors of CPU weights: to allocate it anew takes longer
+        self._scratch: dict[int, Tensor] = {}  # reused memory for the factors on the CPU, by the parameter's id
         super().__init__(params, strength, p, over_time)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -100,6 +108,7 @@ class PNormDecay(_Bridged):
         self._factors = []
 
     def _shrink_factors(self, part: ActiveGroup) -> list[Tensor] | Tensor | float:
+        """Return the factors ``1 / (1 + p lr s |w|^(p-2))`` for the current weights, as :func:`shrink_factors` does."""
         p, c = part.group["p"], part.group["p"] * part.lr * part.strength
         weights = local_shards(part.params)
         if self.compiled and not is_per_run(c):
@@ -107,6 +116,12 @@ class PNormDecay(_Bridged):
         return shrink_factors(weights, c, p, self._memory_for(part.params, weights))
 
     def _memory_for(self, params: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor] | None:
+        """Return a tensor for the factors of each weight; None if a weight is not on the CPU.
+
+        Args:
+            params: the parameters.
+            weights: the local shards of ``params``.
+        """
         if not all(w.is_cpu for w in weights):
             return None
         for p, w in zip(params, weights, strict=True):
@@ -117,20 +132,20 @@ class PNormDecay(_Bridged):
 
 
 class PNormProx(_Bridged):
-    """The exact proximal step on ``R(w) = sum |w|^p`` for p = 1 and p = 3/2, the released comparators of P2.
+    """The exact proximal step on ``R(w) = sum |w|^p`` for p = 1 and p = 3/2: the comparators in P2's released code.
 
     [grade B]
 
-    After the optimizer's step, ``w = argmin_z (z - u)^2 / 2 + t |z|^p`` with ``t = lr * s``: for p = 1 the soft
-    threshold ``sign(u) max(0, |u| - t)``, for p = 3/2 ``sign(u) (2 |u| / (1.5 t + sqrt(2.25 t^2 + 4 |u|)))^2``. The
-    learning rate multiplies the decay.
+    The optimizer's step results in the weight ``u``; then ``w = argmin_z (z - u)^2 / 2 + t |z|^p`` with ``t = lr * s``.
+    For p = 1 this is the soft threshold ``sign(u) max(0, |u| - t)``, for p = 3/2 it is
+    ``sign(u) (2 |u| / (1.5 t + sqrt(2.25 t^2 + 4 |u|)))^2``. The learning rate multiplies the decay.
 
     Args:
         params, strength, over_time: as in :class:`wdlab.regularizers.Regularizer`.
-        p: 1 or 1.5; a group may have its own.
+        p: the exponent, 1 or 1.5. A group may have its own.
 
     Raises:
-        ValueError: for another p.
+        ValueError: for another p, or a negative or non-finite strength.
     """
 
     stackable = True
@@ -161,7 +176,7 @@ class PNormProx(_Bridged):
 
 
 def soft_threshold(weights: Sequence[Tensor], threshold: float | Tensor) -> list[Tensor]:
-    """Return ``sign(w) max(0, |w| - t)``, the prox of ``t |w|``."""
+    """Return ``sign(w) max(0, |w| - t)`` for each tensor: the proximal operator of ``t |w|`` with ``t = threshold``."""
     sizes = torch._foreach_abs(weights)
     add_number_(sizes, -threshold)
     torch._foreach_clamp_min_(sizes, 0)
@@ -169,15 +184,18 @@ def soft_threshold(weights: Sequence[Tensor], threshold: float | Tensor) -> list
 
 
 def prox_of_three_halves(weights: Sequence[Tensor], threshold: float | Tensor) -> list[Tensor]:
-    """Return ``sign(w) r^2`` with ``r = |w| / (h + sqrt(h^2 + |w|))``, ``h = 3 t / 4``: the prox of ``t |w|^(3/2)``."""
+    """Return the result of the proximal operator of ``t |w|^(3/2)`` for each tensor, with ``t = threshold``.
+
+    It is ``sign(w) r^2`` with ``r = |w| / (h + sqrt(h^2 + |w|))`` and ``h = 3 t / 4``.
+    """
     half = 0.75 * threshold
-    half = half.clamp(max=1e18) if isinstance(half, Tensor) else min(half, 1e18)
+    half = half.clamp(max=1e18) if isinstance(half, Tensor) else min(half, 1e18)  # so that its square is finite
     sizes = torch._foreach_abs(weights)
-    below = add_number(sizes, half * half)
-    torch._foreach_sqrt_(below)
-    add_number_(below, half)
-    torch._foreach_clamp_min_(below, [torch.finfo(w.dtype).tiny for w in weights])  # 0 / 0 for w = t = 0
-    roots = torch._foreach_div(sizes, below)
+    denominators = add_number(sizes, half * half)
+    torch._foreach_sqrt_(denominators)
+    add_number_(denominators, half)
+    torch._foreach_clamp_min_(denominators, [torch.finfo(w.dtype).tiny for w in weights])  # avoids 0 / 0 at w = t = 0
+    roots = torch._foreach_div(sizes, denominators)
     torch._foreach_mul_(roots, roots)
-    torch._foreach_minimum_(roots, sizes)  # by rounding it could be more
+    torch._foreach_minimum_(roots, sizes)  # rounding could make r^2 larger than |w|
     return torch._foreach_mul(roots, torch._foreach_sign(weights))

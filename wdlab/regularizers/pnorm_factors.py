@@ -1,7 +1,8 @@
-"""The factor ``1 / (1 + c |w|^(p-2))`` of p-norm weight decay (P2), in the forms that are fast in each place.
+"""The factor ``1 / (1 + c |w|^(p-2))`` of p-norm weight decay (P2), for uncompiled and for compiled code.
 
-``shrink_factors`` acts on lists of tensors, ``shrink_factor`` is one expression for a compiler, and ``power`` replaces
-a logarithm and an exponential by polynomials in compiled float32 loops on the CPU.
+``shrink_factors`` computes the factors of a list of tensors by uncompiled operations on the whole list.
+``shrink_factor`` is one expression that a compiler turns into one loop. In compiled float32 loops on the CPU, ``power``
+replaces a logarithm and an exponential by polynomials.
 """
 
 import itertools
@@ -13,22 +14,24 @@ from torch import Tensor
 
 from wdlab.tensors import accumulation_dtype, add_number_, compiled, scale_
 
-LARGEST = 1e37  # larger c count as this, smaller c than its inverse as 0: else infinities and zeros would meet
+LARGEST = 1e37  # a larger c counts as 1e37, a c below 1e-37 as 0; otherwise products of 0 and infinity would be NaN
 
 
 def shrink_factors(
     weights: Sequence[Tensor], c: float | Tensor, p: float, places: Sequence[Tensor] | None = None
 ) -> list[Tensor] | Tensor | float:
-    """Return ``1 / (1 + c |w|^(p-2))``, in [0, 1], without an overflow on the way. It is 1 where ``c`` is 0.
+    """Return ``1 / (1 + c |w|^(p-2))`` for each weight, in [0, 1]. No intermediate result overflows.
 
     Args:
-        weights: any shapes.
-        c: ``p * lr * s`` >= 0, a number or a scalar tensor.
-        p: > 0.
-        places: tensors to write to, in the shapes of the weights, at least float32; new ones if not given.
+        weights: tensors of any shapes.
+        c: ``p * lr * s`` >= 0: a number, a scalar tensor, or for a stack a number per run, (runs, 1, 1). If it is 0,
+            every factor is 1.
+        p: the exponent, > 0.
+        places: tensors to write the factors to, in the shapes of the weights, at least float32; None for new tensors.
 
     Returns:
-        Tensors in the shapes of the weights, at least float32; for p = 2 one factor for all of them.
+        Tensors in the shapes of the weights, at least float32. If p = 2, or if ``c`` is a number below 1e-37: one
+        factor for all weights, in the form of ``c``.
     """
     if p == 2 or (not isinstance(c, Tensor) and c < 1 / LARGEST):
         return 1 / (1 + c)
@@ -48,7 +51,7 @@ def shrink_factors(
         scale_(sizes, c if isinstance(c, Tensor) else min(c, LARGEST))
         torch._foreach_add_(sizes, 1)
         torch._foreach_reciprocal_(sizes)
-    else:  # the same as 1 / (1 + exp(log c - (2-p) log |w|))
+    else:  # by the equal form 1 / (1 + exp(log c - (2-p) log |w|))
         torch._foreach_log_(sizes)
         torch._foreach_mul_(sizes, 2 - p)
         add_number_(sizes, -_log(c))
@@ -61,7 +64,13 @@ def _log(c: float | Tensor) -> float | Tensor:
 
 
 def compiled_shrink_factors(weights: Sequence[Tensor], c: float | Tensor, p: float) -> list[Tensor]:
-    """Return ``shrink_factors`` by ``torch.compile``, in one pass over each tensor."""
+    """Return the result of ``shrink_factors`` as a list of tensors, by ``torch.compile`` in one pass over each tensor.
+
+    Args:
+        weights: tensors of any shapes.
+        c: ``p * lr * s`` >= 0, a number or a scalar tensor.
+        p: the exponent, > 0.
+    """
     c = c if isinstance(c, Tensor) else torch.tensor(min(c, LARGEST), dtype=torch.float64)
     return compiled(_all_shrink_factors)(list(weights), c, p)
 
@@ -72,7 +81,16 @@ def _all_shrink_factors(weights: list[Tensor], c: Tensor, p: float) -> list[Tens
 
 
 def shrink_factor(w: Tensor, c: Tensor, p: float) -> Tensor:
-    """Return ``1 / (1 + c |w|^(p-2))`` for c > 0, as one expression that a compiler makes part of a loop."""
+    """Return ``1 / (1 + c |w|^(p-2))`` as one expression, which a compiler can fuse into a loop.
+
+    Args:
+        w: weights.
+        c: a scalar tensor in [1e-37, 1e37].
+        p: the exponent, > 0.
+
+    Returns:
+        The factors in the shape of ``w``, at least float32 (for p = 2 in the type of ``c``).
+    """
     if p == 2:
         return (1 / (1 + c)).expand(w.shape)
     x = w.to(accumulation_dtype(w.dtype)).abs()
@@ -88,7 +106,8 @@ def shrink_factor(w: Tensor, c: Tensor, p: float) -> Tensor:
     return x / (x + c)
 
 
-# log2(1 + r) / r on [-1/4, 1/2) and 2^f on [-1/2, 1/2], Chebyshev fits; the errors are below float32's
+# coefficients of Chebyshev fits of log2(1 + r) / r on [-1/4, 1/2) and 2^f on [-1/2, 1/2], in the order of rising
+# powers; the errors of the fits are below float32's rounding
 LOG2 = (1.44269525, -0.721350693, 0.48084751, -0.360335294, 0.290073565, -0.250652196, 0.204127339, -0.09616397)
 EXP2 = (1.00000008, 0.693147207, 0.240221074, 0.0555032721, 0.0096760371, 0.00134004322)
 
@@ -96,8 +115,8 @@ EXP2 = (1.00000008, 0.693147207, 0.240221074, 0.0555032721, 0.0096760371, 0.0013
 def power(x: Tensor, q: float) -> Tensor:
     """Return ``x^q`` for ``x >= 0`` and ``q > 0``.
 
-    For float32 on the CPU it is computed from the bits of ``x`` and two polynomials, as accurately as ``exp(q log x)``.
-    In a compiled loop it costs half as much as a logarithm and an exponential. Uncompiled it is slow.
+    A float32 tensor on the CPU is computed from its bits and two polynomials, as accurately as ``exp(q log x)``. In a
+    compiled loop this takes half the time of ``exp(q log x)``; uncompiled it is slower.
     """
     if x.dtype != torch.float32 or not x.is_cpu:
         return torch.exp(q * torch.log(x))
@@ -106,11 +125,16 @@ def power(x: Tensor, q: float) -> Tensor:
     rest = (bits - (exponent << 23)).view(torch.float32) - 1  # x = 2^exponent (1 + rest), rest in [-1/4, 1/2)
     log2 = (q * (exponent + rest * _polynomial(LOG2, rest))).clamp(-126, 127)
     whole = torch.floor(log2 + 0.5)
-    found = _polynomial(EXP2, log2 - whole) * ((whole.to(torch.int32) + 127) << 23).view(torch.float32)
-    return torch.where(x > 0, found, 0.0)
+    result = _polynomial(EXP2, log2 - whole) * ((whole.to(torch.int32) + 127) << 23).view(torch.float32)
+    return torch.where(x > 0, result, 0.0)
 
 
 def _polynomial(coefficients: Sequence[float | Tensor], x: Tensor) -> Tensor:
-    """Evaluate a polynomial by halves (Estrin), which takes half the time of term after term (Horner)."""
+    """Evaluate a polynomial at ``x`` by Estrin's scheme, which takes half the time of Horner's.
+
+    Args:
+        coefficients: in the order of rising powers.
+        x: any shape; the result has the same shape.
+    """
     pairs = [a + b * x for a, b in itertools.zip_longest(coefficients[::2], coefficients[1::2], fillvalue=0.0)]
     return pairs[0] if len(pairs) == 1 else _polynomial(pairs, x * x)

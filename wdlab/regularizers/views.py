@@ -1,7 +1,7 @@
-"""The parameters that a method acts on, and the one place that joins strength, schedules and learning rate.
+"""Views, the parameters that a method acts on with their strengths and learning rates.
 
-A method is bound to a *view*: ``OptimizerView`` for the parameters of an optimizer, or the view of a stack of runs
-(``wdlab.stacked.methods``), which has the same members.
+A method is bound to a *view*. ``OptimizerView`` has the parameters of an optimizer. ``wdlab.stacked.methods.RowsView``
+has the parameters of several runs that are trained as one stack of tensors. Both have the members of ``View``.
 """
 
 import operator
@@ -16,60 +16,72 @@ from wdlab.tensors import scalar_for
 
 
 class Section(NamedTuple):
-    """Parameters with a gradient that share a group of the method and a group of the optimizer."""
+    """Parameters with a gradient that are in the same group of the method and the same group of the optimizer."""
 
     params: list[Tensor]
-    group: dict[str, Any]  # of the method
-    optimizer_group: dict[str, Any]
-    strength: float | Tensor  # as given; for a stack a number per run, (runs, 1, 1)
-    lr: float | Tensor  # of the next update; for a stack a number per run, (runs, 1, 1)
+    group: dict[str, Any]  # the method's group
+    optimizer_group: dict[str, Any]  # the optimizer's group
+    strength: float | Tensor  # without the factors of over_time; for a stack a number per run, (runs, 1, 1)
+    lr: float | Tensor  # learning rate of the next update; for a stack a number per run, (runs, 1, 1)
 
     @property
     def ascent_sign(self) -> int:
-        """-1 where the optimizer maximizes, and so reverses the sign of the gradient, else 1."""
+        """-1 if the optimizer maximizes, which reverses the sign of every gradient; else 1."""
         return -1 if self.optimizer_group.get("maximize") else 1
 
 
 class ActiveGroup(NamedTuple):
-    """Parameters with the strength and the learning rate that apply to them in this step."""
+    """Parameters to decay in the current step, with the strength and the learning rate of the step."""
 
     params: list[Tensor]
-    strength: float | Tensor
-    lr: float | Tensor
-    maximize: bool  # whether the optimizer maximizes
-    group: dict[str, Any]  # of the method
+    strength: float | Tensor  # with the factors of over_time; for a stack a number per run, (runs, 1, 1)
+    lr: float | Tensor  # for a stack a number per run, (runs, 1, 1)
+    maximize: bool  # True if the optimizer maximizes
+    group: dict[str, Any]  # the method's group
 
 
 class Factor(Protocol):
-    """A factor on a strength, see ``OverTime``."""
+    """The protocol of a factor on a strength, which ``OverTime`` implements."""
 
     def factor(self, step: int, optimizer_group: dict[str, Any], clock: Clock) -> float | Tensor:
-        """Return the factor of the update after ``step`` updates."""
+        """Return the factor for the next update; ``step`` is the number of updates made so far."""
 
 
 class View(Protocol):
-    """The parameters that a method acts on."""
+    """The protocol of the parameters that a method acts on: those of an optimizer, or of a stack of runs."""
 
     optimizer: torch.optim.Optimizer
 
     def sections(self, groups: Sequence[dict[str, Any]], decayed_only: bool = False) -> list[Section]:
-        """Return the parameters of the method's groups that have a gradient."""
+        """Return the tensors to act on, in sections by group of the method and group of the optimizer.
+
+        Args:
+            groups: groups of the method.
+            decayed_only: True to leave out groups whose strength is 0.
+        """
 
     def tensor(self, p: Tensor) -> Tensor:
-        """Return the tensor that stands for a parameter of the method."""
+        """Return the tensor that the method updates in place of ``p``: ``p`` itself, or its slice of a stack."""
 
     def optimizer_group(self, p: Tensor) -> dict[str, Any]:
-        """Return the optimizer's group of a parameter of the method; empty if the optimizer does not hold it."""
+        """Return the optimizer's group that holds the method's parameter ``p``; {} if no group holds it."""
 
 
 def effective_strength(
     strength: float | Tensor, over_time: Iterable[Factor], step: int, optimizer_group: dict[str, Any], clock: Clock
 ) -> float | Tensor:
-    """Return ``strength`` times the factors of the update after ``step`` updates.
+    """Return the strength of the next update: ``strength`` times all factors.
+
+    Args:
+        strength: the strength without factors; for a stack a number per run, (runs, 1, 1).
+        over_time: the factors.
+        step: number of updates made so far.
+        optimizer_group: the optimizer's group of the parameters; {} if the method is not attached.
+        clock: length of the run and of an epoch.
 
     Returns:
-        A number, a scalar tensor if a factor depends on the gradients, or a number per run of a stack, (runs, 1, 1).
-        The number 0 as soon as a factor is the number 0.
+        A number; a scalar tensor if a factor is one; for a stack a number per run, (runs, 1, 1). The Python number 0 if
+        any factor is the Python number 0.
     """
     for schedule in over_time:
         factor = schedule.factor(step, optimizer_group, clock)
@@ -83,7 +95,7 @@ class OptimizerView:
     """The parameters of a torch optimizer.
 
     Args:
-        optimizer: the one that takes the steps.
+        optimizer: the optimizer that the method is attached to.
         owner: name of the method, for error messages.
     """
 
@@ -95,7 +107,7 @@ class OptimizerView:
 
     @property
     def group_of(self) -> dict[int, dict[str, Any]]:
-        """The optimizer's group of each parameter, by its id; the same dict while the groups are the same."""
+        """The optimizer's group of each parameter, by the parameter's ``id``; the same dict until the groups change."""
         groups = self.optimizer.param_groups
         lists = [group["params"] for group in groups]
         if not _are_identical(self._groups, groups) or not all(map(_are_identical, self._params, lists)):
@@ -104,16 +116,16 @@ class OptimizerView:
         return self._group_of
 
     def sections(self, groups: Sequence[dict[str, Any]], decayed_only: bool = False) -> list[Section]:
-        """Return the parameters of a method's groups that have a gradient.
+        """Return the parameters in ``groups`` that have a gradient, a section per group of method and optimizer.
 
         Args:
-            groups: of the method.
-            decayed_only: leave out groups whose strength is 0.
+            groups: groups of the method.
+            decayed_only: True to leave out groups whose strength is 0.
 
         Raises:
             RuntimeError: for a sparse gradient.
         """
-        group_of, found = self.group_of, []
+        group_of, sections = self.group_of, []
         for group in groups:
             if decayed_only and group["strength"] == 0:
                 continue
@@ -126,15 +138,15 @@ class OptimizerView:
             for params in by_optimizer_group.values():
                 optimizer_group = group_of[id(params[0])]
                 lr = scalar_for(params[0], optimizer_group["lr"])
-                found.append(Section(params, group, optimizer_group, group["strength"], lr))
-        return found
+                sections.append(Section(params, group, optimizer_group, group["strength"], lr))
+        return sections
 
     def tensor(self, p: Tensor) -> Tensor:
-        """Return ``p``."""
+        """Return ``p`` itself."""
         return p
 
     def optimizer_group(self, p: Tensor) -> dict[str, Any]:
-        """Return the optimizer's group of ``p``; empty if the optimizer does not hold it."""
+        """Return the optimizer's group that holds ``p``; {} if no group holds it."""
         return self.group_of.get(id(p), {})
 
     def __getstate__(self) -> dict[str, Any]:
@@ -145,5 +157,5 @@ class OptimizerView:
 
 
 def _are_identical(some: Sequence, others: Sequence) -> bool:
-    """Return True if two lists hold the very same objects."""
+    """Return True if two lists hold identical objects (``is``) in the same order."""
     return len(some) == len(others) and all(map(operator.is_, some, others))

@@ -1,1 +1,4 @@
-"""Studies that figures need in addition to runs: probes of checkpoints, and one weight without a network."""
+"""Computations that figures need in addition to training runs.
+
+``checkpoints`` measures the checkpoints of finished runs, ``one_weight`` follows a single weight under a penalty.
+"""

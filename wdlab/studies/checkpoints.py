@@ -1,6 +1,7 @@
-"""Probes of the checkpoints of finished runs. Named in ``configs/figure``, called by ``analysis.tables``.
+"""Probes: functions that measure the checkpoint of a finished run for a figure.
 
-Every probe takes a run and returns a table with a column ``step``. The result for a run that diverged is not used.
+A probe takes a run's directory and returns a table with a column ``step``. ``configs/figure`` names the probes of a
+figure, and ``wdlab.analysis.tables`` calls them. The result for a run that diverged is not used.
 """
 
 import numpy as np
@@ -16,15 +17,17 @@ from wdlab.metrics.sparsity import ZERO
 from wdlab.records import checkpoint
 from wdlab.records.directory import RunDirectory
 
-DECADES = (-13, 1)  # of |w| in a histogram
+DECADES = (-13, 1)  # log10 of the smallest and the largest |w| in a histogram
 BINS_PER_DECADE = 4
-MIDDLE = 1e-4  # a weight below it that is not zero is in the middle, neither dead nor alive
+MIDDLE = 1e-4  # a weight with ZERO <= |w| < MIDDLE is in the middle: neither dead nor alive
 
 
 def unit_norms(run: RunDirectory) -> pd.DataFrame:
-    """Return the norms of every homogeneous unit at the beginning and at the end of training.
+    """Return the norms of every homogeneous unit (see :mod:`wdlab.homogeneous`) at the first and last step of a run.
 
-    Columns: ``step, pair, unit`` (numbers), ``input_norm, output_norm``.
+    Returns:
+        A row per step and unit, with the columns ``step``, ``pair`` and ``unit`` (numbers from 0), ``input_norm`` and
+        ``output_norm``.
     """
     model, state = _as_begun(run), checkpoint.require(run)
     parts = [_norms(model, 0)]
@@ -34,7 +37,12 @@ def unit_norms(run: RunDirectory) -> pd.DataFrame:
 
 
 def _norms(model: nn.Module, step: int) -> pd.DataFrame:
-    """Return the norms of every homogeneous unit of a network as rows of ``step``."""
+    """Return the norms of every homogeneous unit of a network, in the columns of :func:`unit_norms`.
+
+    Args:
+        model: the network, on the CPU.
+        step: the value for the column ``step``.
+    """
     parts = []
     with torch.no_grad():
         for number, (first, second) in enumerate(homogeneous_pairs(model)):
@@ -45,9 +53,12 @@ def _norms(model: nn.Module, step: int) -> pd.DataFrame:
 
 
 def weight_sizes(run: RunDirectory) -> pd.DataFrame:
-    """Return a histogram of the decayed weights: the ``share`` in each bin, by its left edge ``log10_size``.
+    """Return a histogram of the sizes ``|w|`` of the decayed weights at the end of a run, on a logarithmic scale.
 
-    Two more shares are the same in every row: ``zero`` (below 1e-13) and ``middle`` (below 1e-4, but not zero).
+    Returns:
+        A row per bin, with the columns ``step``, ``log10_size`` (left edge of the bin) and ``share`` (of all decayed
+        weights). Two more shares are the same in every row: ``zero`` (``|w| < 1e-13``) and ``middle`` (from 1e-13 to
+        below 1e-4).
     """
     model, state = _as_begun(run), checkpoint.require(run)
     model.load_state_dict(state["model"])
@@ -62,24 +73,27 @@ def weight_sizes(run: RunDirectory) -> pd.DataFrame:
 
 
 def pruned(run: RunDirectory) -> pd.DataFrame:
-    """Return the effect of pruning the dead units, in one row.
+    """Return the effect of pruning the dead units of a run's final network.
 
-    Columns: ``step``, the shares of ``parameters`` and ``latency`` (of a batch, on this machine) that are left, the
-    ``test_accuracy`` after pruning, and ``test_accuracy_change``.
+    Returns:
+        One row with the columns ``step``, ``parameters`` and ``latency`` (of a batch, on this machine), both after
+        pruning divided by before pruning, ``test_accuracy`` (after pruning) and ``test_accuracy_change`` (after minus
+        before).
     """
-    found = evaluate.evaluate(run.path, [], prune=True)
-    before, after = found["footprint"], found["pruned"]["footprint"]
-    accuracies = [where["metrics"]["test/accuracy"] for where in (found, found["pruned"])]
+    results = evaluate.evaluate(run.path, [], prune=True)
+    pruned_results = results["pruned"]
+    before, after = results["footprint"], pruned_results["footprint"]
+    accuracy_before, accuracy_after = results["metrics"]["test/accuracy"], pruned_results["metrics"]["test/accuracy"]
     row = {
-        "step": found["step"],
+        "step": results["step"],
         "parameters": after.parameters / before.parameters,
         "latency": after.latency_ms / before.latency_ms,
-        "test_accuracy": accuracies[1],
-        "test_accuracy_change": accuracies[1] - accuracies[0],
+        "test_accuracy": accuracy_after,
+        "test_accuracy_change": accuracy_after - accuracy_before,
     }
     return pd.DataFrame([row])
 
 
 def _as_begun(run: RunDirectory) -> nn.Module:
-    """Return a run's network with its initial weights."""
+    """Return a run's network with its initial weights, built from the run's config."""
     return build(OmegaConf.create(run.read_config()))[0]

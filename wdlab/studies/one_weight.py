@@ -1,4 +1,7 @@
-"""One weight under a penalty, without network or data. Named in ``configs/figure``, called by ``analysis.tables``."""
+"""Gradient descent on a single weight under a penalty, without a network or data.
+
+``configs/figure`` names the function :func:`one_weight`, and ``wdlab.analysis.tables`` calls it.
+"""
 
 from collections.abc import Sequence
 
@@ -9,9 +12,9 @@ from scipy.optimize import brentq
 
 from wdlab.regularizers import Lp, PNormDecay, Regularizer
 
-EPSILON = 1e-12  # of the gradient form; so small that it changes no path
+EPSILON = 1e-12  # epsilon of Lp, so small that it changes no path
 METHODS = {"lp": Lp, "pnorm": PNormDecay}
-DECIMALS = 9  # of every number in a row; later decimals differ between processors
+DECIMALS = 9  # decimals of every number in a row; later decimals differ between processors
 COLUMNS = (
     *("run", "regularizer", "p", "seed", "target", "start", "step", "weight", "fixed_point", "distance"),
     *("jumps", "step_size", "low", "high"),
@@ -29,29 +32,34 @@ def one_weight(
 ) -> pd.DataFrame:
     """Follow gradient descent on ``(w - target)^2 / 2`` with penalty ``s |w|^p``, in the gradient and decoupled (P2).
 
-    Both forms have the same fixed points: the solutions of ``w - target + s p sign(w) |w|^(p-1) = 0``, and 0 for p < 2.
-    The ``fixed_point`` of a path is the one in which gradient flow from its start ends.
+    A *path* is the sequence of a weight's values for one method, p, target and start. Both methods have the same fixed
+    points: the solutions of ``w - target + s p sign(w) |w|^(p-1) = 0``, and 0 for p < 2. The ``fixed_point`` of a path
+    is the limit of gradient flow from the path's start.
 
     A weight that jumps across zero in the last quarter of its path does not settle. For p < 1 each jump magnifies
-    rounding, so that two machines soon follow different paths. Therefore only the number and the length of its jumps
-    are kept after its first jump.
+    rounding errors, so that two machines soon follow different paths. Therefore such a path has no weights after its
+    first jump, only the statistics of its last quarter.
 
     Args:
         p: the exponents.
-        targets: the minima of the loss.
-        starts: the first values of the weights; by default a weight starts at its target.
+        targets: the minima of the loss, >= 0.
+        starts: the first values of the weight, >= 0, each combined with every target; None: each path starts at its
+            target.
         lr: the step size.
         strength: s.
         steps: the number of steps.
         log_every: the number of steps between two rows of a path.
 
     Returns:
-        A row per path and logged step: ``run, regularizer`` (lp: in the gradient, pnorm: decoupled), ``p, target,
-        start, seed`` (the number of the path among those of a method and p), ``step, weight, fixed_point, distance``
-        (to the fixed point). In a path that does not settle, weight and distance are NaN after its first jump. Four
-        columns describe the last quarter of a path and are the same in all its rows: ``jumps`` (the share of its steps
-        that cross zero), ``step_size`` (the median length of a step), ``low`` and ``high`` (the quartiles of the
-        weight).
+        A row per path and logged step (the last step is always logged). Columns: ``run`` (name of the path),
+        ``regularizer`` (lp: penalty in the gradient, pnorm: decoupled), ``p``, ``target``, ``start``, ``seed`` (number
+        of the path among the paths of a method and p), ``step``, ``weight``, ``fixed_point``, ``distance`` (from the
+        weight to the fixed point). In a path that does not settle, weight and distance are NaN after its first jump.
+        Four columns describe the last quarter of a path and are the same in all its rows: ``jumps`` (share of the steps
+        that cross zero), ``step_size`` (median length of a step), ``low`` and ``high`` (quartiles of the weight).
+
+    Raises:
+        ValueError: for a negative target or start.
     """
     points = [(t, s) for t in targets for s in (starts if starts is not None else [t])]
     parts = []
@@ -60,9 +68,9 @@ def one_weight(
             paths = _paths(kind, power, strength, points, lr, steps)
             for k, (target, start) in enumerate(points):
                 key = {"run": f"{name}-p{power}-{k}", "regularizer": name, "p": power, "seed": k}
-                at = fixed_point(power, strength, target, start)
-                rows = _rows(paths[:, k], at, log_every).assign(**key, target=target, start=start, fixed_point=at)
-                parts.append(rows)
+                limit = fixed_point(power, strength, target, start)
+                rows = _rows(paths[:, k], limit, log_every)
+                parts.append(rows.assign(**key, target=target, start=start, fixed_point=limit))
     table = pd.concat(parts).sort_values(["run", "step"], kind="stable", ignore_index=True)
     return table[list(COLUMNS)].round(DECIMALS)
 
@@ -70,22 +78,40 @@ def one_weight(
 def _paths(
     kind: type, p: float, strength: float, points: Sequence[tuple[float, float]], lr: float, steps: int
 ) -> np.ndarray:
-    """Return the weights after each step, (steps + 1, paths)."""
+    """Return the paths of one method and p, shape (steps + 1, paths): the weights at the start and after each step.
+
+    Args:
+        kind: class of the method.
+        p: the exponent.
+        strength: s.
+        points: ``(target, start)`` of each path.
+        lr: the step size.
+        steps: the number of steps.
+    """
     weights = torch.tensor([start for _, start in points], dtype=torch.float64, requires_grad=True)
-    wanted = torch.tensor([target for target, _ in points], dtype=torch.float64)
+    targets = torch.tensor([target for target, _ in points], dtype=torch.float64)
     optimizer = torch.optim.SGD([weights], lr=lr)
     _method(kind, weights, strength, p).attach(optimizer)
-    found = [weights.detach().clone()]
+    path = [weights.detach().clone()]
     for _ in range(steps):
         optimizer.zero_grad()
-        ((weights - wanted).square().sum() / 2).backward()
+        ((weights - targets).square().sum() / 2).backward()
         optimizer.step()
-        found.append(weights.detach().clone())
-    return torch.stack(found).numpy()
+        path.append(weights.detach().clone())
+    return torch.stack(path).numpy()
 
 
-def _rows(path: np.ndarray, at: float, log_every: int) -> pd.DataFrame:
-    """Return the logged rows of one path, (steps + 1,), whose fixed point is ``at``."""
+def _rows(path: np.ndarray, limit: float, log_every: int) -> pd.DataFrame:
+    """Return a path's logged rows, with the columns that depend on the path's weights (see :func:`one_weight`).
+
+    The columns are ``step``, ``weight``, ``distance``, ``jumps``, ``step_size``, ``low`` and ``high``. If the weight
+    crosses zero in the last quarter, ``weight`` and ``distance`` are NaN after the first crossing of the whole path.
+
+    Args:
+        path: the weight at the start and after each step, shape (steps + 1,).
+        limit: the path's fixed point.
+        log_every: the number of steps between two rows.
+    """
     crossed = path[1:] * path[:-1] < 0
     end = len(path) * 3 // 4
     last = path[end:]
@@ -95,22 +121,28 @@ def _rows(path: np.ndarray, at: float, log_every: int) -> pd.DataFrame:
         kept[np.argmax(crossed) + 1 :] = np.nan
     steps = [step for step in range(len(path)) if step % log_every == 0 or step == len(path) - 1]
     low, high = np.quantile(last, [0.25, 0.75])
-    rows = pd.DataFrame({"step": steps, "weight": kept[steps], "distance": np.abs(kept[steps] - at)})
+    rows = pd.DataFrame({"step": steps, "weight": kept[steps], "distance": np.abs(kept[steps] - limit)})
     return rows.assign(jumps=jumps, step_size=np.median(np.abs(np.diff(last))), low=low, high=high)
 
 
 def _method(kind: type, weights: torch.Tensor, strength: float, p: float) -> Regularizer:
-    """Create the regularizer of a form."""
+    """Create a method of class ``kind`` on ``weights``, with ``EPSILON`` if the class is ``Lp``."""
     options = {"epsilon": EPSILON} if kind is Lp else {}
     return kind([weights], strength, p, **options)
 
 
 def fixed_point(p: float, strength: float, target: float, start: float) -> float:
-    """Return the end of gradient flow on ``(w - target)^2 / 2 + s |w|^p`` from ``start``; target and start >= 0.
+    """Return the limit of gradient flow on ``(w - target)^2 / 2 + s |w|^p`` from ``start``.
 
-    Above zero the slope is ``w - target + s p w^(p-1)``. For p >= 1 the slope grows with w. For p < 1 it falls from
-    infinity to its minimum at ``w*`` and grows from there: a flow that starts below the first zero of the slope ends at
-    0, as does every flow if there is no zero.
+    Above zero the slope is ``w - target + s p w^(p-1)``. For p >= 1 the slope grows with w. For p < 1 the slope falls
+    from infinity to its minimum and then grows. In this case the limit is 0 if the slope has no zero, or if the flow
+    starts at or below the first zero. Otherwise the limit is the second zero.
+
+    Args:
+        p: the exponent, > 0.
+        strength: s, > 0.
+        target: the minimum of the loss, >= 0.
+        start: the first value of the weight, >= 0.
 
     Raises:
         ValueError: for a negative target or start.
