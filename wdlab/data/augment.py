@@ -46,8 +46,8 @@ class Augment:
         padding: ``zero`` (black) or ``reflect`` (the image mirrored at its border).
         flip: True mirrors each image left to right with probability 1/2.
         rotation: largest angle in degrees. Each image is turned about its centre by an angle drawn uniformly from
-            [-rotation, rotation], by nearest neighbour. Pixels whose source lies outside the image become black. 0 switches the
-            rotation off.
+            [-rotation, rotation], by nearest neighbour. Pixels whose source lies outside the image become black. 0
+            switches the rotation off.
         cutout: side in pixels of a square that is hidden (Cutout, arXiv 1708.04552). The middle of the square is a
             random pixel of the image, so a part of the square may lie outside. 0 switches the cutout off.
     """
