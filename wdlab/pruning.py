@@ -1,4 +1,4 @@
-"""Removal of dead units from a network; also exports the measurement of a network's cost from ``footprint``.
+"""Removal of dead units from a network. The module also exports the cost measurements of ``wdlab.footprint``.
 
 For users of the sparsity that structured weight decay (PathProx, P1) produces.
 """
@@ -81,7 +81,7 @@ def _prunable_links(traced: TracedModel) -> list[Link]:
 
 
 def _acts_per_channel(traced: TracedModel, node: fx.Node) -> bool:
-    """Return True for a flattening, or an operation on each channel separately whose only input node is the value."""
+    """Return True if a node flattens, or acts on each channel separately and reads a single other node."""
     if traced.flattens(node):
         return True
     kinds = (RELU, _ACTIVATION, _BATCH_NORM, IDENTITY, DROPOUT, POOLING)
@@ -89,7 +89,7 @@ def _acts_per_channel(traced: TracedModel, node: fx.Node) -> bool:
 
 
 def _is_prunable(traced: TracedModel, link: Link) -> bool:
-    """Return True if the link's columns match its units, no module has hooks, and all modules between can shrink."""
+    """Return True if the link's columns match its units, no module has hooks, and all between pass ``_can_shrink``."""
     modules = [traced.module(node) for node in (link.first, *link.between, link.second)]
     if any(module._forward_hooks or module._forward_pre_hooks for module in modules if module is not None):
         return False
@@ -148,7 +148,7 @@ class _PrunableLink:
         return units.repeat_interleave(self.columns_per_unit)
 
     def _constants(self) -> Tensor:
-        """Return the constant input (columns,) of each column of the second layer; nan if the input is not constant."""
+        """Return the constant that each column of the second layer multiplies, (columns,); nan if the value varies."""
         weight, bias = self.first.weight, self.first.bias
         outputs = weight.new_zeros(weight.shape[0]) if bias is None else bias
         # A constant map is represented by a single pixel.
@@ -161,7 +161,7 @@ class _PrunableLink:
         return constants.flatten()
 
     def _through(self, node: fx.Node, constants: Tensor) -> Tensor:
-        """Return a node's output if its inputs are ``constants``, in the same shape; nan where it is not constant."""
+        """Return a node's output for the input ``constants``, in the same shape; nan where the output varies."""
         traced, module = self.traced, self.traced.module(node)
         if traced.is_a(POOLING, node):
             return _pooled(_as_module(node) if module is None else module, constants)
@@ -211,12 +211,12 @@ class _PrunableLink:
 
 
 def _all_zero(weight: Tensor) -> Tensor:
-    """Return a mask (rows,) of the rows that are exactly zero. Not by a norm, since the norm of tiny rows may be 0."""
+    """Return a mask (rows,) of the rows that are exactly zero. A norm is not used: for tiny rows it may be 0."""
     return (weight == 0).flatten(1).all(dim=1)
 
 
 def _as_module(node: fx.Node) -> nn.Module | None:
-    """Return the module with the arguments of a pooling function's node, or None if the pooling is adaptive."""
+    """Return the pooling module equivalent to a pooling function's node, or None if the pooling is adaptive."""
     if node.target is nn.functional.max_pool2d:
         return nn.MaxPool2d(*node.args[1:], **node.kwargs)
     return nn.AvgPool2d(*node.args[1:], **node.kwargs) if node.target is nn.functional.avg_pool2d else None
@@ -225,7 +225,8 @@ def _as_module(node: fx.Node) -> nn.Module | None:
 def _pooled(pooling: nn.Module | None, constants: Tensor) -> Tensor:
     """Return the output of a pooling for channels that are constant, in the same shape as ``constants``.
 
-    The result is nan for a channel whose output may differ from the constant, by padding or another divisor.
+    The result is nan for a channel whose output may differ from the constant because of padding or
+    ``divisor_override``.
 
     Args:
         pooling: the pooling module; None for an adaptive function, which has no padding.

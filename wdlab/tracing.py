@@ -124,7 +124,7 @@ class TracedModel:
         self._reads = self._count_reads(model, read)
 
     def _count_reads(self, model: nn.Module, read: _TensorsReadWhileTracing) -> Counter[int]:
-        """Count, by id, the calls of each module and the reads of each parameter and buffer in one forward.
+        """Return, by id, the number of calls of each module and of reads of each parameter and buffer in a forward.
 
         A call of a module reads its parameters and buffers. ``read`` records the reads that the graph does not show.
         """
@@ -173,9 +173,9 @@ class TracedModel:
         return node.op == "call_method" and node.target in kind.methods
 
     def only_reader(self, node: fx.Node) -> fx.Node | None:
-        """Return the only node that uses the value of ``node``, if as its first argument; else None.
+        """Return the node that uses the value of ``node`` as its first argument, or None unless it is the only user.
 
-        Nodes that only take the batch size from the value do not count.
+        Nodes that only take the batch size from the value do not count as users.
         """
         readers = [user for user in node.users if not _only_takes_batch_size(user)]
         return readers[0] if len(readers) == 1 and readers[0].args[:1] == (node,) else None

@@ -39,7 +39,7 @@ OUTSIDE = (
 
 
 def table(options: Options) -> Page:
-    """Return the times, from random images and with records in a temporary folder."""
+    """Return the times of the loop, of its metrics and of whole runs, on random images and with temporary records."""
     overhead, line = _overhead(options), _metrics(options)
     overhead.remarks += _shortfall(overhead, line)
     parts = [overhead, line, _seldom(options), *_end_to_end(options)]

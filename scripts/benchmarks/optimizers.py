@@ -41,7 +41,7 @@ AdamW, Adam, SGD = (
 
 
 def table(options: Options) -> Table:
-    """Return the times of the steps.
+    """Return the times of a step of each optimizer.
 
     Weights and optimizer states are checked after the timing, since numbers that are not finite or denormal would make
     the times meaningless.

@@ -99,7 +99,7 @@ def bare_step(options: Options, *overrides: str) -> tuple[Callable[[Tensor, Tens
 def plain_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, switches: Callable[[], Any]
 ) -> Callable[[Tensor, Tensor], None]:
-    """Return a function of inputs and labels: ``switches()``, forward, backward and the optimizer's step only."""
+    """Return a function of inputs and labels that calls ``switches``, forward, backward and the optimizer's step."""
 
     def step(inputs: Tensor, labels: Tensor) -> None:
         switches()

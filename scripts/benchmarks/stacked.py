@@ -33,7 +33,7 @@ NEVER = 10**6  # more than the steps or seconds of any run here
 
 
 def table(options: Options) -> Page:
-    """Return the times, with records in temporary folders."""
+    """Return the times of sweeps, stacked and run after run, with records in temporary folders."""
     parts = [_training(options), _wide(options)]
     if not options.quick:  # every launch takes seconds
         parts.append(_end_to_end(options))

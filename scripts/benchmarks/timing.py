@@ -67,7 +67,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """A measured case: median microseconds, and ratio to the base: its median and 10-90 % range over the repeats."""
+    """A measured case: its median time, and the median and 10-90 % range over the repeats of its ratio to the base."""
 
     case: str
     median_us: float
@@ -229,7 +229,7 @@ def part(
     quantity: Quantity,
     items: tuple[int, str] | None = None,
 ) -> Part:
-    """Time ``base`` and ``cases`` in turn and compare all with ``base``, with a remark on each missed target."""
+    """Time ``base`` and ``cases`` in turn; return their comparison with ``base``, with remarks on missed targets."""
     order = [base, *cases]
     seconds = in_turn(title, order, options)
     rows = [
@@ -274,7 +274,7 @@ def operations(case: Case, options: Options) -> str:
 
 
 def check_ordinary(what: str, tensors: Iterable[Tensor]) -> None:
-    """Raise a RuntimeError if a number is not finite, or more than the share ``DENORMAL`` is denormal (slow)."""
+    """Raise a RuntimeError if a number is not finite, or if more than the share ``DENORMAL`` is denormal."""
     values = torch.cat([t.detach().flatten().float().abs() for t in tensors])
     if not values.isfinite().all():
         raise RuntimeError(f"{what}: a weight or a state is not finite")

@@ -109,7 +109,7 @@ def _raise_first_failure(group: str, values: Mapping[str, Any], checks: Mapping[
     Args:
         group: path of the values in the config, for the message.
         values: the values by key.
-        checks: for each known key True if its value is valid, and the end of the sentence "must be ...".
+        checks: by known key, True if the value is valid, and the words after "must be" in the message.
     """
     for key, value in values.items():
         if key not in checks:

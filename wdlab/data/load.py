@@ -75,6 +75,10 @@ def check(config: Mapping[str, Any], root: str | Path, batch_size: int, ranks: i
 def checksum(config: Mapping[str, Any], root: str | Path) -> str:
     """Return the SHA-256 in hexadecimal of a data set before it is split: of all images and labels, or of all tokens.
 
+    Args:
+        config: the values of a ``configs/dataset`` file.
+        root: folder of the data sets' files.
+
     Raises:
         DataError: if the files are missing and cannot be downloaded, or cannot be read.
     """
@@ -185,7 +189,7 @@ def with_label_noise(labels: Tensor, config: Mapping[str, Any]) -> Tensor:
 def _load_text(config: Mapping[str, Any], root: str | Path, device: torch.device) -> Data:
     """Return the splits of a text: the last tenth for test, before it ``val_size`` characters for validation.
 
-    The training split begins at the start of the text and has ``train_size`` characters, or all that remain if null.
+    The training split begins at the start of the text and has ``train_size`` characters; null keeps all that remain.
 
     Raises:
         DataError: if the number of different characters is not ``classes``.

@@ -91,7 +91,7 @@ def upper_bound(model: nn.Module, example: Tensor) -> float | None:
 
 
 class _Bounds:
-    """Lipschitz bounds of the values in a traced model as functions of its input; None for a value without a bound.
+    """Lipschitz bounds of the values in a traced model as functions of the input; None for a value without a bound.
 
     Args:
         traced: the model, whose graph holds the shapes of its values.
@@ -110,7 +110,7 @@ class _Bounds:
         return self._bounds[node]
 
     def _bound(self, node: fx.Node) -> float | None:
-        """Return the bound of a node's value, or None. The bounds of all earlier nodes must have been computed."""
+        """Return the bound of a node's value, or None. All earlier nodes' bounds must be in ``_bounds``."""
         if node.op == "placeholder":
             return 1.0
         if node.op == "get_attr":
@@ -153,7 +153,7 @@ class _Bounds:
         return None if source is None else source * steepest * path * math.sqrt(windows)
 
     def _factor(self, node: fx.Node) -> float | None:
-        """Return the Lipschitz bound of an operation by its first argument, or None if no bound is implemented."""
+        """Return the Lipschitz bound of an operation in its first argument, or None if none is implemented."""
         module, is_a = self._traced.module(node), self._traced.is_a
         if module is not None and (module._forward_hooks or module._forward_pre_hooks):
             return None

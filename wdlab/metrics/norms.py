@@ -12,7 +12,7 @@ def each_norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def total_norm(norms: Tensor) -> Tensor:
-    """Return the L2 norm, 0-dim, of one long vector made of several tensors, from the ``norms`` (tensors,) of each."""
+    """Return the L2 norm of several tensors together, 0-dim, from the L2 ``norms`` (tensors,) of the single tensors."""
     return torch.linalg.vector_norm(norms)
 
 

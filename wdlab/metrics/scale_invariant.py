@@ -2,8 +2,8 @@
 
 [grade C: the idea is from Bjorck et al. 2020, arXiv 2012.13841; taking each metric layer by layer is our reading]
 
-If a layer's weights are multiplied by c, its gradient is divided by c. Hence the product of the
-gradient and the norm of the layer's weights does not change.
+If a layer's weights are multiplied by c, its gradient is divided by c. Hence the product of the gradient and the norm
+of the layer's weights does not change.
 """
 
 from collections.abc import Callable, Sequence

@@ -26,7 +26,7 @@ def l1_norms_and_zeros(weights: Sequence[Tensor]) -> Tensor:
 
 
 def active_units(paths: list[Tensor]) -> Tensor:
-    """Return the share of homogeneous units with a non-zero ``|w| |v|``, in [0, 1]; nan if one is not finite.
+    """Return the share of homogeneous units with a non-zero ``|w| |v|``, in [0, 1]; nan if any is not finite.
 
     Args:
         paths: the result of ``wdlab.homogeneous.unit_path_norms``.

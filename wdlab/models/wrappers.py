@@ -1,4 +1,4 @@
-"""Removal of those wrappers of torch around a network that settings of a run replace. Called by ``wdlab.build``."""
+"""Removal of torch's wrappers around a network, which settings of a run replace. Called by ``wdlab.build``."""
 
 import warnings
 
