@@ -1,4 +1,4 @@
-"""Measure costs next to those of alternatives, and write them as tables. Called by ``make bench``.
+"""Measure the costs of wdlab's parts and of alternatives, and write them as tables. Called by ``make bench``.
 
 python scripts/benchmark.py optimizers
 """
@@ -30,20 +30,22 @@ SECTIONS = {
 
 
 def main() -> None:
-    """Run the command line: measure the named sections, by default all."""
-    parser = argparse.ArgumentParser(description="Measure costs next to those of alternatives.")
+    """Run the command line: measure the named sections, or all sections if none is named."""
+    parser = argparse.ArgumentParser(description="Measure the costs of wdlab's parts and of alternatives.")
     parser.add_argument("sections", nargs="*", metavar="section", help=", ".join(SECTIONS))
     parser.add_argument(
-        "--repeats", type=int, default=50, help="measurements of every case, at least 2; fewer of slow ones"
+        "--repeats", type=int, default=50, help="measurements of every case, at least 2; fewer for slow cases"
     )
-    parser.add_argument("--milliseconds", type=float, default=8.0, help="duration of one measurement")
-    parser.add_argument("--width", type=int, default=400, help="width of the network that is trained")
+    parser.add_argument("--milliseconds", type=float, default=8.0, help="duration of one measurement of a fast case")
+    parser.add_argument("--width", type=int, default=400, help="width of the MLP that is trained")
     parser.add_argument("--no-compiled", action="store_true", help="leave out the cases that need a compiler")
     parser.add_argument(
         "--quick", action="store_true", help="tiny sizes, to test that everything runs; the numbers mean nothing"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder for the tables")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/benchmarks"), help="folder in which the tables are written"
+    )
     arguments = parser.parse_args()
     unknown = [name for name in arguments.sections if name not in SECTIONS]
     if unknown:

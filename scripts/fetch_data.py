@@ -12,9 +12,9 @@ from wdlab.records.identity import compose_config
 
 
 def main() -> None:
-    """Run the command line. The exit code is 2 if the data set cannot be downloaded."""
+    """Run the command line. The exit code is 2 if the data set is unknown or cannot be downloaded."""
     parser = argparse.ArgumentParser(description="Download a data set with torchvision into the data folder.")
-    parser.add_argument("dataset", help="a file in configs/dataset: mnist, ...")
+    parser.add_argument("dataset", help="name of a file in configs/dataset, such as mnist")
     arguments = parser.parse_args()
     try:
         config = compose_config([f"dataset={arguments.dataset}"])

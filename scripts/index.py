@@ -10,7 +10,7 @@ NOT_MADE = "not made yet"
 
 
 def table() -> str:
-    """Return the table: for each figure what it shows, its verdicts at each scale, its command and its time."""
+    """Return the index in Markdown: each figure's paper, title, verdicts at each scale, command and times."""
     lines = [
         HEAD.format(scales=" | ".join(f"`{scale}`" for scale in declaration.SCALES)),
         "| --- " * (4 + len(declaration.SCALES)) + "|",
@@ -26,14 +26,14 @@ def table() -> str:
 
 
 def _verdicts(files: tables.Files) -> str:
-    """Return the verdicts of a figure at a scale, as a link to its picture."""
+    """Return a figure's verdicts in Markdown, as a link to its picture; ``NOT_MADE`` if there are none."""
     if not files.verdicts.exists():
         return NOT_MADE
     return f"[{figures.verdict_counts(files)}]({files.picture.relative_to(PROJECT)})"
 
 
 def written(readme: str) -> str:
-    """Return the README with the index replaced by a new one."""
+    """Return the text of the README with a new index in place of the one in ``readme``."""
     before, rest = readme.split(BEGIN)
     return before + BEGIN + table() + END + rest.split(END)[1]
 

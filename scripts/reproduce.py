@@ -1,4 +1,4 @@
-"""Make a figure: run what is missing, then write its table, picture and verdicts. Called by ``make reproduce-figN``.
+"""Make a figure: train its missing runs, then write table, picture and verdicts. Called by ``make reproduce-figN``.
 
 python scripts/reproduce.py fig3 --scale quick
 """
@@ -21,17 +21,17 @@ LAUNCHERS = ("auto", "local", "joblib", "stacked", "slurm")
 
 
 def main() -> None:
-    """Run the command line. The exit code is 2 for bad input, 1 if runs failed."""
-    parser = argparse.ArgumentParser(description="Run what is missing for a figure, then write its files.")
+    """Run the command line. The exit code is 2 for bad input, 1 if runs failed or are not finished."""
+    parser = argparse.ArgumentParser(description="Train the missing runs of a figure, then write its files.")
     parser.add_argument("figure", help="fig3, ...")
     parser.add_argument("--scale", default="quick", help=", ".join(declaration.SCALES))
     parser.add_argument(
         "--launcher",
         default="auto",
-        help="auto: stacked for the MLPs of quick, else local on a GPU, joblib on a CPU; " + "; ".join(LAUNCHERS[1:]),
+        help="auto: stacked for MLPs at quick scale, else local on a GPU, joblib on CPUs; " + "; ".join(LAUNCHERS[1:]),
     )
     parser.add_argument("--logger", default="auto", help="auto, offline, online, disabled")
-    parser.add_argument("--results", default="results", help="folder for tables, figures and claims")
+    parser.add_argument("--results", default="results", help="folder for tables, pictures and verdicts")
     arguments = parser.parse_args()
     try:
         reproduce(arguments.figure, arguments.scale, arguments.launcher, arguments.logger, Path(arguments.results))
@@ -44,11 +44,18 @@ def main() -> None:
 
 
 def reproduce(figure: str, scale: str, launcher: str, logger: str, results: Path) -> None:
-    """Run what is missing, then write the figure's files and print its verdicts.
+    """Train the missing runs of a figure, then write its files and print its verdicts.
+
+    Args:
+        figure: name of the figure, such as ``fig3``.
+        scale: one of ``declaration.SCALES``.
+        launcher: one of ``LAUNCHERS``, see ``launcher_of``.
+        logger: value of the config's ``logger``.
+        results: folder of the figure's files and, in ``runs``, of the runs.
 
     Raises:
-        WdlabError: for input that cannot be used.
-        RunFailed: if runs failed, or are still trained by another process.
+        WdlabError: if an argument is invalid.
+        RunFailed: if runs failed, or are being trained by another process.
     """
     if launcher not in LAUNCHERS:
         raise ConfigError(f"LAUNCHER={launcher}: must be one of {', '.join(LAUNCHERS)}")
@@ -64,7 +71,10 @@ def reproduce(figure: str, scale: str, launcher: str, logger: str, results: Path
 
 
 def launcher_of(run: declaration.FigureRun, chosen: str, scale: str) -> str:
-    """Return the launcher of a run. ``auto`` stacks small MLPs, else takes one run per core, or one per GPU."""
+    """Return the Hydra launcher for a run: ``chosen``, or one that fits the run and the machine if that is ``auto``.
+
+    This is ``stacked`` for MLPs at quick scale, else ``local`` with a GPU or a single core, else ``joblib``.
+    """
     if chosen != "auto":
         return chosen
     if scale == "quick" and any(override.startswith("model=mlp") for override in run.overrides):
@@ -73,10 +83,11 @@ def launcher_of(run: declaration.FigureRun, chosen: str, scale: str) -> str:
 
 
 def run_missing(missing: list[declaration.FigureRun], chosen: str, scale: str, logger: str, results: Path) -> None:
-    """Train the missing runs, with one launcher after another.
+    """Train the missing runs, those of one launcher after those of another.
 
     Raises:
-        RunFailed: if some of them are not finished afterwards.
+        RunFailed: if runs are not finished afterwards.
+        SystemExit: if the training command found bad input (exit code 2) or was interrupted (130).
     """
     by_launcher: dict[str, list[declaration.FigureRun]] = {}
     for run in missing:
@@ -91,7 +102,7 @@ def run_missing(missing: list[declaration.FigureRun], chosen: str, scale: str, l
 
 
 def run_with(launcher: str, runs: list[declaration.FigureRun], logger: str, results: Path) -> int:
-    """Train runs by ``python -m wdlab.train -m`` in a process that Ctrl-C stops cleanly, and return its exit code."""
+    """Train runs by ``python -m wdlab.train -m`` in a subprocess, and return the exit code of the command."""
     with tempfile.TemporaryDirectory() as folder:
         listed = Path(folder) / "jobs.json"
         listed.write_text(json.dumps([list(run.overrides) for run in runs]))
@@ -101,7 +112,7 @@ def run_with(launcher: str, runs: list[declaration.FigureRun], logger: str, resu
 
 
 def run_to_its_end(command: list[str]) -> int:
-    """Run a command and return its exit code. After Ctrl-C or SIGTERM the command has the time to write checkpoints."""
+    """Run a command and return its exit code. Ctrl-C and SIGTERM let the command write its checkpoints."""
     process = subprocess.Popen(command)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to the process itself
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
@@ -113,7 +124,7 @@ def run_to_its_end(command: list[str]) -> int:
 
 
 def print_verdicts(files: tables.Files, judged: dict) -> None:
-    """Print the files of the figure, its seeds, its scale-downs and its verdicts."""
+    """Print the paths of a figure's files, and from ``judged`` its seeds, scale-downs and verdicts."""
     print(f"\ntable    {files.table}\npicture  {files.picture}\nverdicts {files.verdicts}\n")
     exploratory = any(claim["exploratory"] for claim in judged["claims"])
     print(f"{judged['title']}, {judged['scale']} scale" + exploratory * ", exploratory: fewer than 5 seeds")

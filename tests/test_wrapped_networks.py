@@ -14,7 +14,7 @@ from wdlab.validation import check_config, code_error
 
 READING = ("Asserts", "Reads", "Masks")
 KEEPING = ("Keeps",)
-pytestmark = pytest.mark.filterwarnings("ignore:model. .* is taken off the network:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:model. .* is removed from the network:UserWarning")
 WRAPPED = ("averaged", "parallel", "compiled", "partly_compiled")
 
 
@@ -83,7 +83,7 @@ def test_the_network_of_a_finished_run_can_be_copied_and_saved(own, tmp_path):
     ],
 )
 def test_what_is_taken_off_a_network_is_said_with_what_to_use_instead(own, name, instead):
-    with pytest.warns(UserWarning, match=f"is taken off the network; {instead}"):
+    with pytest.warns(UserWarning, match=f"is removed from the network; {instead}"):
         model = build(own(name))[0]
     assert model.state_dict().keys() == build(own("Plain"))[0].state_dict().keys()
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from wdlab.models.modes import evaluation
 
-_WARM_UP = 3  # forwards that are not timed, before those that are
+_WARM_UP = 3  # untimed forwards before the timed ones
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """The cost of a model: number of parameters, bytes of parameters and buffers, milliseconds per forward."""
+    """The cost of a model: number of parameters, bytes of parameters and buffers, milliseconds per forward pass."""
 
     parameters: int
     bytes: int
@@ -24,12 +24,12 @@ class Footprint:
 
 
 def footprint(model: nn.Module, inputs: Tensor, repeats: int = 20) -> Footprint:
-    """Measure the size of a model, and the median time of its forward in evaluation mode after a warm-up.
+    """Measure the size of a model, and the median time of its forward pass in evaluation mode after a warm-up.
 
     Args:
-        model: on the device of ``inputs``. Its mode is unchanged afterwards. A shared parameter counts once.
+        model: a network on the device of ``inputs``. Its mode is restored afterwards. A shared parameter counts once.
         inputs: one batch, such as (batch, channels, height, width).
-        repeats: number of forwards that are timed.
+        repeats: number of timed forward passes.
 
     Raises:
         ValueError: if ``repeats`` is below 1.
@@ -41,9 +41,12 @@ def footprints(models: Sequence[nn.Module], inputs: Tensor, repeats: int = 20) -
     """Measure the :func:`footprint` of several models, timed in turns so that their times can be compared.
 
     Args:
-        models: on the device of ``inputs``. Their modes are unchanged afterwards.
-        inputs: one batch, which each model reads.
-        repeats: number of timed forwards of each model.
+        models: networks on the device of ``inputs``. Their modes are restored afterwards.
+        inputs: one batch, the same for all models.
+        repeats: number of timed forward passes of each model.
+
+    Returns:
+        The footprints in the order of ``models``.
 
     Raises:
         ValueError: if ``repeats`` is below 1.
@@ -70,5 +73,5 @@ def _seconds_of_forward(model: nn.Module, inputs: Tensor) -> float:
     start = time.perf_counter()
     model(inputs)
     if inputs.device.type != "cpu":
-        torch.get_device_module(inputs.device).synchronize(inputs.device)  # a device runs its queue after the return
+        torch.get_device_module(inputs.device).synchronize(inputs.device)  # a GPU computes after the return
     return time.perf_counter() - start

@@ -4,7 +4,7 @@ A *homogeneous unit* is a ReLU neuron (or channel) with input weights ``w`` (a r
 weights ``v`` (a column of the second). Scaling ``w`` by c > 0 and ``v`` by 1/c does not change the network's function,
 so only the product ``|w| |v|`` matters. Its sum over units is the path-norm (P1, arXiv 2210.03069).
 
-Used by the regularizers, the metrics, and anyone who needs parameter lists for an optimizer.
+For the regularizers, the metrics, and users who need lists of parameters for an optimizer.
 """
 
 import itertools
@@ -29,17 +29,17 @@ _NOT_DECAYED = (
 
 
 def weights(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that weight decay is meant for, chosen by the type of the module that owns them.
+    """Return the parameters to be decayed, chosen by the type of the module that owns them.
 
-    Decayed are the ``weight`` of every linear, convolution and embedding layer, and the input projections of
-    ``nn.MultiheadAttention``. A shared weight is returned once. Not decayed are biases and all parameters of
-    normalization layers and of PReLU.
+    The ``weight`` of every linear, convolution and embedding layer and the input projections of
+    ``nn.MultiheadAttention`` are decayed. Biases and all parameters of normalization layers and of PReLU are not. A
+    shared weight is returned once.
 
     Raises:
-        ValueError: if a parameter belongs to a module of any other type (then pass an explicit list to the
-            regularizer), or if the model has no weight at all.
+        ValueError: if these rules do not cover a parameter (then pass an explicit list to the regularizer), or if the
+            model has no weight to decay.
     """
-    found: dict[int, nn.Parameter] = {}
+    chosen: dict[int, nn.Parameter] = {}  # by id
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             decayed = _is_decayed(module, name)
@@ -49,14 +49,14 @@ def weights(model: nn.Module) -> list[nn.Parameter]:
                     "pass the list of parameters yourself"
                 )
             if decayed:
-                found.setdefault(id(parameter), parameter)
-    if not found:
+                chosen.setdefault(id(parameter), parameter)
+    if not chosen:
         raise ValueError(f"{type(model).__name__} has no linear, convolution or embedding weight to decay")
-    return list(found.values())
+    return list(chosen.values())
 
 
 def _is_decayed(module: nn.Module, name: str) -> bool | None:
-    """Return True if the module's parameter of this name is decayed, False if not, None if no rule covers it."""
+    """Return True if the module's own parameter ``name`` is to be decayed, False if not, None if no rule covers it."""
     if isinstance(module, _WEIGHT_OWNERS) and name in ("weight", "bias"):
         return name == "weight"
     if isinstance(module, nn.MultiheadAttention) and name in (*_ATTENTION_WEIGHTS, *_ATTENTION_BIASES):
@@ -68,15 +68,15 @@ def homogeneous_pairs(model: nn.Module, across_pooling: bool = False) -> list[Pa
     """Find the disjoint (input layer, output layer) pairs of homogeneous units, in forward order.
 
     A pair is Linear -> ReLU -> Linear or Conv2d -> ReLU -> Conv2d (LeakyReLU and PReLU count as ReLU; groups must be
-    1). Nothing else may lie between the two layers, and no other operation may read a value between them. Pairs are
-    taken greedily from the input on, as the authors of P1 do: layers 1-2, 3-4, 5-6 of an MLP. Layers whose weights are
-    shared, or made by a parametrization such as weight norm, are in no pair.
+    1). Nothing else may lie between the two layers, and no other operation may use a value computed between them.
+    Pairs are chosen greedily, starting at the input, as the authors of P1 do: layers 1-2, 3-4, 5-6 of an MLP. Layers
+    whose weights are shared, or made by a parametrization such as weight norm, are in no pair.
 
     Args:
         model: a network in whose tensors the first dimension is the batch.
-        across_pooling: allow max and average pooling, dropout and flattening between the layers too, as long as each
-            unit of the first layer meets exactly one input of the second: Conv2d -> ReLU -> pooling -> Conv2d, and
-            Conv2d -> ReLU -> global pooling -> flatten -> Linear.
+        across_pooling: True allows max and average pooling, dropout and flattening between the layers too, as long as
+            exactly one input of the second layer depends on each unit of the first: Conv2d -> ReLU -> pooling ->
+            Conv2d, and Conv2d -> ReLU -> global pooling -> flatten -> Linear.
 
     Returns:
         A list of ``(first, second)`` modules. Row ``i`` of ``first.weight`` and column ``i`` of ``second.weight``
@@ -92,11 +92,12 @@ def homogeneous_pairs(model: nn.Module, across_pooling: bool = False) -> list[Pa
 def pairs_form_a_chain(model: nn.Module, across_pooling: bool = False) -> bool:
     """Return True if each pair's output reaches the next pair through ReLU, pooling, flattening and dropout only.
 
-    Otherwise scaling one pair up and the next one down changes the network's function.
+    If not, scaling one pair up and the next one down changes the network's function. With fewer than two pairs the
+    result is True.
 
     Args:
         model: as in ``homogeneous_pairs``.
-        across_pooling: as in ``homogeneous_pairs``.
+        across_pooling: as in ``homogeneous_pairs``, which finds the pairs.
 
     Raises:
         ValueError: if ``torch.fx`` cannot trace the model's forward.
@@ -111,7 +112,7 @@ def _trace_for_pairs(model: nn.Module) -> TracedModel:
 
 
 def _pair_links(traced: TracedModel, across_pooling: bool) -> list[Link]:
-    """Return the links of the disjoint pairs, taken greedily from the input on."""
+    """Return the disjoint pairs of ``homogeneous_pairs`` as links in the traced graph (see ``tracing.Link``)."""
     kinds = (RELU, IDENTITY, DROPOUT, POOLING) if across_pooling else (RELU, IDENTITY)
 
     def passes(node: fx.Node) -> bool:
@@ -130,7 +131,7 @@ def _pair_links(traced: TracedModel, across_pooling: bool) -> list[Link]:
 
 
 def _reaches(traced: TracedModel, node: fx.Node, goal: fx.Node) -> bool:
-    """Return True if a node's values reach ``goal`` and nothing else, by operations that commute with scaling."""
+    """Return True if ``node``'s values are used for ``goal`` only, through operations that commute with scaling."""
     current = traced.only_reader(node)
     while current is not None and current is not goal:
         if not any(traced.is_a(kind, current) for kind in (RELU, IDENTITY, DROPOUT, POOLING, RESHAPE)):
@@ -140,12 +141,12 @@ def _reaches(traced: TracedModel, node: fx.Node, goal: fx.Node) -> bool:
 
 
 def input_norms(layer: nn.Module) -> Tensor:
-    """Return the L2 norm of every unit's input weights, the rows of ``layer.weight`` (out, in, ...): shape (out,)."""
+    """Return the L2 norm, shape (out,), of every unit's input weights: the rows of ``layer.weight`` (out, in, ...)."""
     return row_norms(layer.weight.detach())
 
 
 def output_norms(layer: nn.Module) -> Tensor:
-    """Return the L2 norm of every unit's output weights, the columns of ``layer.weight`` (out, in, ...): shape (in,).
+    """Return the L2 norm, shape (in,), of every unit's output weights: the columns of ``layer.weight`` (out, in, ...).
 
     Five times as fast as ``column_norms``, with different rounding. PathProx's step keeps using ``column_norms``, so
     that committed runs stay reproducible bit by bit.
@@ -155,18 +156,18 @@ def output_norms(layer: nn.Module) -> Tensor:
 
 
 def row_norms(weight: Tensor) -> Tensor:
-    """Return the L2 norms over all dimensions but the first, in at least float32: shape (rows,)."""
+    """Return the L2 norm of each row ``weight[i]``, computed in at least float32: shape (rows,)."""
     return torch.linalg.vector_norm(weight.flatten(1), dim=1, dtype=_norm_dtype(weight))
 
 
 def column_norms(weight: Tensor) -> Tensor:
-    """Return the L2 norms over all dimensions but the second, in at least float32: shape (columns,)."""
+    """Return the L2 norm of each column ``weight[:, j]``, computed in at least float32: shape (columns,)."""
     other = [d for d in range(weight.dim()) if d != 1]
     return torch.linalg.vector_norm(weight, dim=other, dtype=_norm_dtype(weight))
 
 
 def unit_path_norms(pairs: Iterable[Pair]) -> list[Tensor]:
-    """Return ``|w| |v|`` of every unit, one tensor (units,) per pair, whose sum is the pair's path-norm."""
+    """Return ``|w| |v|`` of every unit, in one tensor (units,) per pair; its sum is the pair's path-norm."""
     return [input_norms(first) * output_norms(second) for first, second in pairs]
 
 

@@ -1,6 +1,6 @@
-"""Removal of dead units from a network, and its cost before and after.
+"""Removal of dead units from a network. The module also exports the cost measurements of ``wdlab.footprint``.
 
-For anyone who wants to use the sparsity that structured weight decay (PathProx, P1) produces.
+For users of the sparsity that structured weight decay (PathProx, P1) produces.
 """
 
 import copy
@@ -29,7 +29,7 @@ _ACTIVATION = Kind(  # elementwise operations, in addition to tracing.RELU
 )
 _BATCH_NORM = Kind((nn.BatchNorm1d, nn.BatchNorm2d))
 _PER_CHANNEL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.PReLU)  # modules that may have a parameter or buffer per channel
-_SIZE_ATTRIBUTES = {  # the attributes in which a module keeps its number of rows and of columns
+_SIZE_ATTRIBUTES = {  # attributes with the number of rows and, if it has any, of columns of a module's weight
     nn.Linear: ("out_features", "in_features"),
     nn.Conv2d: ("out_channels", "in_channels"),
     nn.BatchNorm1d: ("num_features",),
@@ -39,20 +39,20 @@ _SIZE_ATTRIBUTES = {  # the attributes in which a module keeps its number of row
 
 
 def prune_dead_units(model: nn.Module) -> nn.Module:
-    """Return a smaller copy of the model without its dead units, with the same function in evaluation mode.
+    """Return a copy of the model without its dead units, which computes the same function in evaluation mode.
 
-    A unit is a neuron or channel between two layers (Linear or Conv2d, groups 1). Between the layers may lie batch
-    norm, activations, dropout, pooling and flattening, which act on each channel separately. A unit is dead, and is
+    A unit is a neuron or channel between two layers (Linear or Conv2d, groups 1). Batch norm, activations, dropout,
+    pooling and flattening may lie between the layers; they act on each channel separately. A unit is dead, and is
     removed,
 
     * if its output weights ``v`` (its columns in the second layer) are all exactly zero; or
     * if its input weights ``w`` (its row in the first layer) are all exactly zero. Its output is then a constant c, and
-      ``v c`` is added to the second layer's bias, which is created if there is none. Such a unit stays if zero padding
-      would make c differ along the borders of the second layer's input.
+      ``v c`` is added to the second layer's bias, which is created if there is none. Such a unit is kept if zero
+      padding makes the second layer's input differ from c at the borders.
 
     Removal is repeated, since it can leave further units without input or output. Every layer keeps at least one unit.
-    Not pruned are values with more than one reader (residual connections), shared and parametrized layers, grouped
-    convolutions, modules with forward hooks, and values that are flattened by sizes written as numbers.
+    The following are not pruned: values that several operations use (residual connections), shared and parametrized
+    layers, grouped convolutions, modules with forward hooks, and values that are flattened with hard-coded sizes.
 
     Args:
         model: a network in whose tensors the first dimension is the batch. Inputs of batch norm and of a PReLU with
@@ -60,7 +60,7 @@ def prune_dead_units(model: nn.Module) -> nn.Module:
             computes must be finite.
 
     Returns:
-        A deep copy with the modes (training or evaluation), types and memory formats of the model.
+        A deep copy that keeps the modes (training or evaluation), dtypes and memory formats of the model.
 
     Raises:
         ValueError: if ``torch.fx`` cannot trace the model's forward.
@@ -75,13 +75,13 @@ def prune_dead_units(model: nn.Module) -> nn.Module:
 
 
 def _prunable_links(traced: TracedModel) -> list[Link]:
-    """Return the links whose units can be removed without changing any other layer."""
+    """Return the links (see ``tracing.Link``) whose units can be removed without changing any other layer."""
     links = [traced.link_from(node, lambda between: _acts_per_channel(traced, between)) for node in traced.graph.nodes]
     return [link for link in links if link is not None and _is_prunable(traced, link)]
 
 
 def _acts_per_channel(traced: TracedModel, node: fx.Node) -> bool:
-    """Return True if a node acts on each channel separately, and its other arguments are numbers, not nodes."""
+    """Return True if a node flattens, or acts on each channel separately and reads a single other node."""
     if traced.flattens(node):
         return True
     kinds = (RELU, _ACTIVATION, _BATCH_NORM, IDENTITY, DROPOUT, POOLING)
@@ -89,7 +89,7 @@ def _acts_per_channel(traced: TracedModel, node: fx.Node) -> bool:
 
 
 def _is_prunable(traced: TracedModel, link: Link) -> bool:
-    """Return True if columns match units, no module has hooks, and every module between the layers can shrink."""
+    """Return True if the link's columns match its units, no module has hooks, and all between pass ``_can_shrink``."""
     modules = [traced.module(node) for node in (link.first, *link.between, link.second)]
     if any(module._forward_hooks or module._forward_pre_hooks for module in modules if module is not None):
         return False
@@ -106,18 +106,18 @@ def _is_prunable(traced: TracedModel, link: Link) -> bool:
 
 
 def _can_shrink(traced: TracedModel, module: nn.Module | None, width: int, flat: bool) -> bool:
-    """Return True if a module between two layers can lose channels, or has no parameters and buffers per channel.
+    """Return True if a module between two layers can lose channels, or has no parameters or buffers per channel.
 
     Args:
-        traced: the model.
-        module: the module, or None for a function.
+        traced: the model that contains the module.
+        module: the module, or None for an operation that is a function.
         width: number of channels of the module's input.
-        flat: the input is (batch, channels), not (batch, channels, height, width).
+        flat: True if the input is (batch, channels), False if it is (batch, channels, height, width).
     """
     if not isinstance(module, _PER_CHANNEL) or (isinstance(module, nn.PReLU) and module.num_parameters == 1):
         return True
     fits = isinstance(module, nn.PReLU | (nn.BatchNorm1d if flat else nn.BatchNorm2d)) and _channels(module) == width
-    # Parametrization makes a module's type a subclass of its own, which has no entry in the table.
+    # A parametrized module has a type of its own, which is not a key of _SIZE_ATTRIBUTES.
     plain = type(module) in _SIZE_ATTRIBUTES and traced.owns_its_weights(module)
     return fits and plain
 
@@ -131,7 +131,7 @@ class _PrunableLink:
         self.columns_per_unit = traced.columns_per_unit(link)
 
     def remove_dead_units(self) -> bool:
-        """Remove the dead units, but keep one if all are dead. Return True if any was removed."""
+        """Remove the dead units, except for one if all are dead. Return True if any was removed."""
         constants = self._constants()
         unread = _all_zero(self.second.weight.transpose(0, 1))
         dead = (unread | self._can_be_folded(constants)).unflatten(0, (-1, self.columns_per_unit)).all(dim=1)
@@ -144,11 +144,11 @@ class _PrunableLink:
         return True
 
     def _columns_of(self, units: Tensor) -> Tensor:
-        """Return a value per unit, (units,), repeated for each column of the second layer that reads the unit."""
+        """Return values per unit (units,) repeated for each column that multiplies the unit, as values (columns,)."""
         return units.repeat_interleave(self.columns_per_unit)
 
     def _constants(self) -> Tensor:
-        """Return the constant that each column of the second layer reads, (columns,); nan if it reads no constant."""
+        """Return the constant that each column of the second layer multiplies, (columns,); nan if the value varies."""
         weight, bias = self.first.weight, self.first.bias
         outputs = weight.new_zeros(weight.shape[0]) if bias is None else bias
         # A constant map is represented by a single pixel.
@@ -161,14 +161,14 @@ class _PrunableLink:
         return constants.flatten()
 
     def _through(self, node: fx.Node, constants: Tensor) -> Tensor:
-        """Return a node's output for constant inputs, of the same shape; nan if that output is not constant."""
+        """Return a node's output for the input ``constants``, in the same shape; nan where the output varies."""
         traced, module = self.traced, self.traced.module(node)
         if traced.is_a(POOLING, node):
             return _pooled(_as_module(node) if module is None else module, constants)
         if traced.is_a(DROPOUT, node):  # the function, unlike the module, may be active in evaluation mode
             active = module is None and node.kwargs.get("training", True)
             return torch.where(constants == 0, constants, torch.nan) if active else constants
-        if traced.is_a(_BATCH_NORM, node) and module.running_mean is None:  # then it uses the batch's statistics
+        if traced.is_a(_BATCH_NORM, node) and module.running_mean is None:  # it uses the batch's statistics
             return torch.full_like(constants, torch.nan)
         if traced.flattens(node):
             return constants
@@ -178,14 +178,17 @@ class _PrunableLink:
         return function(constants, *node.args[1:], **node.kwargs)
 
     def _can_be_folded(self, constants: Tensor) -> Tensor:
-        """Return a mask (columns,) of the constants that can become part of the second layer's bias."""
+        """Return a mask (columns,), True for constants whose effect can be added to the second layer's bias."""
         second = self.second
         if isinstance(second, nn.Linear) or second.padding_mode != "zeros" or second.padding in ("valid", (0, 0)):
             return constants.isfinite()
         return constants == 0
 
     def _fold(self, constants: Tensor) -> None:
-        """Add the second layer's output for ``constants`` (columns,) to its bias, computed on the CPU in float64."""
+        """Add the second layer's weight times ``constants`` (columns,) to its bias, computed on the CPU in float64.
+
+        The weight of a convolution is summed over its kernel. A missing bias is created.
+        """
         second, columns = self.second, constants != 0
         weight = second.weight[:, columns].to("cpu", torch.float64)
         shift = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
@@ -198,7 +201,7 @@ class _PrunableLink:
         second.bias.copy_(second.bias.to("cpu", torch.float64) + shift)
 
     def _keep(self, units: Tensor) -> None:
-        """Remove all units outside a mask (units,)."""
+        """Remove the units that are False in the mask ``units`` (units,), in both layers and the modules between."""
         columns = self._columns_of(units)
         _select(self.first, 0, units)
         for module in map(self.traced.module, self.between):
@@ -208,23 +211,26 @@ class _PrunableLink:
 
 
 def _all_zero(weight: Tensor) -> Tensor:
-    """Return a mask (rows,) of the rows that are exactly zero. A norm would not do: that of tiny numbers may be 0."""
+    """Return a mask (rows,) of the rows that are exactly zero. A norm is not used: for tiny rows it may be 0."""
     return (weight == 0).flatten(1).all(dim=1)
 
 
 def _as_module(node: fx.Node) -> nn.Module | None:
-    """Return a pooling function's node as the module with the same arguments, or None for adaptive pooling."""
+    """Return the pooling module equivalent to a pooling function's node, or None if the pooling is adaptive."""
     if node.target is nn.functional.max_pool2d:
         return nn.MaxPool2d(*node.args[1:], **node.kwargs)
     return nn.AvgPool2d(*node.args[1:], **node.kwargs) if node.target is nn.functional.avg_pool2d else None
 
 
 def _pooled(pooling: nn.Module | None, constants: Tensor) -> Tensor:
-    """Return constants after pooling, nan for those whose borders differ because of padding.
+    """Return the output of a pooling for channels that are constant, in the same shape as ``constants``.
+
+    The result is nan for a channel whose output may differ from the constant because of padding or
+    ``divisor_override``.
 
     Args:
-        pooling: the pooling, or None for an adaptive one, which has no padding.
-        constants: one per channel.
+        pooling: the pooling module; None for an adaptive function, which has no padding.
+        constants: the constant of each channel, (1, channels, 1, 1), or nan.
     """
     padded = getattr(pooling, "padding", 0) not in (0, (0, 0), [0, 0])
     if isinstance(pooling, nn.MaxPool2d):  # with dilation, a window at the border may contain nothing but padding
@@ -239,7 +245,7 @@ def _channels(module: nn.BatchNorm1d | nn.BatchNorm2d | nn.PReLU) -> int:
 
 
 def _select(module: nn.Module, dim: int, kept: Tensor) -> None:
-    """Reduce a module's parameters and buffers to the rows (dim 0) or columns (dim 1) in the mask ``kept``."""
+    """Keep only the rows (dim 0) or columns (dim 1) in the mask ``kept`` of a module's parameters and buffers."""
     index = kept.nonzero().flatten()
     for name in ("weight", "bias", "running_mean", "running_var"):
         old = getattr(module, name, None)

@@ -1,4 +1,4 @@
-"""Graphs of networks' forwards, traced without changing the networks.
+"""Graphs of the forward methods of networks, traced by ``torch.fx`` without changing the networks.
 
 Used by ``homogeneous``, ``pruning``, ``metrics.lipschitz`` and ``evaluate``.
 """
@@ -21,7 +21,7 @@ def trace(model: nn.Module) -> fx.Graph:
     """Return the graph of a model's forward.
 
     Raises:
-        Exception: any, from ``torch.fx`` or the model's own code, if the forward cannot be traced.
+        Exception: of any type, from ``torch.fx`` or the model's own code, if the forward cannot be traced.
     """
     with attributes_restored(model):
         return fx.symbolic_trace(model).graph
@@ -29,10 +29,10 @@ def trace(model: nn.Module) -> fx.Graph:
 
 @contextlib.contextmanager
 def attributes_restored(model: nn.Module) -> Iterator[None]:
-    """Restore the attributes of the model and of its modules on leaving.
+    """Restore the attributes of the model and of its submodules on leaving the context.
 
-    A forward may store values on a module, such as activations. Inside this context they may be symbols of a graph, or
-    tensors with autograd history. With these on it a model can be neither copied nor saved.
+    A forward may store values such as activations in attributes of a module. Inside this context these values may be
+    symbols of a graph, or tensors with autograd history. A model with such attributes can be neither copied nor saved.
     """
     before = [(module, dict(vars(module))) for module in model.modules()]
     try:
@@ -44,7 +44,7 @@ def attributes_restored(model: nn.Module) -> Iterator[None]:
 
 
 class Kind(NamedTuple):
-    """A kind of operation, by all its spellings in a traced graph: modules, functions and methods of tensors."""
+    """A kind of operation, as all modules, functions and tensor methods that perform it in a traced graph."""
 
     modules: tuple[type[nn.Module], ...]
     functions: tuple[Callable, ...] = ()
@@ -74,7 +74,7 @@ _LAYERS = (nn.Linear, nn.Conv2d)
 
 
 class Link(NamedTuple):
-    """Two layers and the operations between them, as nodes of a graph. Each is the only reader of the one before."""
+    """Two layers and the operations between them, as nodes of a graph. Each node is the only user of the one before."""
 
     first: fx.Node
     between: tuple[fx.Node, ...]
@@ -82,9 +82,10 @@ class Link(NamedTuple):
 
 
 class _TensorsReadWhileTracing(TorchDispatchMode):
-    """A record of the tensors that a forward computes with during tracing, such as a weight whose norm it takes.
+    """A record of the tensors that a forward computes with during tracing, for example the weight in ``weight.norm()``.
 
     The result of such a computation is a constant in the graph, so the graph does not show that the tensor was read.
+    ``tensor in record`` is True if the tensor's storage was read.
     """
 
     def __init__(self) -> None:
@@ -104,8 +105,8 @@ class TracedModel:
     """A model's forward as a graph, with the queries about its nodes that pairing, pruning and bounds need.
 
     Args:
-        model: traced by ``torch.fx`` in its present mode, training or evaluation.
-        instead: advice for a model that cannot be traced; the end of the error message.
+        model: the network, traced by ``torch.fx`` in its present mode, training or evaluation.
+        instead: advice to the user if the model cannot be traced; the end of the error message.
 
     Raises:
         ValueError: if the model cannot be traced. The message names the line of the model's code where tracing failed.
@@ -123,7 +124,10 @@ class TracedModel:
         self._reads = self._count_reads(model, read)
 
     def _count_reads(self, model: nn.Module, read: _TensorsReadWhileTracing) -> Counter[int]:
-        """Count the calls of each module and the reads of each parameter and buffer in a forward, by their id."""
+        """Return, by id, the number of calls of each module and of reads of each parameter and buffer in a forward.
+
+        A call of a module reads its parameters and buffers. ``read`` records the reads that the graph does not show.
+        """
         named = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
         reads: Counter[int] = Counter()
         for node in self.graph.nodes:
@@ -136,32 +140,32 @@ class TracedModel:
         return reads
 
     def module(self, node: fx.Node) -> nn.Module | None:
-        """Return the module that a node calls, or None if it calls none."""
+        """Return the module that a node calls, or None if the node does not call a module."""
         return self.modules[node.target] if node.op == "call_module" else None
 
     def owns_its_weights(self, module: nn.Module) -> bool:
-        """Return True if the module is called once, and nothing else reads its parameters and running statistics.
+        """Return True if the module is called once, and nothing else reads its parameters and buffers.
 
-        False also if it has parameters other than weight and bias: old-style weight norm and torch's pruning make the
-        weight from parameters of other names.
+        The result is False also for a module with parameters other than weight and bias, since old-style weight norm
+        and torch's pruning compute the weight from parameters of other names.
         """
         own = (*module._parameters.values(), *module._buffers.values())
         plain = module._parameters.keys() <= {"weight", "bias"}
         return plain and all(self._reads[id(one)] == 1 for one in (module, *own) if one is not None)
 
     def layer(self, node: fx.Node) -> nn.Module | None:
-        """Return the Linear or Conv2d layer that a node calls, or None if there is none that can be part of a pair.
+        """Return the Linear or Conv2d layer that a node calls, or None if it calls no layer that can be in a pair.
 
-        Excluded are grouped convolutions, and layers whose weights are shared or parametrized.
+        Grouped convolutions and layers with shared or parametrized weights cannot be in a pair.
         """
         module = self.module(node)
-        # Compared by type, and not by isinstance, as parametrization makes a layer's type a subclass of its own.
+        # Not by isinstance, since a parametrized layer has a type of its own, a subclass of the layer's class.
         if type(module) not in _LAYERS or getattr(module, "groups", 1) != 1:
             return None
         return module if self.owns_its_weights(module) else None
 
     def is_a(self, kind: Kind, node: fx.Node) -> bool:
-        """Return True if a node is an operation of this kind, in any spelling."""
+        """Return True if a node is an operation of the given kind, as a module, a function or a tensor method."""
         if node.op == "call_module":
             return isinstance(self.modules[node.target], kind.modules)
         if node.op == "call_function":
@@ -169,19 +173,19 @@ class TracedModel:
         return node.op == "call_method" and node.target in kind.methods
 
     def only_reader(self, node: fx.Node) -> fx.Node | None:
-        """Return the only node that reads a node's values, with these as its first argument; None if there is none.
+        """Return the node that uses the value of ``node`` as its first argument, or None unless it is the only user.
 
-        A node that only takes the batch size is not a reader.
+        Nodes that only take the batch size from the value do not count as users.
         """
         readers = [user for user in node.users if not _only_takes_batch_size(user)]
         return readers[0] if len(readers) == 1 and readers[0].args[:1] == (node,) else None
 
     def link_from(self, node: fx.Node, passes: Callable[[fx.Node], bool]) -> Link | None:
-        """Return the link that starts at a node, or None if there is none.
+        """Return the link from a node to the next layer, or None if there is no such link.
 
         Args:
             node: candidate for the first layer.
-            passes: predicate on the operations that may lie between the layers.
+            passes: returns True for an operation that may lie between the layers.
         """
         if self.layer(node) is None:
             return None
@@ -196,11 +200,12 @@ class TracedModel:
         return None
 
     def columns_per_unit(self, link: Link) -> int:
-        """Return the number of adjacent columns of the second layer's weight that read one unit of the first.
+        """Return how many adjacent columns of the second layer's weight multiply one unit of the first layer.
 
-        More than one if the maps of a convolution are flattened for a linear layer. 0 if columns and units do not
-        match. Units are the channels of a convolution's output, and the last dimension of a linear layer's output.
-        Pooling would mix the latter, so the number is 0 for pooling after a linear layer or a flattening.
+        The units are the channels of a convolution's output, or the last dimension of a linear layer's output. A unit
+        has several columns if the channels of a convolution are flattened for a linear layer. The number is 0 if
+        columns and units do not match. It is 0 also for pooling after a linear layer or a flattening, since that mixes
+        units.
         """
         first, second = self.layer(link.first), self.layer(link.second)
         flat = isinstance(first, nn.Linear)
@@ -214,9 +219,10 @@ class TracedModel:
         return count if count == 1 or isinstance(first, nn.Conv2d) else 0
 
     def flattens(self, node: fx.Node) -> bool:
-        """Return True if a node flattens all dimensions but the batch.
+        """Return True if a node flattens all dimensions but the first, the batch.
 
-        False if one of the new sizes is a number in the model's code, since pruning would change that size.
+        A ``view`` or ``reshape`` must have the sizes (batch size, -1). With a number from the model's code the result
+        is False, since pruning would change that size.
         """
         if not self.is_a(RESHAPE, node):
             return False
@@ -230,10 +236,10 @@ class TracedModel:
         return len(sizes) == 2 and sizes[1] == -1 and self._is_batch_size(sizes[0], node.args[0])
 
     def _is_batch_size(self, size: object, node: fx.Node) -> bool:
-        """Return True if a size is the batch size of a node.
+        """Return True if ``size`` is certainly the batch size of ``node``'s value.
 
-        It is, if it was taken from the node itself, or from an earlier one and no operation between the two can have
-        changed the first dimension.
+        This holds if the size was taken from ``node`` itself, or from an earlier node and no operation between the two
+        can change the first dimension.
         """
         source = _source_of_batch_size(size)
         while node is not source:
@@ -256,7 +262,7 @@ def _is_shape(node: object) -> bool:
 
 
 def _source_of_batch_size(node: object) -> fx.Node | None:
-    """Return the ``x`` of ``x.size(0)``, ``x.size()[0]`` or ``x.shape[0]``, or None for anything else."""
+    """Return the node ``x`` if ``node`` is ``x.size(0)``, ``x.size()[0]`` or ``x.shape[0]``, else None."""
     if not isinstance(node, fx.Node):
         return None
     if node.op == "call_method" and node.target == "size":
@@ -273,9 +279,9 @@ def _only_takes_batch_size(node: fx.Node) -> bool:
 
 
 def _line_in_model_code(error: Exception) -> str:
-    """Return file, line number and line of the model's code that raised an error, as the start of a message.
+    """Return file, line number and source line in the model's code where an error arose, as the start of a message.
 
-    Empty if the traceback has frames of torch only.
+    The result is empty if the traceback has frames of torch only.
     """
     of_torch = Path(torch.__file__).parent
     frames = traceback.extract_tb(error.__traceback__)[2:]  # without the frames of TracedModel and trace

@@ -1,1 +1,4 @@
-"""The sections of ``scripts/benchmark.py``, one module each, based on ``timing`` and ``pages``."""
+"""The sections of ``scripts/benchmark.py``, one module each.
+
+The modules ``timing``, ``pages``, ``setups`` and ``loaders`` are shared by the sections.
+"""

@@ -1,4 +1,4 @@
-"""The cost of other work on the machine: every command alone, and next to one busy process per core."""
+"""The slowdown by other work on the machine: commands timed alone, and next to one busy process per core."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from functools import partial
 from benchmarks.stacked import seconds_of
 from benchmarks.timing import RATIO, Case, Options, Page, Part, part
 
-TARGET = 2.5  # ratio of the times, busy to alone
+TARGET = 2.5  # largest ratio of a command's time on the busy machine to its time alone
 REPEATS = 3
 SMALL = ("dataset=digits", "runtime.device=cpu", "logger=disabled", "train.log_every=200", "train.eval_every=200")
 COMMANDS = {
@@ -27,14 +27,14 @@ COMMANDS = {
 
 
 def table(options: Options) -> Page | None:
-    """Measure the commands; None on a GPU, and with tiny sizes, where starting Python would take most of the time."""
+    """Return the times of the commands; None on a GPU, and with tiny sizes, which would time the start of Python."""
     if options.quick or options.device.type != "cpu":
         return None
     return Page("A busy machine", [_part(name, command, options) for name, command in COMMANDS.items()])
 
 
 def _part(name: str, command: tuple[str, ...], options: Options) -> Part:
-    """Measure one command."""
+    """Return the times of one command, called ``name``; ``command`` has its arguments for ``wdlab.train``."""
     words = ("-m", "wdlab.train", *command, *SMALL)
     problem = f"`python {' '.join(words)}`, from the start of Python to its end"
     base = Case("alone", partial(seconds_of, words), timed=True)
@@ -43,14 +43,14 @@ def _part(name: str, command: tuple[str, ...], options: Options) -> Part:
 
 
 def _next_to_others(words: tuple[str, ...]) -> float:
-    """Return the seconds of a command while every core is busy."""
+    """Return the seconds of the command ``python <words>`` while every core is busy."""
     with busy_cores():
         return seconds_of(words)
 
 
 @contextlib.contextmanager
 def busy_cores() -> Iterator[None]:
-    """Keep every core busy with a process of its own."""
+    """Keep every core busy inside the context, with one process per core."""
     command = [sys.executable, "-c", "while True: pass"]
     processes = [subprocess.Popen(command) for _ in os.sched_getaffinity(0)]
     try:

@@ -1,4 +1,4 @@
-"""The time of each figure at ``cpu`` scale, from a few steps of its runs, against its declared time."""
+"""The time of each figure at ``cpu`` scale, extrapolated from a few steps of its runs, against its declared time."""
 
 import os
 import re
@@ -21,14 +21,14 @@ from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import compose_config, run_name
 
 SCALE = "cpu"
-TARGET = 1.5  # times the declared time
-STEPS, FEW = 60, 10
-NEVER = 10**6
-START = 10.0  # seconds of the command around its runs
+TARGET = 1.5  # largest ratio of the extrapolated to the declared time
+STEPS, FEW = 60, 10  # steps of the longer and of the shorter timed run
+NEVER = 10**6  # more than the steps or seconds of any run here
+START = 10.0  # seconds of a figure's command outside its runs
 
 
 def table(options: Options) -> Page | None:
-    """Return the measurements; None on a GPU, or without the data sets (``WDLAB_DATA``)."""
+    """Return the times of all figures; None on a GPU, with tiny sizes, or if ``WDLAB_DATA`` is not set."""
     if options.quick or options.device.type != "cpu" or "WDLAB_DATA" not in os.environ:
         return None
     done: set[str] = set()
@@ -62,14 +62,17 @@ def _row(name: str, jobs: Sequence[declaration.FigureRun]) -> Comparison:
 
 
 def declared_minutes(name: str) -> float:
-    """Return the time that a figure's declaration states, in minutes."""
+    """Return the time in minutes that the declaration of the figure ``name`` states for ``SCALE``."""
     text = declaration.read(name, SCALE)["at"]["time"]
     number, unit = re.search(r"(\d+) (s|minutes|hours)\b", text).groups()
     return float(number) * {"s": 1 / 60, "minutes": 1, "hours": 60}[unit]
 
 
 def _seconds_of_run(overrides: Sequence[str]) -> float:
-    """Return the seconds of a whole run with its evaluations and log lines, computed from two short runs."""
+    """Return the seconds of a whole run with its evaluations, extrapolated from two short runs.
+
+    The run is described by its config ``overrides``.
+    """
     torch.set_num_threads(1)
     config = compose_config([*overrides, "runtime=cpu", "runtime.threads=1", "logger=disabled"])
     settings = config["train"]
@@ -80,7 +83,7 @@ def _seconds_of_run(overrides: Sequence[str]) -> float:
 
 
 def _fit(config: directory.DictConfig, steps: int) -> float:
-    """Return the seconds of a run of so many steps, with all splits evaluated before and after them."""
+    """Return the seconds of a run of ``steps`` steps, including one evaluation of all splits before and one after."""
     config = config.copy()
     config["train"].update({"steps": steps, "log_every": NEVER, "eval_every": NEVER})
     experiment = build_experiment(config)

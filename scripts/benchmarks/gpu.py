@@ -15,7 +15,7 @@ from wdlab.data import Batches
 
 REPEATS = 5
 BATCH_SIZE = 128
-SAMPLES_EVERY = 0.05  # seconds
+SAMPLES_EVERY = 0.05  # seconds between two samples of the utilization
 FAST = ("runtime.precision=bf16",)
 RUNTIMES = {
     "fp32, contiguous": ("runtime.channels_last=never",),
@@ -25,7 +25,7 @@ RUNTIMES = {
 
 
 def table(options: Options) -> Page | None:
-    """Measure the epochs; None without a CUDA device."""
+    """Return the times of an epoch in each of ``RUNTIMES``; None without a CUDA device."""
     if options.device.type != "cuda":
         return None
     epochs = {
@@ -48,7 +48,7 @@ def table(options: Options) -> Page | None:
 
 
 class _Epoch:
-    """A network that trains for an epoch whenever it is called."""
+    """A network with its training data. Each call trains it for one epoch; ``runtime`` are overrides of its config."""
 
     def __init__(self, options: Options, *runtime: str) -> None:
         network = ("dataset=cifar10", "model=resnet18", f"model.width={options.sized(64, 4)}")
@@ -65,14 +65,14 @@ class _Epoch:
 
 
 def _busy(epoch: Callable[[], None], options: Options) -> str:
-    """Return the share of an epoch in which the GPU works, and how that was measured."""
+    """Return in words the share of an epoch in which the GPU is busy, and how the share was measured."""
     if importlib.util.find_spec("pynvml") is not None:
         return f"{_sampled(epoch, options):.0%} of an epoch (torch.cuda.utilization)"
     return f"{_profiled(epoch, options):.0%} of an epoch (time of its kernels in torch.profiler / wall time)"
 
 
 def _sampled(epoch: Callable[[], None], options: Options) -> float:
-    """Return the mean utilization that the driver reports during an epoch."""
+    """Return the mean utilization, in [0, 1], that the GPU's driver reports during an epoch."""
     samples, over = [], threading.Event()
 
     def watch() -> None:
@@ -89,12 +89,12 @@ def _sampled(epoch: Callable[[], None], options: Options) -> float:
 
 
 def _profiled(epoch: Callable[[], None], options: Options) -> float:
-    """Return the time of all kernels of an epoch as a share of its wall time."""
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+    """Return the summed time of an epoch's kernels as a share of the epoch's wall time."""
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         options.synchronize()
         start = time.perf_counter()
         epoch()
         options.synchronize()
         seconds = time.perf_counter() - start
-    kernels = [e for e in seen.key_averages() if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+    kernels = [e for e in profiled.key_averages() if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
     return sum(kernel.self_device_time_total for kernel in kernels) / 1e6 / seconds

@@ -1,4 +1,4 @@
-"""The cost of loading a batch: ours in memory, next to torchvision's transforms in a DataLoader."""
+"""The cost of a batch: from wdlab's splits in memory, and from torchvision's transforms in a DataLoader."""
 
 import itertools
 import statistics
@@ -15,7 +15,7 @@ from wdlab.data import Batches, Images
 from wdlab.data.augment import Augment
 
 REPEATS = 20
-LONGER = 50  # times options.milliseconds, so that a measurement of ours contains whole epochs
+LONGER = 50  # factor on options.milliseconds, so that a measurement of wdlab's batches contains whole epochs
 CIFAR, MNIST = (3, 32, 32), (1, 28, 28)
 CIFAR_MEAN, CIFAR_STD = [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]
 MNIST_MEAN, MNIST_STD = [0.1307], [0.3081]
@@ -30,13 +30,13 @@ STEADY = "random uint8 pixels; a batch in the middle of a stream of epochs, with
 
 
 def table(options: Options) -> Page:
-    """Measure the batches; no data set is needed."""
+    """Return the times of a batch, from random images."""
     options = options.at_most(REPEATS)
     return Page("The cost of a batch", [_cifar(options, rotated=False), _cifar(options, rotated=True), _mnist(options)])
 
 
 def _cifar(options: Options, rotated: bool) -> Part:
-    """Measure a batch of CIFAR-10's shape with augmentation."""
+    """Return the times of an augmented batch of CIFAR-10's shape; ``rotated`` adds rotation and pads by reflection."""
     pixels, labels = loaders.random_images(CIFAR, options.sized(50_000, 600))
     batch_size = options.sized(128, 32)
     padding, turned = ("reflect", [RandomRotation(10)]) if rotated else ("zero", [])
@@ -54,7 +54,7 @@ def _cifar(options: Options, rotated: bool) -> Part:
 
 
 def _mnist(options: Options) -> Part:
-    """Measure a batch of MNIST's shape against several DataLoaders; the first, of torchvision, has the target."""
+    """Return the times of a batch of MNIST's shape, against several DataLoaders; only torchvision's has a target."""
     pixels, labels = loaders.random_images(MNIST, options.sized(60_000, 600))
     batch_size = options.sized(200, 32)
     split = Images(pixels, labels, MNIST_MEAN, MNIST_STD, options.device)
@@ -75,7 +75,7 @@ def _mnist(options: Options) -> Part:
 
 
 def _mnist_loaders(pixels: Tensor, images: Tensor, labels: Tensor, batch_size: int, options: Options) -> list[Case]:
-    """Return the DataLoaders to compare with."""
+    """Return cases of several DataLoaders: torchvision's over ``pixels``, the others over normalized ``images``."""
     pictures = loaders.torchvision_loader(pixels, labels, MNIST_MEAN, MNIST_STD, batch_size)
     alone, shared = (loaders.tensor_loader(images, labels, batch_size, workers) for workers in (0, loaders.WORKERS))
     indexing = loaders.indexing_loader(images, labels, batch_size)
@@ -93,13 +93,13 @@ def _mnist_loaders(pixels: Tensor, images: Tensor, labels: Tensor, batch_size: i
 
 
 def _theirs(what: str, loader: Any, options: Options, ahead: int = 0, note: str = "") -> Case:
-    """Return a case that takes batches from a DataLoader."""
+    """Return a case that takes batches from a DataLoader; ``ahead`` as in ``loaders.Steady``."""
     stream = loaders.endless(loader, options.device)
     return _case(what, lambda: next(stream), options, ahead, None, note)
 
 
 def _ours(split: Images, batch_size: int, options: Options, target: float | None) -> Case:
-    """Return a case that takes batches from our split in memory."""
+    """Return a case that takes batches from a split of wdlab in memory."""
     batches, steps = Batches(split, batch_size, seed=0), itertools.count()
     return _case("wdlab", lambda: batches(next(steps)), options, 0, target)
 
@@ -107,6 +107,6 @@ def _ours(split: Images, batch_size: int, options: Options, target: float | None
 def _case(
     what: str, once: Callable[[], Any], options: Options, ahead: int, target: float | None, note: str = ""
 ) -> Case:
-    """Return a case that takes batches one by one."""
+    """Return a case that times ``once``, which takes one batch; ``ahead`` as in ``loaders.Steady``."""
     seconds = LONGER * options.milliseconds / 1000
     return Case(what, loaders.Steady(once, options, seconds, ahead), target, note, timed=True)

@@ -1,4 +1,4 @@
-"""The cost of reading many runs: the tidy table of ``analysis.load``, and the list of ``wdlab.runs``."""
+"""The cost of reading many runs: into the table of ``analysis.load``, and into the list of ``wdlab.runs``."""
 
 import json
 import math
@@ -19,8 +19,8 @@ from wdlab.records.identity import PROJECT, compose_config
 
 RUNS = (2_500, 5_000, 10_000)
 LINES = 5  # log lines of a run
-METRICS = 25  # in a log line
-BOUND = 10.0  # seconds that the table of the largest folder may take
+METRICS = 25  # metrics of a log line
+BOUND = 10.0  # largest number of seconds that analysis.load may take for the largest folder
 REPEATS = 3
 PEAK = """
 import re, sys
@@ -34,7 +34,7 @@ print(peak() - start)
 
 
 def table(options: Options) -> Page:
-    """Measure the reading of runs that are generated in a temporary folder without training."""
+    """Return the times of reading runs, which are generated in a temporary folder without training."""
     options = options.at_most(REPEATS)
     counts = [options.sized(count, count // 250) for count in RUNS]
     with tempfile.TemporaryDirectory() as folder:
@@ -47,22 +47,22 @@ def table(options: Options) -> Page:
 
 
 def generate(root: Path, count: int) -> None:
-    """Write the directories of a random search: runs that differ in learning rate, strength and metrics."""
-    drawn = random.Random(0)
+    """Write ``count`` run directories of a random search, with random learning rates, strengths and metrics."""
+    generator = random.Random(0)
     config = compose_config(["regularizer=l2"])
     for seed in range(count):
-        directory = RunDirectory(root, f"digits-mlp-sgd-l2-{drawn.getrandbits(48):012x}")
+        directory = RunDirectory(root, f"digits-mlp-sgd-l2-{generator.getrandbits(48):012x}")
         directory.create()
         config["seed"] = seed
-        config["optimizer"]["lr"], config["regularizer"]["strength"] = drawn.random(), drawn.random() / 1000
+        config["optimizer"]["lr"], config["regularizer"]["strength"] = generator.random(), generator.random() / 1000
         directory.write_config(config)
-        lines = [{f"metric/{m}": drawn.random() for m in range(METRICS)} | {"step": 100 * n} for n in range(LINES)]
+        lines = [{f"metric/{m}": generator.random() for m in range(METRICS)} | {"step": 100 * n} for n in range(LINES)]
         directory.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
         directory.write_status("done", step=100 * (LINES - 1))
 
 
 def _part(count: int, root: Path, options: Options, is_largest: bool) -> Part:
-    """Measure one folder of runs."""
+    """Return the times of reading the ``count`` runs in the folder ``root``; only the largest folder has a target."""
     base = Case(f"the bound, {BOUND:g} s", lambda: BOUND, timed=True)
     cases = [
         _case("analysis.load, for the first time", _forget, load, root, target=1.0 if is_largest else None),
@@ -81,7 +81,7 @@ def _forget(root: Path) -> None:
 def _case(
     what: str, prepare: Callable[[Path], Any], read: Callable[[Path], Any], root: Path, target: float | None = None
 ) -> Case:
-    """Return a case that times ``read`` alone, after ``prepare``."""
+    """Return a case that calls ``prepare(root)`` and then times ``read(root)``."""
 
     def seconds() -> float:
         prepare(root)
@@ -93,7 +93,7 @@ def _case(
 
 
 def _memory(roots: dict[int, Path]) -> str:
-    """Return a remark with the peak memory of a first load of each folder."""
+    """Return a remark on the peak memory of a first load of each folder; ``roots``: folders by number of runs."""
     peaks = []
     for count, root in roots.items():
         _forget(root)

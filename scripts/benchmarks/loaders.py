@@ -1,4 +1,4 @@
-"""The input pipelines to compare with: torchvision's transforms and torch's DataLoader."""
+"""The input pipelines that wdlab is compared with: torchvision's transforms and torch's DataLoader."""
 
 import itertools
 import time
@@ -25,7 +25,7 @@ def random_images(shape: tuple[int, ...], count: int, classes: int = 10) -> tupl
 
 
 class Pictures(Dataset):
-    """Examples made as in torchvision's CIFAR10 and MNIST: a PIL image of an array, then the transforms."""
+    """A data set that makes its examples as torchvision's CIFAR10 and MNIST do: a PIL image, then the transform."""
 
     def __init__(self, pixels: Tensor, labels: Tensor, transform: Callable[[Image.Image], Tensor]) -> None:
         self._pixels, self._labels, self._transform = pixels.permute(0, 2, 3, 1).numpy(), labels.tolist(), transform
@@ -42,14 +42,14 @@ class Pictures(Dataset):
 def torchvision_loader(
     pixels: Tensor, labels: Tensor, mean: list[float], std: list[float], batch_size: int, *varied: Any
 ) -> DataLoader:
-    """Return a DataLoader as with torchvision, with two workers; ``varied`` are the transforms before ``ToTensor``."""
+    """Return a DataLoader with torchvision's transforms and two workers; ``varied``: transforms before ``ToTensor``."""
     transform = transforms.Compose([*varied, transforms.ToTensor(), transforms.Normalize(mean, std)])
     pictures = Pictures(pixels, labels, transform)
     return DataLoader(pictures, batch_size, shuffle=True, drop_last=True, num_workers=WORKERS, persistent_workers=True)
 
 
 def tensor_loader(images: Tensor, labels: Tensor, batch_size: int, workers: int) -> DataLoader:
-    """Return a DataLoader of normalized tensors. It still takes the examples one by one."""
+    """Return a DataLoader of normalized tensors, which collates its batches from single examples."""
     return DataLoader(
         TensorDataset(images, labels),
         batch_size,
@@ -68,7 +68,7 @@ def indexing_loader(images: Tensor, labels: Tensor, batch_size: int) -> DataLoad
 
 
 def endless(loader: Iterable[Any], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches of one epoch after the other, on ``device``."""
+    """Yield batches on ``device``, epoch after epoch without an end."""
     for _ in itertools.count():
         for images, labels in loader:
             yield images.to(device), labels.to(device)
@@ -77,14 +77,14 @@ def endless(loader: Iterable[Any], device: torch.device) -> Iterator[tuple[Tenso
 class Steady:
     """A timer of a stream of batches in its steady state. Calling it returns the seconds per batch.
 
-    Before the measurement it takes the batches that workers have prepared while other cases were timed. Afterwards it
-    waits until they have prepared as many again, so that they do not work while the next case is timed.
+    Each call first takes the batches that the workers prepared while other cases were timed. After the measurement it
+    waits until the workers have prepared as many batches again, so that they do not work while the next case is timed.
 
     Args:
-        once: takes the next batch and processes it.
+        once: takes the next batch.
         options: the options of the command line.
-        seconds: the duration of a measurement.
-        ahead: the number of batches that workers prepare.
+        seconds: least duration of a measurement.
+        ahead: number of batches that the workers prepare in advance; 0 without workers.
     """
 
     def __init__(self, once: Callable[[], Any], options: Options, seconds: float, ahead: int = 0) -> None:

@@ -24,11 +24,11 @@ from wdlab.records.recorder import Recorder
 from wdlab.records.wandb_mirror import Mirror
 
 LOOP_TARGET = 1.03
-WARM = 10  # steps before the clock is started
+WARM = 10  # untimed steps before the clock starts
 LOG_EVERY = 10
 POINTS = 10  # log points of one measurement
-NEVER = 10**9
-MOMENTS = ("before_step", "after_step", "measure(False)")
+NEVER = 10**9  # a number of steps that no run reaches
+MOMENTS = ("before_step", "after_step", "measure(False)")  # calls of Metrics at a log point
 L2_STRENGTH = 1e-4
 END_TO_END_REPEATS = 10
 SLOW_REPEATS = 5
@@ -39,7 +39,7 @@ OUTSIDE = (
 
 
 def table(options: Options) -> Page:
-    """Return the measurements, on random images and with records in a temporary folder."""
+    """Return the times of the loop, of its metrics and of whole runs, on random images and with temporary records."""
     overhead, line = _overhead(options), _metrics(options)
     overhead.remarks += _shortfall(overhead, line)
     parts = [overhead, line, _seldom(options), *_end_to_end(options)]
@@ -47,7 +47,7 @@ def table(options: Options) -> Page:
 
 
 def _shortfall(overhead: Part, line: Part) -> list[str]:
-    """Return a remark on where the time goes for each case in which the loop misses its target."""
+    """Return a remark for each case of ``overhead`` that misses its target, on what takes the time."""
     missed = [row.case for row in overhead.rows if row.met == "no"]
     of_a_step = {row.case: row.value for row in line.rows}
     parts = ", ".join(f"{moment} {of_a_step[moment]:.2f}" for moment in MOMENTS)
@@ -62,14 +62,14 @@ def _shortfall(overhead: Part, line: Part) -> list[str]:
 
 
 class Fit:
-    """A run of ``loop.fit`` that is timed between two of its steps, and the bare loop of the same steps.
+    """A run whose steps are timed in ``loop.fit``, or in a bare loop of the same steps.
 
     Args:
-        setup: what it trains with.
-        data: random splits.
-        steps: how many are timed.
-        folder: for its records.
-        options: of the command line.
+        setup: the parts of the run.
+        data: splits of random images.
+        steps: number of timed steps.
+        folder: folder for the run's records.
+        options: the options of the command line.
     """
 
     def __init__(self, setup: Setup, data: Data, steps: int, folder: Path, options: Options) -> None:
@@ -80,7 +80,7 @@ class Fit:
         self._start = {name: value.clone() for name, value in setup.model.state_dict().items()}
 
     def fit(self, log_every: int = LOG_EVERY) -> float:
-        """Return the seconds of a step of the loop, with its share of records and metrics."""
+        """Return the mean seconds of a step in ``loop.fit``, records and metrics included."""
         setup, clock = self._begin(), _Clock(self._steps, self._options)
         parts = setup.model, self._data, setup.optimizer, setup.regularizer, setup.lr_factor, setup.machine
         experiment = Experiment(*parts, seed=0)
@@ -88,13 +88,13 @@ class Fit:
         settings = OmegaConf.create(self._settings | {"log_every": log_every})
         outcome = loop.fit(OneRun(experiment, settings, self._run, recorder), settings, float("inf"), clock)
         recorder.close()
-        if outcome != "interrupted":  # which is how the clock ends it
+        if outcome != "interrupted":  # the clock ends the run by a stop request
             raise RuntimeError(f"the run that was timed ended as {outcome}")
-        gc.collect()  # what it leaves behind, since nothing is collected while cases are timed
+        gc.collect()  # here, since the collector is off while cases are timed
         return clock.seconds
 
     def bare(self) -> float:
-        """Return the seconds of a step of a bare loop with the same network, optimizer, batches and precision."""
+        """Return the mean seconds of a step in a bare loop with the same network, optimizer, batches and precision."""
         setup, clock = self._begin(), _Clock(self._steps, self._options)
         batches = Batches(self._data.train, self._settings["batch_size"], seed=0)
         step = plain_step(setup.model, setup.optimizer, lambda: None)
@@ -111,18 +111,18 @@ class Fit:
 
 
 class _Clock:
-    """A stop request that times a run: it starts a clock after ``WARM`` steps and is True after ``steps`` more."""
+    """A timer to be called after every step: it starts after ``WARM`` steps, and returns True ``steps`` steps later."""
 
     def __init__(self, steps: int, options: Options) -> None:
-        self._steps, self._options, self._asked, self._started = steps, options, 0, 0.0
+        self._steps, self._options, self._calls, self._started = steps, options, 0, 0.0
         self.seconds = float("nan")
 
     def __call__(self) -> bool:
-        self._asked += 1
-        if self._asked == WARM:
+        self._calls += 1
+        if self._calls == WARM:
             self._options.synchronize()
             self._started = time.perf_counter()
-        if self._asked < WARM + self._steps:
+        if self._calls < WARM + self._steps:
             return False
         self._options.synchronize()
         self.seconds = (time.perf_counter() - self._started) / self._steps
@@ -170,7 +170,7 @@ def _overhead(options: Options) -> Part:
 
 
 class _LogPoint:
-    """Steps of the loop that are logged, with an L2 penalty so that the metrics of the penalty are measured too."""
+    """A run whose log points are timed, with an L2 penalty, so that the penalty's metrics are measured too."""
 
     def __init__(self, options: Options, train: int, others: int) -> None:
         self._setup = Setup(options, *_mlp(options), "regularizer=l2", f"regularizer.strength={L2_STRENGTH}")
@@ -191,7 +191,7 @@ class _LogPoint:
         self._setup.optimizer.step()
 
     def seconds(self, *moments: str) -> float:
-        """Return the mean seconds of some of the ``MOMENTS`` of a log point."""
+        """Return the mean seconds that the given ``moments`` (see ``MOMENTS``) of a log point take together."""
         self._setup.switches()
         total = 0.0
         for _ in range(POINTS):
@@ -203,7 +203,7 @@ class _LogPoint:
         return total / POINTS
 
     def measure(self, whole_splits: bool, sharpness: bool) -> None:
-        """Measure the present network."""
+        """Call ``Metrics.measure`` on the network in its current state."""
         self._setup.switches()
         self.metrics.measure(whole_splits, sharpness)
 
@@ -244,7 +244,7 @@ def _seldom(options: Options) -> Part:
 
 
 def _end_to_end(options: Options) -> list[Part]:
-    """Return the steps per second of a run and of a plain loop over torchvision's transforms and DataLoader."""
+    """Return the times of a step of a run, against a plain loop over torchvision's transforms and DataLoader."""
     resnet = ("dataset=cifar10", "model=resnet8", f"model.width={options.sized(16, 2)}")
     resnet = (*resnet, *_settings(options.sized(128, 20)))
     name = (
@@ -277,7 +277,7 @@ def _against_a_plain_loop(
 
 
 class _Plain:
-    """Return the seconds of a step of a plain loop, after as many steps as the clock of the loop leaves out."""
+    """A plain loop over a DataLoader. A call returns the mean seconds of a step, after ``WARM`` untimed steps."""
 
     def __init__(self, options: Options, network: tuple[str, ...], config: DictConfig, count: int, steps: int) -> None:
         dataset, batch_size = config["dataset"], config["train"]["batch_size"]
@@ -295,5 +295,5 @@ class _Plain:
         self._step(*next(self._stream))
         while not clock():
             self._step(*next(self._stream))
-        time.sleep(loaders.AHEAD * clock.seconds)  # for the workers, see loaders.Steady
+        time.sleep(loaders.AHEAD * clock.seconds)  # until the workers are idle, see loaders.Steady
         return clock.seconds

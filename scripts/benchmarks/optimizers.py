@@ -1,4 +1,4 @@
-"""The cost of a step: the drop-in optimizers and the attached methods, next to torch's fused AdamW."""
+"""The cost of an optimizer's step: wdlab's optimizers and attached methods, against torch's fused AdamW."""
 
 import importlib
 from collections.abc import Callable, Iterable
@@ -13,10 +13,10 @@ from wdlab.models import MLP
 from wdlab.optimizers import SGDS, AdamS, PAdam
 from wdlab.regularizers import L2, DecoupledDecay, PathProx, PNormDecay, Regularizer, ScheduledDecay
 
-LR = 1e-4  # so small that weights stay in their usual range over all repeated steps
+LR = 1e-4  # so small that weights keep their usual size over all timed steps
 MOMENTUM = 0.9
 COPIES = 3  # of the base case, torch's fused AdamW
-SCHEDULED, PNORM = 5e-4, 1e-3  # strengths
+SCHEDULED, PNORM = 5e-4, 1e-3  # strengths of the scheduled decay and of the p-norm decay
 PROBLEM = (
     "one step on the parameters of a ReLU MLP, 784-{width}-{width}-{width}-{width}-{width}-10 with biases, float32, "
     "given fixed random gradients of scale 0.01"
@@ -41,10 +41,13 @@ AdamW, Adam, SGD = (
 
 
 def table(options: Options) -> Table:
-    """Measure the steps. Afterwards weights and states must still be ordinary numbers, or the times mean nothing.
+    """Return the times of a step of each optimizer.
+
+    Weights and optimizer states are checked after the timing, since numbers that are not finite or denormal would make
+    the times meaningless.
 
     Raises:
-        RuntimeError: if a weight or a state is not finite, or if more than a few are denormal.
+        RuntimeError: if a weight or a state is not finite, or if more than the share ``timing.DENORMAL`` is denormal.
     """
     bench = _Bench(options)
     base = [bench.step("torch AdamW fused", AdamW) for _ in range(COPIES)]
@@ -61,20 +64,20 @@ def table(options: Options) -> Table:
 
 
 class _Bench:
-    """A maker of cases, each with its own network. Their optimizers are kept, to be checked at the end."""
+    """A maker of cases, each with its own network. The optimizers are kept for the ``check`` after the timing."""
 
     def __init__(self, options: Options) -> None:
         self._device, self._width = options.device, options.width
         self._made: list[tuple[str, torch.optim.Optimizer]] = []
 
     def step(self, what: str, make: Make, target: float | None = None, note: str = "") -> Case:
-        """Return a case that takes steps of an optimizer."""
+        """Return the case ``what`` of a step of the optimizer that ``make`` creates from a list of parameters."""
         optimizer = make(list(self._network().parameters()))
         self._made.append((what, optimizer))
         return Case(what, optimizer.step, target, note)
 
     def attached(self, what: str, method: type[Regularizer], strength: float, **settings: object) -> Case:
-        """Return a case that takes steps of torch's fused Adam with a method attached."""
+        """Return the case ``what`` of a step of torch's fused Adam with ``method(strength, **settings)`` attached."""
         network = self._network()
         optimizer = Adam(list(network.parameters()))
         self._made.append((what, optimizer))
@@ -82,7 +85,7 @@ class _Bench:
         return Case(what, optimizer.step)
 
     def pathprox(self, what: str, target: float, **settings: object) -> Case:
-        """Return a case of the work that PathProx does after a step."""
+        """Return the case ``what`` of the work that PathProx with ``settings`` does after a step."""
         network = self._network()
         optimizer = SGD(list(network.parameters()))
         self._made.append((what, optimizer))
@@ -99,7 +102,7 @@ class _Bench:
         return network.to(self._device)
 
     def check(self) -> None:
-        """Raise a RuntimeError if weights or states are no longer ordinary numbers."""
+        """Raise a RuntimeError if weights or optimizer states are not ordinary numbers (see ``check_ordinary``)."""
         for what, optimizer in self._made:
             tensors = [p.detach() for group in optimizer.param_groups for p in group["params"]]
             tensors += [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
@@ -116,7 +119,7 @@ def _torch(bench: _Bench) -> list[Case]:
 
 
 def _ours(bench: _Bench, compiled: bool) -> list[Case]:
-    """Return the cases of the drop-in optimizers and of the methods attached to torch's."""
+    """Return the cases of wdlab's optimizers, and of its methods attached to torch's optimizers."""
     adams, padam = partial(AdamS, lr=LR, weight_decay=SCHEDULED), partial(PAdam, lr=LR, weight_decay=PNORM)
     sgds = partial(SGDS, lr=LR, momentum=MOMENTUM, weight_decay=SCHEDULED)
     return [
@@ -136,7 +139,7 @@ def _ours(bench: _Bench, compiled: bool) -> list[Case]:
 
 
 def _peers(bench: _Bench) -> list[Case]:
-    """Return the cases of the package pytorch_optimizer; a note states whether they are the same methods.
+    """Return the cases of the package pytorch_optimizer; a note states if wdlab's optimizer takes the same steps.
 
     Raises:
         ImportError: if the package is not installed.
@@ -157,7 +160,13 @@ def _peers(bench: _Bench) -> list[Case]:
 
 
 def _compared(theirs: Callable, ours: Callable, steps: int = 10) -> str:
-    """Return how far two optimizers are apart after some float64 steps with strong decay."""
+    """Return in words how much the weights of two optimizers differ after float64 steps with strong decay.
+
+    Args:
+        theirs: creates the other package's optimizer from parameters and ``lr``.
+        ours: creates wdlab's optimizer in the same way.
+        steps: number of steps.
+    """
     torch.manual_seed(0)
     start = [torch.randn(30, 20, dtype=torch.float64), torch.randn(30, dtype=torch.float64)]
     gradients = [[0.01 * torch.randn_like(w) for w in start] for _ in range(steps)]

@@ -1,4 +1,4 @@
-"""Measured tables as files: ``<section>.csv`` with the numbers, ``<section>.md`` to read."""
+"""Writing of the measured tables: ``<section>.csv`` with the numbers, ``<section>.md`` for readers."""
 
 import csv
 import time
@@ -14,7 +14,7 @@ from wdlab.records.provenance import code_version
 
 
 def write(table: Table | Page, name: str, options: Options, folder: Path) -> Path:
-    """Write ``<name>.csv`` and ``<name>.md``, and return the path of the latter."""
+    """Write ``<name>.csv`` and ``<name>.md`` into ``folder``, and return the path of the ``.md`` file."""
     folder.mkdir(parents=True, exist_ok=True)
     is_page = isinstance(table, Page)
     with (folder / f"{name}.csv").open("w", newline="") as file:
@@ -29,18 +29,18 @@ def write(table: Table | Page, name: str, options: Options, folder: Path) -> Pat
 
 
 def _rounded(value: object) -> object:
-    """Return a float with four digits; other values unmodified."""
+    """Return a float as text with four significant digits, and any other value unmodified."""
     return f"{value:.4g}" if isinstance(value, float) else value
 
 
 def _header(title: str, name: str) -> list[str]:
-    """Return the first lines of a page."""
+    """Return the first lines of the page of section ``name``."""
     lines = [f"# {title}", ""]
     return [*lines, f"Made by `make bench` (`scripts/benchmark.py {name}`); the numbers are in `{name}.csv`.", ""]
 
 
 def _machine(options: Options) -> list[str]:
-    """Return the lines on machine, versions and commit."""
+    """Return the lines that name the device, the version of torch, the date and the commit."""
     code = code_version()
     commit = code.get("commit", "unknown")[:12] + (" with uncommitted changes" if code.get("uncommitted") else "")
     return [
@@ -50,7 +50,7 @@ def _machine(options: Options) -> list[str]:
 
 
 def _remarks(remarks: Sequence[str]) -> list[str]:
-    """Return remarks as a list."""
+    """Return the lines of a Markdown list of the remarks; no lines without remarks."""
     return ["", *(f"- {remark}" for remark in remarks)] if remarks else []
 
 
@@ -58,13 +58,13 @@ def _remarks(remarks: Sequence[str]) -> list[str]:
 
 
 def _numbers(table: Table) -> list[list[object]]:
-    """Return the rows of the CSV file of a single table."""
+    """Return the CSV file's rows for a section with a single table, the header first."""
     columns = list(Row.__dataclass_fields__)
     return [columns, *([getattr(row, column) for column in columns] for row in table.rows)]
 
 
 def _one_table(table: Table, options: Options) -> list[str]:
-    """Return the lines of a page with a single table."""
+    """Return the Markdown lines of a page with a single table, after its header."""
     return [
         f"- work: {table.problem}",
         *_machine(options),
@@ -78,7 +78,7 @@ def _one_table(table: Table, options: Options) -> list[str]:
 
 
 def _lines(table: Table) -> list[str]:
-    """Return a single table in Markdown."""
+    """Return the Markdown lines of a single table."""
     lines = [
         "| case | median, µs | ratio | 10-90 % | target | met | note |",
         "| --- | ---: | ---: | --- | --- | --- | --- |",
@@ -96,7 +96,7 @@ def _lines(table: Table) -> list[str]:
 
 
 def _numbers_of_page(page: Page) -> list[list[object]]:
-    """Return the rows of the CSV file of a page of several parts."""
+    """Return the CSV file's rows for a page of several parts, the header first."""
     columns = list(Comparison.__dataclass_fields__)
     header = ["part", *columns[:4], "quantity", *columns[4:]]
     rows = []
@@ -108,7 +108,7 @@ def _numbers_of_page(page: Page) -> list[list[object]]:
 
 
 def _parts(page: Page, options: Options) -> list[str]:
-    """Return the lines of a page of several parts."""
+    """Return the Markdown lines of a page of several parts, after its header."""
     lines = [
         *_machine(options),
         "- in each repeat all cases of a table are timed in turn; ratios and speed-ups are taken within a repeat. The",
@@ -122,7 +122,7 @@ def _parts(page: Page, options: Options) -> list[str]:
 
 
 def _lines_of_part(each: Part) -> list[str]:
-    """Return the table of a part in Markdown."""
+    """Return the Markdown lines of a part's table."""
     per_second = f" {each.items[1]}/s |" if each.items else ""
     lines = [
         f"| case | compared with | median, ms |{per_second} {each.quantity.name} | 10-90 % | target | met | note |",
@@ -138,5 +138,5 @@ def _lines_of_part(each: Part) -> list[str]:
 
 
 def _short(value: float) -> str:
-    """Return a number with few digits."""
+    """Return a number as text with few digits: three decimals below 0.1, two below 10, else one."""
     return f"{value:.3f}" if value < 0.1 else f"{value:.2f}" if value < 10 else f"{value:.1f}"

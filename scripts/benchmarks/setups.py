@@ -1,4 +1,4 @@
-"""The parts of a run, built from a config, and torch's global switches. Shared by the sections that train."""
+"""The parts of a run, built from a config, and torch's global settings. Shared by the sections that train."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Self
@@ -22,7 +22,7 @@ SGD = ("optimizer=sgd", "optimizer.lr=0.1")
 
 
 class Switches(NamedTuple):
-    """Torch's global settings of float32 products and threads, which every case sets anew."""
+    """Torch's global settings of float32 products and threads. Every case applies its own before it runs."""
 
     matmul: str
     cudnn_tf32: bool
@@ -30,27 +30,27 @@ class Switches(NamedTuple):
 
     @classmethod
     def now(cls) -> Self:
-        """Return the present settings."""
+        """Return torch's current settings."""
         threads = torch.get_num_threads()
         return cls(torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, threads)
 
     def __call__(self) -> None:
-        """Apply the settings."""
+        """Apply these settings to torch."""
         torch.set_float32_matmul_precision(self.matmul)
         torch.backends.cudnn.allow_tf32 = self.cudnn_tf32
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
 
 
-AS_TORCH_HAS_THEM = Switches.now()
+TORCH_DEFAULTS = Switches.now()
 
 
 class Setup:
     """The parts of the run of ``python -m wdlab.train <overrides>``, without the data set.
 
     Args:
-        options: of the command line.
-        overrides: of the config.
+        options: the options of the benchmark's command line.
+        overrides: overrides of the run's config.
     """
 
     def __init__(self, options: Options, *overrides: str) -> None:
@@ -59,15 +59,15 @@ class Setup:
         self.model: nn.Module
         self.regularizer: Regularizer
         self.model, self.optimizer, self.regularizer, self.lr_factor = build(self.config)
-        AS_TORCH_HAS_THEM()
+        TORCH_DEFAULTS()
         examples = examples_of_batch(self.config)
         self.machine: Machine = device.set_up(self.config["runtime"], self.model, examples=examples)
         self.switches = Switches.now()
         self.machine.place(self.model)
-        AS_TORCH_HAS_THEM()
+        TORCH_DEFAULTS()
 
     def step(self) -> Callable[[Tensor, Tensor], None]:
-        """Take a training step of the loop."""
+        """Return a function of inputs and labels that takes a training step as wdlab's loop does."""
         update = Step(self.machine.training_form(self.model), self.optimizer, self.machine)
 
         def step(inputs: Tensor, labels: Tensor) -> None:
@@ -78,28 +78,28 @@ class Setup:
         return step
 
     def images(self, count: int, varied: bool = False) -> Images:
-        """Return random images of the data set's shape; with ``varied`` they are augmented as in training."""
+        """Return ``count`` random images of the data set's shape; ``varied``: augmented as the config says."""
         dataset = self.config["dataset"]
         pixels, labels = random_images(tuple(dataset["shape"]), count)
         augment = Augment.from_config(dataset["augment"]) if varied else None
         return Images(pixels, labels, list(dataset["mean"]), list(dataset["std"]), self.machine.device, augment)
 
     def data(self, train: int, others: int) -> Data:
-        """Return splits of random images with the given numbers of examples."""
+        """Return splits of random images: ``train`` for training, ``others`` for validation and as many for test."""
         return Data(self.images(train, varied=True), self.images(others), self.images(others), "random")
 
 
 def bare_step(options: Options, *overrides: str) -> tuple[Callable[[Tensor, Tensor], None], nn.Module]:
-    """Return the training step of a plain PyTorch loop under torch's default settings, and its network."""
+    """Return the training step of a plain PyTorch loop under torch's default settings, and the loop's network."""
     model = build(compose_config([*SGD, *overrides]))[0].to(options.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return plain_step(model, optimizer, AS_TORCH_HAS_THEM), model
+    return plain_step(model, optimizer, TORCH_DEFAULTS), model
 
 
 def plain_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, switches: Callable[[], Any]
 ) -> Callable[[Tensor, Tensor], None]:
-    """Return a training step of forward, backward and the optimizer's step, and nothing else."""
+    """Return a function of inputs and labels that calls ``switches``, forward, backward and the optimizer's step."""
 
     def step(inputs: Tensor, labels: Tensor) -> None:
         switches()

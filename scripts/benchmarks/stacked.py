@@ -1,4 +1,4 @@
-"""The speed of a sweep of MLPs as one batched program (``hydra/launcher=stacked``) against run after run."""
+"""The speed-up of a sweep of MLPs as one batched program (``hydra/launcher=stacked``) over run after run."""
 
 import itertools
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from benchmarks.setups import AS_TORCH_HAS_THEM, Setup
+from benchmarks.setups import TORCH_DEFAULTS, Setup
 from benchmarks.timing import SPEED_UP, Case, Options, Page, Part, part
 from wdlab import loop
 from wdlab.build import build, build_experiment, examples_of_batch
@@ -29,11 +29,11 @@ from wdlab.stacked.program import Stack, StackedRun
 TRAINING_TARGET, END_TO_END_TARGET, WIDE_TARGET = 7, 3, 0.98
 RUNS, WIDE_RUNS = 32, 8
 FEW, FEWER = 5, 3  # repeats
-NEVER = 10**6
+NEVER = 10**6  # more than the steps or seconds of any run here
 
 
 def table(options: Options) -> Page:
-    """Return the measurements, with records in temporary folders."""
+    """Return the times of sweeps, stacked and run after run, with records in temporary folders."""
     parts = [_training(options), _wide(options)]
     if not options.quick:  # every launch takes seconds
         parts.append(_end_to_end(options))
@@ -41,13 +41,13 @@ def table(options: Options) -> Page:
 
 
 class Sweep:
-    """Runs that differ in seed and strength, trained in both ways between building them and closing their records.
+    """Runs that differ in seed and L2 strength, trained side by side or one by one. Only the training is timed.
 
     Args:
-        options: of the command line.
-        count: of runs.
-        overrides: of their config.
-        data: for all of them; that of the config if not given.
+        options: the options of the command line.
+        count: number of runs.
+        overrides: overrides of the config of all runs.
+        data: the data set of all runs; None loads the data set of the config.
     """
 
     def __init__(self, options: Options, count: int, overrides: tuple[str, ...], data: Data | None = None) -> None:
@@ -60,7 +60,7 @@ class Sweep:
         self._options, self._data = options, data
 
     def side_by_side(self) -> float:
-        """Return the seconds of a step of all runs, side by side."""
+        """Return the seconds that a step of all runs takes if they are trained side by side."""
 
         def fit(members: list[StackedRun], settings: DictConfig) -> None:
             loop.fit(Stack(members, settings), settings, NEVER)
@@ -68,7 +68,7 @@ class Sweep:
         return self._timed(fit, together=True)
 
     def one_by_one(self) -> float:
-        """Return the seconds of a step of all runs, one after another."""
+        """Return the seconds that a step of all runs takes if they are trained one after another."""
 
         def fit(members: list[StackedRun], settings: DictConfig) -> None:
             for member in members:
@@ -76,9 +76,9 @@ class Sweep:
 
         return self._timed(fit)
 
-    def _experiment(self, config: DictConfig, beside: Experiment | None, together: bool) -> Experiment:
+    def _experiment(self, config: DictConfig, previous: Experiment | None, together: bool) -> Experiment:
         if self._data is None:
-            return build_experiment(config, beside, len(self._configs) * together)
+            return build_experiment(config, previous, len(self._configs) * together)
         model, optimizer, regularizer, lr_factor = build(config)
         examples = examples_of_batch(config) * (len(self._configs) if together else 1)
         machine = device.set_up(config["runtime"], model, together, examples)
@@ -86,12 +86,12 @@ class Sweep:
         return Experiment(model, self._data, optimizer, regularizer, lr_factor, machine, config["seed"])
 
     def _timed(self, fit: Callable[[list[StackedRun], DictConfig], object], together: bool = False) -> float:
-        AS_TORCH_HAS_THEM()
+        TORCH_DEFAULTS()
         with tempfile.TemporaryDirectory() as folder:
-            members, beside = [], None
+            members, previous = [], None
             for config in self._configs:
-                experiment = self._experiment(config, beside, together)
-                beside = experiment
+                experiment = self._experiment(config, previous, together)
+                previous = experiment
                 run = RunDirectory(folder, run_name(config))
                 run.create()
                 members.append(StackedRun(experiment, run, Recorder(run.metrics, 0, Mirror())))
@@ -107,7 +107,7 @@ class Sweep:
 
 
 def _training(options: Options) -> Part:
-    count, steps, every = options.sized(RUNS, 3), options.sized(1000, 20), options.sized(100, 10)  # as a run has them
+    count, steps, every = options.sized(RUNS, 3), options.sized(1000, 20), options.sized(100, 10)
     shape = ("dataset=digits", "model=mlp", "model.width=64", "model.depth=4", f"train.steps={steps}")
     as_usual = Sweep(options, count, (*shape, f"train.log_every={every}", f"train.eval_every={every}"))
     alone = Sweep(options, count, (*shape, f"train.log_every={NEVER}", f"train.eval_every={NEVER}"))
@@ -154,7 +154,7 @@ def _end_to_end(options: Options) -> Part:
 
 
 def seconds_of(words: tuple[str, ...]) -> float:
-    """Return how long a command takes that records its runs in a temporary folder; the words after ``python``."""
+    """Return the seconds of the command ``python <words>``, which records its runs in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"PYTHONPATH": str(PROJECT)}
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Timing of cases in turn, in one process, and their comparison. Used by every section."""
+"""Timing of cases in turn, in one process, and the comparison of their times. Used by every section."""
 
 import gc
 import math
@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 REPORT_EVERY = 10  # repeats between two lines of progress
-LONG = 0.1  # seconds; a run that takes longer needs no run before it to wake threads and fill caches
-DENORMAL = 1e-4  # largest share of denormal numbers; some p-norm decays pass through a few on the way to exact zeros
+LONG = 0.1  # seconds; a longer run needs no warm-up run right before it
+DENORMAL = 1e-4  # largest share of denormal numbers; p-norm decay makes a few before weights become exactly zero
 PROFILED = 3  # runs in a profile
-OPERATIONS = 6  # operations that a profile names
+OPERATIONS = 6  # number of operations that a remark names
 
 
 @dataclass(frozen=True)
@@ -26,22 +26,22 @@ class Options:
     """The options of the command line."""
 
     device: torch.device
-    repeats: int
+    repeats: int  # measurements of every case
     milliseconds: float  # duration of one measurement
-    width: int
-    compiled: bool
+    width: int  # width of the MLP
+    compiled: bool  # include the cases that need a compiler
     quick: bool = False  # tiny sizes, to test that everything runs
 
     def sized(self, full: Any, quick: Any) -> Any:
-        """Return ``full``, or ``quick`` with tiny sizes."""
+        """Return ``quick`` if the option ``quick`` is set, else ``full``."""
         return quick if self.quick else full
 
     def at_most(self, repeats: int) -> Self:
-        """Return the same options with fewer repeats, for slow cases."""
+        """Return the same options with at most ``repeats`` repeats, for slow cases."""
         return replace(self, repeats=min(self.repeats, repeats))
 
     def synchronize(self) -> None:
-        """Wait for the device."""
+        """Wait until a GPU has finished its work. Does nothing on a CPU."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -51,11 +51,11 @@ class Case:
     """A piece of work to be timed.
 
     Args:
-        what: its name in the table.
+        what: name of the case in the table.
         run: does the work once.
-        target: the largest ratio to the base that meets the target, or the smallest speed-up.
+        target: the largest ratio to the base, or the smallest speed-up, that meets the target; None for no target.
         note: a note in the table.
-        timed: True if ``run`` measures the time itself, to leave out preparations, and returns seconds.
+        timed: True if ``run`` itself measures the time, without preparations, and returns seconds.
     """
 
     what: str
@@ -67,7 +67,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """A measured case: microseconds, and the ratio to the base with its 10-90 % range over the repeats."""
+    """A measured case: its median time, and the median and 10-90 % range over the repeats of its ratio to the base."""
 
     case: str
     median_us: float
@@ -85,7 +85,7 @@ class Table:
 
     title: str
     base: str
-    copies: int  # of the base
+    copies: int  # number of copies of the base
     problem: str  # description of the work, for the header
     rows: list[Row]
     stated: list[tuple[str, str, str]] = field(default_factory=list)  # case, ratio and source of other measurements
@@ -97,11 +97,11 @@ class Quantity:
     """A number that compares a case with another one: a ratio or a speed-up."""
 
     name: str
-    sign: str  # before a target
-    explained: str
+    sign: str  # in front of a target
+    explained: str  # definition, for the page
 
     def of(self, seconds: float, against: float) -> float:
-        """Return the value for two times in seconds."""
+        """Return the value from the seconds of a case and of the case it is compared ``against``."""
         return seconds / against if self.name == "ratio" else against / seconds
 
     def meets(self, value: float, target: float) -> bool:
@@ -118,10 +118,10 @@ class Comparison:
     """A measured case, compared with another one of the same part."""
 
     case: str
-    against: str
+    against: str  # name of the other case
     median_us: float
-    per_second: float | None  # items of a part per second
-    value: float  # of the part's quantity: the median over the repeats, and the 10-90 % range
+    per_second: float | None  # items of the part per second; None without items
+    value: float  # value of the part's quantity: its median over the repeats, and below its 10-90 % range
     value_10: float
     value_90: float
     target: float | None
@@ -138,7 +138,7 @@ class Part:
     quantity: Quantity
     repeats: int
     rows: list[Comparison]
-    items: tuple[int, str] | None = None  # number and name of the items in one run, for "... per second"
+    items: tuple[int, str] | None = None  # number and name of the items that one run processes, such as images
     remarks: list[str] = field(default_factory=list)
 
 
@@ -152,15 +152,15 @@ class Page:
 
 
 def measure(name: str, base: Sequence[Case], cases: Sequence[Case], options: Options) -> list[Row]:
-    """Time all cases in turn, in each of ``options.repeats`` repeats.
+    """Time all cases in turn, in each of ``options.repeats`` repeats; return a row for the base and for each case.
 
     A disturbance of the machine that lasts longer than a repeat slows all cases alike. It cancels in the ratios, since
     they are taken within a repeat.
 
     Args:
-        name: the name of the section.
-        base: copies of the case in the denominator of the ratios, with separate memory, since its place in memory
-            changes the time. The copies are spread over a repeat. Their median counts, and they make one row.
+        name: name of the section.
+        base: copies of the case in the denominator of the ratios, with separate memory, since the place in memory
+            changes the time. The copies are spread over a repeat, and the denominator is the median of their times.
         cases: the other cases.
         options: the options of the command line.
     """
@@ -176,7 +176,7 @@ def measure(name: str, base: Sequence[Case], cases: Sequence[Case], options: Opt
 
 
 def in_turn(name: str, cases: Sequence[Case], options: Options) -> list[list[float]]:
-    """Return seconds per run of each case in each repeat. A repeat times all cases in turn."""
+    """Return for each case its seconds per run in each repeat. A repeat times all cases in turn."""
     _report(f"{name}: {len(cases)} cases, warming up")
     timers = [_timer(case, options) for case in cases]
     seconds: list[list[float]] = []
@@ -193,7 +193,7 @@ def in_turn(name: str, cases: Sequence[Case], options: Options) -> list[list[flo
 
 
 def _timer(case: Case, options: Options) -> Callable[[], float]:
-    """Return a function that measures a case once, for ``options.milliseconds``. Warms up and compiles the case."""
+    """Return a function that times a case for ``options.milliseconds``, and run the case first to compile it."""
     case.run()
     if case.timed:
         return case.run
@@ -229,7 +229,7 @@ def part(
     quantity: Quantity,
     items: tuple[int, str] | None = None,
 ) -> Part:
-    """Measure cases against one of them; a remark on each missed target names the operations that take the time."""
+    """Time ``base`` and ``cases`` in turn; return their comparison with ``base``, with remarks on missed targets."""
     order = [base, *cases]
     seconds = in_turn(title, order, options)
     rows = [
@@ -247,12 +247,12 @@ def compared(
     case: Case,
     seconds: Sequence[float],
     against: Case,
-    its: Sequence[float],
+    other_seconds: Sequence[float],
     quantity: Quantity,
     items: tuple[int, str] | None = None,
 ) -> Comparison:
-    """Compare ``case`` with ``against``, given the seconds of both in the same repeats."""
-    values = [quantity.of(mine, other) for mine, other in zip(seconds, its, strict=True)]
+    """Compare ``case`` with ``against``, given ``seconds`` and ``other_seconds`` of the two in the same repeats."""
+    values = [quantity.of(mine, other) for mine, other in zip(seconds, other_seconds, strict=True)]
     value, tenths = statistics.median(values), statistics.quantiles(values, n=10, method="inclusive")
     met = "" if case.target is None else "yes" if quantity.meets(value, case.target) else "no"
     median = statistics.median(seconds)
@@ -262,19 +262,19 @@ def compared(
 
 
 def operations(case: Case, options: Options) -> str:
-    """Return the operations that take most of a case's time on the CPU, with their shares of the profile."""
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
+    """Return in words the operations that take most of a case's CPU time, with their shares of that time."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
         for _ in range(PROFILED):
             case.run()
         options.synchronize()
-    times = {event.key: event.self_cpu_time_total for event in seen.key_averages()}
+    times = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
     total = sum(times.values()) or 1
     longest = sorted(times, key=times.get, reverse=True)[:OPERATIONS]
     return ", ".join(f"{key} {times[key] / total:.0%}" for key in longest)
 
 
 def check_ordinary(what: str, tensors: Iterable[Tensor]) -> None:
-    """Raise a RuntimeError if numbers are not finite, or more than a few are denormal; times then mean nothing."""
+    """Raise a RuntimeError if a number is not finite, or if more than the share ``DENORMAL`` is denormal."""
     values = torch.cat([t.detach().flatten().float().abs() for t in tensors])
     if not values.isfinite().all():
         raise RuntimeError(f"{what}: a weight or a state is not finite")
@@ -284,7 +284,7 @@ def check_ordinary(what: str, tensors: Iterable[Tensor]) -> None:
 
 
 def _row(case: Case, seconds: Sequence[float], base: Sequence[float]) -> Row:
-    """Compare a case with the base, given the seconds of both in the same repeats."""
+    """Return the row of a case, given the seconds of the case and of the base in the same repeats."""
     ratios = [mine / its for mine, its in zip(seconds, base, strict=True)]
     ratio = statistics.median(ratios)
     tenths = statistics.quantiles(ratios, n=10, method="inclusive")

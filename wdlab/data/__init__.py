@@ -2,10 +2,10 @@
 
 * ``description.py`` checks the values of a ``configs/dataset`` file.
 * ``sources.py`` reads the files of a data set.
-* ``load.py`` makes the three splits from them.
-* ``splits.py`` has the classes of a split of images and of text.
-* ``augment.py`` varies images.
-* ``batches.py`` orders the examples.
+* ``load.py`` makes the three splits from these files.
+* ``splits.py`` defines the classes of splits, ``Images`` and ``Text``.
+* ``augment.py`` varies images at random.
+* ``batches.py`` puts the examples of each epoch in random order.
 
 ``wdlab.build`` calls ``load``; the training loop reads ``Data`` and ``Batches``.
 """

@@ -1,8 +1,8 @@
-"""Random variations of images, a whole batch at a time and on the device.
+"""Random variations of images, applied to a whole batch at once on the device.
 
 All random numbers of an epoch are drawn on the CPU, from a generator that the caller seeds, so they are equal on every
-device. Crop, rotation and flip together are one gather: they choose a source pixel for each pixel of the result.
-Values of pixels are therefore unchanged (nearest neighbour, no interpolation).
+device. Crop, rotation and flip are done together by one gather, which copies a source pixel to each pixel of the
+result. Values of pixels are therefore unchanged (nearest neighbour, no interpolation).
 """
 
 from collections.abc import Mapping
@@ -17,38 +17,39 @@ PADDINGS = {"zero": "constant", "reflect": "reflect"}  # name in a config -> nam
 
 
 class Drawn(NamedTuple):
-    """The random numbers that vary n images. A field is None if its variation is switched off."""
+    """The random numbers that vary n images. An optional field is None if its variation is switched off."""
 
     top: Tensor  # int64 (n,): first row of the crop in the padded image
     left: Tensor  # int64 (n,): first column of the crop
-    mirrored: Tensor | None  # bool (n,)
-    angle: Tensor | None  # float32 (n,): radians, counter-clockwise on the screen
-    hidden: Tensor | None = None  # int64 (n, 2): row and column of the first pixel of the square that is cut out
+    mirrored: Tensor | None  # bool (n,): True for an image that is mirrored
+    angle: Tensor | None  # float32 (n,): angle of rotation in radians, counter-clockwise on the screen
+    hidden: Tensor | None = None  # int64 (n, 2): row and column of the top left pixel of the cutout's square
 
     def of_rows(self, rows: slice) -> Self:
-        """Return the numbers for a slice of the images."""
+        """Return the random numbers of the images in the slice ``rows``."""
         return type(self)(*(None if values is None else values[rows] for values in self))
 
     def to(self, device: torch.device) -> Self:
-        """Return a copy on ``device``. The host does not wait for the transfer."""
+        """Return the same numbers on ``device``. The host does not wait for the transfer."""
         return type(self)(*(None if values is None else to_device(values, device) for values in self))
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Random padding, rotation, crop, mirroring and cutout of images, in this order.
+    """Padding, then random rotation, crop, mirroring and cutout of images, in this order.
 
-    All but the cutout act on pixels before normalization, so padding with zeros is black.
+    All steps but the cutout act on pixels before normalization, so padding with zeros is black.
 
     Args:
-        crop: pixels of padding on every side. A window of the image's size is then cut out at a random position. 0
-            switches the crop off.
+        crop: width in pixels of the padding on every side. A window of the original size is then cut out at a random
+            position. 0 switches padding and crop off.
         padding: ``zero`` (black) or ``reflect`` (the image mirrored at its border).
-        flip: mirror left and right with probability 1/2.
-        rotation: largest angle in degrees. The image is turned about its centre by an angle uniform in [-rotation,
-            rotation], nearest neighbour; pixels without a source are black. 0 switches the rotation off.
-        cutout: side of a hidden square, in pixels (Cutout, arXiv 1708.04552). The middle of the square is anywhere in
-            the image, so that a part of the square may be outside. 0 switches the cutout off.
+        flip: True mirrors each image left to right with probability 1/2.
+        rotation: largest angle in degrees. Each image is turned about its centre by an angle drawn uniformly from
+            [-rotation, rotation], by nearest neighbour. Pixels whose source lies outside the image become black. 0
+            switches the rotation off.
+        cutout: side in pixels of a square that is hidden (Cutout, arXiv 1708.04552). The middle of the square is a
+            random pixel of the image, so a part of the square may lie outside. 0 switches the cutout off.
     """
 
     crop: int = 0
@@ -59,16 +60,19 @@ class Augment:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | None) -> Self | None:
-        """Return the augmentation that ``dataset.augment`` describes, or None if it varies nothing."""
+        """Return the augmentation with the values ``config`` of ``dataset.augment``; None if it changes no image.
+
+        A field is at its default if its key is missing or null.
+        """
         augment = cls(**{key: value for key, value in (config or {}).items() if value is not None})
         return None if augment == cls(padding=augment.padding) else augment
 
     def pad(self, images: Tensor) -> Tensor:
-        """Return images (n, c, h, w) with ``crop`` more pixels on every side, of the same type."""
+        """Return images (n, c, h, w) padded by ``crop`` pixels on every side, of the same type."""
         if not self.crop:
             return images
         mode = PADDINGS[self.padding]
-        # In float32, as torch cannot reflect uint8, and in chunks, as the float32 of a whole split takes much memory.
+        # In float32, since torch cannot reflect uint8. In chunks, since a whole split in float32 takes much memory.
         chunks = (nn.functional.pad(chunk.float(), (self.crop,) * 4, mode=mode) for chunk in images.split(4096))
         return torch.cat([chunk.to(images.dtype) for chunk in chunks])
 
@@ -76,12 +80,12 @@ class Augment:
         """Draw the random numbers for an epoch.
 
         Args:
-            generator: seeded by the caller.
-            examples: number of images.
+            generator: source of all random numbers, seeded by the caller.
+            examples: number of images in the epoch.
             size: height and width of an image without padding.
 
         Returns:
-            Tensors on the CPU.
+            The random numbers of all images, on the CPU.
         """
         corner = generator.integers(0, 2 * self.crop + 1, (2, examples))
         mirrored = generator.random(examples) < 0.5 if self.flip else None
@@ -92,10 +96,10 @@ class Augment:
         return Drawn(top, left, *(None if v is None else torch.from_numpy(v) for v in (mirrored, angle, hidden)))
 
     def __call__(self, padded: Tensor, drawn: Drawn) -> Tensor:
-        """Return padded images, rotated, cropped and mirrored.
+        """Rotate, crop and mirror padded images.
 
         Args:
-            padded: (n, c, h + 2 crop, w + 2 crop), from ``pad``.
+            padded: images (n, c, h + 2 crop, w + 2 crop), from ``pad``.
             drawn: the random numbers for these n images, on their device.
 
         Returns:
@@ -114,7 +118,7 @@ class Augment:
         return (_take(padded, index.flatten(1)) * inside.flatten(1)[:, None]).unflatten(2, (rows.shape[1], -1))
 
     def hide(self, images: Tensor, drawn: Drawn) -> Tensor:
-        """Set the cutout's squares to zero, which is the mean of the data set.
+        """Set the pixels in the cutout's squares to zero, the mean of normalized pixels.
 
         Args:
             images: normalized images (n, c, h, w), changed in place.
@@ -134,23 +138,23 @@ class Augment:
 
 
 def _take(images: Tensor, index: Tensor) -> Tensor:
-    """Return the pixels (n, c, k) of images (n, c, h, w) at ``index`` (n, k) into h * w."""
+    """Return pixels (n, c, k) of images (n, c, h, w); ``index`` (n, k) numbers the h * w pixels row by row."""
     return images.flatten(2).gather(2, index[:, None].expand(-1, images.shape[1], -1))
 
 
 def _rotated(rows: Tensor, columns: Tensor, angle: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return the source of each pixel (row, column) of the rotated image.
+    """Return the source of each pixel of a rotated image: the pixel of the original image that is copied there.
 
     Args:
-        rows: row of the pixel in the rotated image, broadcast against ``columns`` and ``angle``.
-        columns: column of the pixel.
-        angle: radians, counter-clockwise on the screen.
-        height: of the image.
-        width: of the image.
+        rows: row of each pixel in the rotated image, broadcast against ``columns`` and ``angle``.
+        columns: column of each pixel in the rotated image.
+        angle: angle of rotation in radians, counter-clockwise on the screen.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
 
     Returns:
-        The index of the source into height * width, and a mask of the sources inside the image. Outside, the index is
-        0.
+        The number of each source among the height * width pixels, counted row by row, and a mask that is True for
+        sources inside the image. The number of a source outside is 0.
     """
     y, x = rows - (height - 1) / 2, columns - (width - 1) / 2
     cos, sin = angle.cos(), angle.sin()
@@ -161,5 +165,5 @@ def _rotated(rows: Tensor, columns: Tensor, angle: Tensor, height: int, width: i
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Return a CPU tensor on ``device``; it goes to a GPU through pinned memory, so that the host does not wait."""
+    """Move a CPU tensor to ``device``: to a GPU through pinned memory, so that the host does not wait."""
     return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)

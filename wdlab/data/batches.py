@@ -1,4 +1,4 @@
-"""The examples in the batch of each step, as a pure function of the seed and the step."""
+"""Batches of training examples, each batch a pure function of the seed and the step."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,18 +16,18 @@ class Batches:
     """Training batches of one run.
 
     Epoch e visits the examples in a permutation drawn from (seed, e), in blocks of ``batch_size``. The last,
-    incomplete block of an epoch is dropped, so every step sees ``batch_size`` examples. The random variations of the
+    incomplete block of an epoch is dropped, so every batch has ``batch_size`` examples. The random variations of the
     examples in epoch e are drawn from (seed, e) too.
 
     Args:
         split: the training examples.
-        batch_size: examples per step, of all processes together.
+        batch_size: examples per step, in all processes together.
         seed: seed of the order and of the variations.
-        rank: number of this process, which gets an equal share of every batch.
-        ranks: number of processes.
+        rank: number of this process, from 0 to ``ranks - 1``.
+        ranks: number of processes. Each gets an equal share of every batch.
 
     Raises:
-        ConfigError: if a batch does not fit into the split, or cannot be shared equally.
+        ConfigError: if ``batch_size`` is larger than the split, or not a multiple of ``ranks``.
     """
 
     def __init__(self, split: Split, batch_size: int, seed: int, rank: int = 0, ranks: int = 1) -> None:
@@ -43,7 +43,7 @@ class Batches:
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """Return this process's inputs and labels for update ``step + 1``.
 
-        Steps may come in any order. A change of epoch costs a new permutation.
+        Steps may be requested in any order. Each change to another epoch costs a new permutation.
 
         Args:
             step: number of updates so far, >= 0.
@@ -66,9 +66,9 @@ class Batches:
 
 
 class StackedBatches:
-    """The batches of several runs that differ in their seeds, stacked.
+    """The batches of several runs that differ in their seeds, stacked along a first dimension.
 
-    Each run gets the examples that ``Batches`` gives for its seed, without random variations.
+    Each run gets the same examples as from ``Batches`` with its seed, without random variations.
 
     Args:
         split: the training examples, common to all runs.
@@ -76,7 +76,7 @@ class StackedBatches:
         seeds: the runs' seeds.
 
     Raises:
-        ConfigError: if a batch does not fit into the split.
+        ConfigError: if ``batch_size`` is larger than the split.
     """
 
     def __init__(self, split: Split, batch_size: int, seeds: Sequence[int]) -> None:

@@ -16,7 +16,7 @@ AUGMENTS = tuple(field.name for field in fields(Augment))
 
 
 def is_text(config: Mapping[str, Any]) -> bool:
-    """Return True if the data set is text: its shape is (context,), where an image has three sizes."""
+    """Return True if the data set is text, with the shape (context,); the shape of images has three entries."""
     return len(config["shape"]) == 1
 
 
@@ -48,7 +48,7 @@ def check_batch_size(batch_size: int, examples: int, ranks: int = 1) -> None:
     """Check that a batch fits into the training set and can be shared equally by ``ranks`` processes.
 
     Raises:
-        ConfigError: if it does not, or cannot.
+        ConfigError: if ``batch_size`` is not between 1 and ``examples``, or is not a multiple of ``ranks``.
     """
     if not 1 <= batch_size <= examples:
         raise ConfigError(f"train.batch_size={batch_size}: must be between 1 and {examples}, the training examples")
@@ -56,7 +56,8 @@ def check_batch_size(batch_size: int, examples: int, ranks: int = 1) -> None:
         raise ConfigError(f"train.batch_size={batch_size}: must be a multiple of {ranks}, the processes of torchrun")
 
 
-# The next three functions return a pair for each key: True if its value is good, and the end of "must be ...".
+# For each key the next three functions return a pair: True if its value is valid, and in words, for the error message,
+# which values are: the end of the sentence "must be ...".
 
 
 def _common_checks(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
@@ -103,7 +104,13 @@ def _check_augment(augment: Mapping[str, Any], pixels: int) -> None:
 
 
 def _raise_first_failure(group: str, values: Mapping[str, Any], checks: Mapping[str, tuple[bool, str]]) -> None:
-    """Raise a ConfigError for the first key that has no check or a failed one."""
+    """Raise a ConfigError for the first key of ``values`` that is unknown or has an invalid value.
+
+    Args:
+        group: path of the values in the config, for the message.
+        values: the values by key.
+        checks: by known key, True if the value is valid, and the words after "must be" in the message.
+    """
     for key, value in values.items():
         if key not in checks:
             raise ConfigError(f"{group}.{key}: unknown key; allowed: {', '.join(checks)}")

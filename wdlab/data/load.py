@@ -1,4 +1,4 @@
-"""The three splits on a device, made from the values of a ``configs/dataset`` file."""
+"""Loading and checking of the three splits of a data set, as a ``configs/dataset`` file describes them."""
 
 import functools
 import hashlib
@@ -18,34 +18,34 @@ from wdlab.errors import ConfigError, DataError
 
 
 def load(config: Mapping[str, Any], root: str | Path, device: torch.device) -> Data:
-    """Load the data set that a ``configs/dataset`` file describes.
+    """Load the three splits of the data set that a ``configs/dataset`` file describes.
 
     Keys of every data set:
 
-    * ``name``, and ``source``, the name of its files where that is another one;
+    * ``name``; and ``source``, the name of its files if it differs from ``name``;
     * ``shape``: (channels, height, width) of an image, or (context,) of a text;
-    * ``classes``: number of classes, or of different characters;
+    * ``classes``: number of classes of images, or of different characters of a text;
     * ``val_size``: examples (or characters) taken from the training set for validation;
     * ``train_size``: training examples (or characters) kept, null for all;
     * ``split_seed``: seed of the split.
 
     Keys of images:
 
-    * ``mean`` and ``std``: of pixels in [0, 1], per channel;
+    * ``mean`` and ``std``: mean and standard deviation of pixels in [0, 1], per channel;
     * ``per_class``: training examples kept per class, null for all;
-    * ``label_noise``: share of the training labels that are replaced by another class, drawn from ``split_seed``;
+    * ``label_noise``: share of the training labels that are replaced by a random other class, with seed ``split_seed``;
     * ``augment``: see ``Augment``.
 
     Key of a text: ``shift``, see ``Text``.
 
     Args:
         config: the values of the file.
-        root: folder of the data sets' files. ``digits`` needs none.
+        root: folder of the data sets' files. Not read for ``digits`` and ``descriptions``.
         device: device of all tensors of the splits.
 
     Raises:
         DataError: if the files are missing and cannot be downloaded, or if their contents contradict the config.
-        ConfigError: if a split is to be larger than the data allow.
+        ConfigError: if the config requests a split that is larger than the data allow.
     """
     return _load_text(config, root, device) if is_text(config) else _load_images(config, root, device)
 
@@ -56,13 +56,13 @@ def check(config: Mapping[str, Any], root: str | Path, batch_size: int, ranks: i
     Args:
         config: the values of a ``configs/dataset`` file.
         root: folder of the data sets' files.
-        batch_size: at most the number of training examples, and a multiple of ``ranks``.
+        batch_size: examples per step; at most the number of training examples, and a multiple of ``ranks``.
         ranks: number of processes that share a batch.
 
     Raises:
-        DataError: if the files are missing and cannot be downloaded. The message is one line that names the missing
-            files and the folder to put them in.
-        ConfigError: if the config, the sizes of its splits or the batch size do not fit the data.
+        DataError: if the files are missing and cannot be downloaded, or if their contents contradict the config. For
+            missing files the message is one line that names the files and the folder to put them in.
+        ConfigError: if the config is invalid, or if its splits or the batch size do not fit the data.
     """
     check_description(config)
     if is_text(config):
@@ -73,7 +73,11 @@ def check(config: Mapping[str, Any], root: str | Path, batch_size: int, ranks: i
 
 
 def checksum(config: Mapping[str, Any], root: str | Path) -> str:
-    """Return the sha256 of a data set before it is split: of all images and labels, or of a text's tokens.
+    """Return the SHA-256 in hexadecimal of a data set before it is split: of all images and labels, or of all tokens.
+
+    Args:
+        config: the values of a ``configs/dataset`` file.
+        root: folder of the data sets' files.
 
     Raises:
         DataError: if the files are missing and cannot be downloaded, or cannot be read.
@@ -108,26 +112,29 @@ def _load_images(config: Mapping[str, Any], root: str | Path, device: torch.devi
 
 
 def _images_as_described(config: Mapping[str, Any], root: str | Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the training pixels and labels and the test pixels and labels, as ``sources.images`` does.
+    """Return the four tensors of ``sources.images``, checked against the config.
+
+    Returns:
+        Training pixels, training labels, test pixels, test labels.
 
     Raises:
         DataError: if shapes or labels contradict the config.
     """
     source = str(config.get("source") or config["name"])
     pixels, labels, test_pixels, test_labels = sources.images(source, str(root))
-    expected, found = (tuple(config["shape"]), config["classes"]), (tuple(pixels.shape[1:]), int(labels.max()) + 1)
-    if found != expected:
+    expected, loaded = (tuple(config["shape"]), config["classes"]), (tuple(pixels.shape[1:]), int(labels.max()) + 1)
+    if loaded != expected:
         raise DataError(
-            f"dataset={config['name']}: {source} under {root} holds images {found[0]} in {found[1]} classes, expected "
-            f"{expected[0]} in {expected[1]}"
+            f"dataset={config['name']}: {source} under {root} holds images {loaded[0]} in {loaded[1]} classes, "
+            f"expected {expected[0]} in {expected[1]}"
         )
     if test_pixels.shape[1:] != pixels.shape[1:]:
         raise DataError(
             f"dataset={config['name']}: {source} under {root} has test images of {tuple(test_pixels.shape[1:])}, "
             f"expected {expected[0]}"
         )
-    for split, found_labels in (("training", labels), ("test", test_labels)):
-        lowest, highest = int(found_labels.min()), int(found_labels.max())
+    for split, split_labels in (("training", labels), ("test", test_labels)):
+        lowest, highest = int(split_labels.min()), int(split_labels.max())
         if lowest < 0 or highest >= config["classes"]:
             raise DataError(
                 f"dataset={config['name']}: {source} under {root} has {split} labels from {lowest} to {highest}, "
@@ -139,10 +146,11 @@ def _images_as_described(config: Mapping[str, Any], root: str | Path) -> tuple[T
 def _split_rows(labels: Tensor, config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Return the row numbers of the training and of the validation split, drawn once from ``split_seed``.
 
-    A smaller training split is a subset of a larger one. The validation split is the same for all sizes of the former.
+    A smaller training split is a subset of a larger one. The validation split does not depend on the training split's
+    size.
 
     Raises:
-        ConfigError: if a split is to be larger than the data allow.
+        ConfigError: if the config requests a split that is larger than the data allow.
     """
     val_size, per_class, train_size = config["val_size"], config["per_class"], config.get("train_size")
     if not 0 < val_size < len(labels):
@@ -158,13 +166,13 @@ def _split_rows(labels: Tensor, config: Mapping[str, Any]) -> tuple[Tensor, Tens
     if not 1 <= per_class <= fewest:
         raise ConfigError(f"dataset.per_class={per_class}: must be null or between 1 and {fewest}")
     kept = torch.cat([of_class[:per_class] for of_class in positions])
-    return train[kept.sort().values], val  # sorted, since class by class the first n examples would be of few classes
+    return train[kept.sort().values], val  # sorted, since in the order of classes the first n would have few classes
 
 
 def with_label_noise(labels: Tensor, config: Mapping[str, Any]) -> Tensor:
-    """Return a copy of the labels in which the share ``label_noise`` is replaced by another class at random.
+    """Return a copy of labels (n,), in which the share ``config["label_noise"]`` is replaced by random other classes.
 
-    The share is rounded to whole examples. Without noise ``labels`` are returned, not a copy.
+    The share is rounded to whole examples. If it is 0 or null, ``labels`` itself is returned.
     """
     share = config.get("label_noise")
     if not share:
@@ -179,7 +187,9 @@ def with_label_noise(labels: Tensor, config: Mapping[str, Any]) -> Tensor:
 
 
 def _load_text(config: Mapping[str, Any], root: str | Path, device: torch.device) -> Data:
-    """Cut a text into splits: the last tenth is the test set, the ``val_size`` characters before it the validation set.
+    """Return the splits of a text: the last tenth for test, before it ``val_size`` characters for validation.
+
+    The training split begins at the start of the text and has ``train_size`` characters; null keeps all that remain.
 
     Raises:
         DataError: if the number of different characters is not ``classes``.
@@ -193,7 +203,7 @@ def _load_text(config: Mapping[str, Any], root: str | Path, device: torch.device
         )
     context, val_size = config["shape"][0], config["val_size"]
     test_start = len(tokens) - len(tokens) // 10
-    least = 2 * context + 1  # characters of the shortest split that has an example wherever its cuts are shifted to
+    least = 2 * context + 1  # characters of the shortest split that has an example after every shift
     train_end = test_start - val_size
     if least > len(tokens) - test_start or 2 * least > test_start:
         raise ConfigError(f"dataset.shape=[{context}]: must be shorter, the text has {len(tokens)} characters")

@@ -38,7 +38,13 @@ DOWNLOAD_TIMEOUT_S = 20
 
 @functools.lru_cache(maxsize=2)
 def images(name: str, root: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the images and labels of the training set and of the test set. The last two results are cached for sweeps.
+    """Return the images and labels of the training set and of the test set.
+
+    The results of the last two different calls are cached, for sweeps.
+
+    Args:
+        name: name of the data set, see the top of this file.
+        root: folder of the data sets' files.
 
     Returns:
         Training pixels, training labels, test pixels, test labels: pixels are uint8 (n, c, h, w), labels int64 (n,).
@@ -58,9 +64,10 @@ def images(name: str, root: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _read_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return scikit-learn's 1,797 digits with pixels 0..16 stretched to 0..255. Every fifth digit is a test image.
+    """Return scikit-learn's 1,797 digits in the form of ``images``. Every fifth digit is a test image.
 
-    The file is read directly, since importing scikit-learn takes longer than many a run.
+    Pixels from 0 to 16 are stretched to 0 to 255. The file is read directly, since importing scikit-learn takes longer
+    than a short run.
     """
     table = np.loadtxt(_scikit_learn_folder() / "data" / "digits.csv.gz", delimiter=",")  # 64 pixels and the label
     pixels = torch.from_numpy((table[:, :64] * (255 / 16)).round().astype(np.uint8)).reshape(-1, 1, 8, 8)
@@ -96,7 +103,7 @@ def _read_parquet(path: Path) -> tuple[Tensor, Tensor]:
 def _from_torchvision(dataset: Any) -> tuple[Tensor, Tensor]:
     labels = torch.as_tensor(dataset.targets if hasattr(dataset, "targets") else dataset.labels, dtype=torch.int64)
     pixels = np.asarray(dataset.data)
-    # SVHN alone has its channels first already.
+    # Of these data sets only SVHN already has its channels first.
     return torch.from_numpy(pixels) if pixels.shape[1] == 3 else _channels_first(pixels), labels
 
 
@@ -110,7 +117,7 @@ def _torchvision(name: str, root: str) -> tuple[Any, Any]:
     """Return torchvision's training and test set under ``root``, downloaded if they are missing.
 
     Raises:
-        DataError: if the download fails. Folders that it left empty are removed.
+        DataError: if the download fails. New folders that the download left empty are removed.
     """
     import torchvision
 
@@ -124,7 +131,7 @@ def _torchvision(name: str, root: str) -> tuple[Any, Any]:
     try:
         return both()
     except RuntimeError:
-        pass  # not there yet
+        pass  # the files are missing: download them
     folders = [Path(root) / TORCHVISION[name] / "raw", Path(root) / TORCHVISION[name], Path(root)]
     made = [folder for folder in folders if not folder.exists()]
     timeout = socket.getdefaulttimeout()
@@ -143,7 +150,7 @@ def _torchvision(name: str, root: str) -> tuple[Any, Any]:
 
 
 def _remove_if_empty(folders: list[Path]) -> None:
-    """Remove those of the folders that are empty."""
+    """Remove each folder that exists and is empty."""
     for folder in folders:
         with contextlib.suppress(OSError):  # raised if the folder is missing or not empty
             folder.rmdir()
@@ -151,13 +158,20 @@ def _remove_if_empty(folders: list[Path]) -> None:
 
 @functools.lru_cache(maxsize=2)
 def text(name: str, root: str) -> tuple[Tensor, int]:
-    """Return a text as tokens, one per character. The last two results are cached for sweeps.
+    """Return a text as tokens, one per character.
+
+    The results of the last two different calls are cached, for sweeps.
+
+    Args:
+        name: name of the data set, see the top of this file.
+        root: folder of the data sets' files.
 
     Returns:
-        int64 tokens (characters,), numbered in the order of their code points, and the number of different characters.
+        The tokens, int64 (characters,), and the number of different characters. The different characters are numbered
+        from 0 in the order of their code points; a token is the number of its character.
 
     Raises:
-        DataError: if ``<root>/<name>.txt`` is missing or is not UTF-8 text.
+        DataError: if ``<root>/<name>.txt`` is missing or is not readable UTF-8 text.
     """
     path = Path(root) / f"{name}.txt"
     paths = sorted((_scikit_learn_folder() / "descr").glob("*.rst")) if name == "descriptions" else [path]

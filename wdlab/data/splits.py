@@ -1,4 +1,4 @@
-"""The splits of a data set: their examples, and the random variations of these."""
+"""The splits of a data set: their examples and the random variations of the examples."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from wdlab.data.augment import Augment, Drawn, to_device
 
-MAX_NORMALIZED_BYTES = 2**28  # of a split kept as normalized float32; a larger one is kept as uint8
+MAX_NORMALIZED_BYTES = 2**28  # largest split that is stored as normalized float32, else as uint8
 
 
 class Split(ABC):
-    """Examples on one device. ``labels`` has a row for each example, or is the whole text of a text split."""
+    """Examples on one device. ``labels`` are int64: the class of each image, or all tokens of a text."""
 
     labels: Tensor
 
@@ -23,27 +23,32 @@ class Split(ABC):
 
     @abstractmethod
     def examples(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
-        """Return the inputs of a network and the int64 labels of some rows, without variations."""
+        """Return the network's inputs and the int64 labels of the examples ``rows``, without random variations."""
 
     @abstractmethod
     def draw(self, generator: np.random.Generator) -> Any:
         """Draw the random variations of an epoch.
 
         Returns:
-            A named tuple on the CPU with the methods ``of_rows(slice)`` and ``to(device)``, whose rows are in the
-            order in which the epoch visits the examples. None if examples are not varied.
+            A named tuple of tensors on the CPU, with the methods ``of_rows(slice)`` and ``to(device)``. Row k belongs
+            to the example that the epoch visits as its k-th. None if the split's examples are never varied.
         """
 
     @abstractmethod
     def varied(self, rows: Tensor, drawn: Any) -> tuple[Tensor, Tensor]:
-        """Return the inputs and labels of some rows, varied by the part of ``draw``'s result for these rows."""
+        """Return the network's inputs and the int64 labels of some examples, with random variations.
+
+        Args:
+            rows: int64 row numbers of the examples in the split.
+            drawn: the part of ``draw``'s result that belongs to these examples, on their device.
+        """
 
 
 class Images(Split):
     """A split of images: normalized float32 (n, channels, height, width) with labels (n,).
 
-    Without an augmentation, a split of at most ``MAX_NORMALIZED_BYTES`` is normalized once. Any other is normalized
-    batch by batch, with the same result.
+    Without an augmentation, a split of at most ``MAX_NORMALIZED_BYTES`` is normalized once. Any other split is
+    stored as uint8 and normalized batch by batch, with the same result.
 
     Args:
         pixels: uint8 (n, channels, height, width).
@@ -51,7 +56,7 @@ class Images(Split):
         mean: mean of pixels in [0, 1], per channel.
         std: standard deviation of pixels in [0, 1], per channel.
         device: device of all tensors.
-        augment: variations of training batches, or None.
+        augment: random variations of training batches; None for no variations.
     """
 
     def __init__(
@@ -101,27 +106,28 @@ class Images(Split):
 
 
 class Shifts(NamedTuple):
-    """The random variations of n examples of a text: how many characters later than usual each example begins."""
+    """The random variations of n examples of a text: the number of characters by which each begins later than usual."""
 
     characters: Tensor  # int64 (n,)
 
     def of_rows(self, rows: slice) -> Self:
-        """Return the distances for a slice of the examples."""
+        """Return the shifts of the examples in the slice ``rows``."""
         return type(self)(self.characters[rows])
 
     def to(self, device: torch.device) -> Self:
-        """Return a copy on ``device``. The host does not wait for the transfer."""
+        """Return the same shifts on ``device``. The host does not wait for the transfer."""
         return type(self)(to_device(self.characters, device))
 
 
 class Text(Split):
-    """A text cut into n examples of ``context`` characters. Labels (n, context) are the following characters.
+    """A text cut into n examples of ``context`` characters: tokens (n, context), each labelled with the next token.
 
     Args:
-        tokens: int64 (characters,).
-        context: characters of an example.
+        tokens: int64 (characters,), the whole text of the split.
+        context: number of characters of an example.
         device: device of all tensors.
-        shift: let each example of a training batch begin later, by a random number of characters below ``context``.
+        shift: True lets each example of a training batch begin later, by a random number of characters below
+            ``context``.
     """
 
     def __init__(self, tokens: Tensor, context: int, device: torch.device, shift: bool = False) -> None:
@@ -156,7 +162,7 @@ def _take(values: Tensor, rows: slice | Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Data:
-    """The three splits of a data set, and the sha256 of the data they were made from (``load.checksum``)."""
+    """The three splits of a data set, and the SHA-256 of the data before splitting (see ``load.checksum``)."""
 
     train: Split
     val: Split

@@ -1,4 +1,4 @@
-"""Measurements of a run, one file per family. ``Metrics`` gathers the values of a log line for the training loop."""
+"""Metrics of a run, one file per family. ``Metrics`` collects the values of a log line for the training loop."""
 
 from wdlab.metrics.measure import SHARPNESS_EXAMPLES, Metrics
 from wdlab.metrics.objective import SPLITS, Evaluated, cross_entropy

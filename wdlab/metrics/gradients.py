@@ -1,4 +1,4 @@
-"""The gradient of the loss against that of the penalty, at the step that is logged (P3)."""
+"""Comparison of the loss gradient with the penalty gradient, at a step that is logged (P3)."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -12,7 +12,10 @@ from wdlab.regularizers.views import Section, effective_strength
 
 
 class _Sums(NamedTuple):
-    """Sums over the parameters of a section: 0-dim, float64."""
+    """Sums over the parameters of a section (see ``regularizers.views.Section``), each 0-dim float64.
+
+    ``g`` is the gradient of the loss, ``dR/dw`` that of the penalty with strength 1.
+    """
 
     section: Section
     loss_square: Tensor  # |g|^2
@@ -21,18 +24,19 @@ class _Sums(NamedTuple):
 
 
 class PenaltyGradient:
-    """The gradient of the penalty, ``r = s dR/dw``, and that of the loss, ``g``, over a method's parameters.
+    """A comparison of the loss gradient ``g`` with the penalty gradient ``r = s dR/dw``, over a method's parameters.
 
-    It is made before the step, while the gradients of the loss alone are in ``p.grad``. A strength that depends on the
-    gradients is known only after the step, so ``values`` is called then. Parameters without a gradient are left out, as
-    by the methods.
+    ``s`` is the strength. The object must be created between backward and the step, while ``p.grad`` is the gradient of
+    the loss alone. ``values`` must be called after the step, since a strength that depends on the gradients is computed
+    in the step. Parameters without a gradient are left out, as in the methods.
 
-    Where ``dR/dw`` has no limit (Bridge penalties with p < 1 close to zero) the methods bound it by the largest number
-    of its type; a norm that overflows on it is infinite here, and null in the records. At zero it is 0.
+    Where ``dR/dw`` is unbounded (Bridge penalties with p < 1, close to w = 0), the methods limit it to the largest
+    number of its type. If its norm then overflows, the metric is infinite here, and null in the records. At w = 0,
+    ``dR/dw`` is 0.
 
     Args:
-        regularizer: attached to its optimizer.
-        gradient_norms: ``|g|`` of every parameter that has a gradient, by its id; 0-dim float64.
+        regularizer: the method, attached to its optimizer.
+        gradient_norms: ``|g|`` (0-dim float64) of every parameter that has a gradient, by the parameter's id.
     """
 
     def __init__(self, regularizer: Regularizer, gradient_norms: Mapping[int, Tensor]) -> None:
@@ -40,11 +44,11 @@ class PenaltyGradient:
         self._sums = [_sums(regularizer, section, gradient_norms) for section in regularizer.sections()]
 
     def values(self) -> dict[str, Tensor]:
-        """Return the metrics of the step. Called after it.
+        """Return the metrics of the step, after the step.
 
-        ``gradient/penalty_norm`` is ``|r|`` with the strength that was in force. ``gradient/coherence`` is the cosine
-        between ``g`` and ``g + r`` (P3, our reading): 1 without a penalty, 0 where either is zero. Each ``over_time``
-        of the method adds its own, for example ``gradient/gate``.
+        ``gradient/penalty_norm`` is ``|r|`` with the strength that the step used. ``gradient/coherence`` is the cosine
+        between ``g`` and ``g + r`` (P3, our reading): 1 without a penalty, 0 if ``g`` or ``g + r`` is zero. Each
+        schedule in the method's ``over_time`` adds its own metrics, for example ``gradient/gate``.
         """
         if self._sums:
             values = self._norm_and_coherence()
@@ -80,12 +84,12 @@ def _sums(regularizer: Regularizer, section: Section, gradient_norms: Mapping[in
 
 
 def cosine_with_sum(square: Tensor, product: Tensor, other_square: Tensor) -> Tensor:
-    """Return the cosine between ``g`` and ``g + r``; 0 if either is zero.
+    """Return the cosine between ``g`` and ``g + r``, 0-dim; 0 if ``g`` or ``g + r`` is zero.
 
     Args:
-        square: ``|g|^2``, 0-dim, as the others.
-        product: ``g . r``.
-        other_square: ``|r|^2``.
+        square: ``|g|^2``, 0-dim.
+        product: ``g . r``, 0-dim.
+        other_square: ``|r|^2``, 0-dim.
     """
     sum_square = (square + 2 * product + other_square).clamp(min=0)
     length = (square * sum_square).sqrt()

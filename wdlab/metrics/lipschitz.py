@@ -21,7 +21,7 @@ AVERAGE_POOL = Kind((nn.AvgPool2d,), (F.avg_pool2d,))
 ADAPTIVE_MAX_POOL = Kind((nn.AdaptiveMaxPool2d,), (F.adaptive_max_pool2d,))
 ADAPTIVE_AVERAGE_POOL = Kind((nn.AdaptiveAvgPool2d,), (F.adaptive_avg_pool2d,))
 MEAN = Kind((), (torch.mean,), ("mean",))
-OPTIONS = {  # names of the functions' arguments after the input, by position
+OPTIONS = {  # names of the arguments that the functions of a kind have after the input, in their order
     RELU: ("negative_slope",),
     MAX_POOL: ("kernel_size", "stride", "padding", "dilation"),
     AVERAGE_POOL: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
@@ -29,12 +29,12 @@ OPTIONS = {  # names of the functions' arguments after the input, by position
 
 
 def lower_bound(model: nn.Module, inputs: Tensor) -> float:
-    """Return a lower bound: the largest spectral norm of the Jacobian of logits by input, over a batch.
+    """Return a lower bound on the Lipschitz constant: the largest spectral norm of a Jacobian, over a batch.
 
-    The full Jacobians are computed, with one backward pass per class.
+    The Jacobian of the logits by the input is computed in full for each example, with one backward pass per class.
 
     Args:
-        model: on the device of ``inputs``.
+        model: a network on the device of ``inputs``.
         inputs: the batch, (b, ...).
 
     Returns:
@@ -43,13 +43,15 @@ def lower_bound(model: nn.Module, inputs: Tensor) -> float:
     with evaluation(model), torch.enable_grad():
         inputs = inputs.detach().clone().requires_grad_()
         logits = model(inputs)
-        sums = logits.flatten(1).sum(0)  # one backward pass serves all examples, whose logits are independent
+        sums = logits.flatten(1).sum(0)  # one backward pass for all examples, as they are independent
         rows = [torch.autograd.grad(total, inputs, retain_graph=True)[0] for total in sums]
     return spectral_norm(torch.stack(rows, dim=1).flatten(2))
 
 
 def spectral_norm(matrices: Tensor) -> float:
-    """Return the largest singular value of one matrix or of several, in float64; nan if a matrix is not finite.
+    """Return the largest singular value of one matrix or of all of several, computed in float64.
+
+    The result is nan if a matrix, or its square, is not finite.
 
     Args:
         matrices: (rows, columns) or (b, rows, columns).
@@ -64,21 +66,21 @@ def spectral_norm(matrices: Tensor) -> float:
 
 
 def upper_bound(model: nn.Module, example: Tensor) -> float | None:
-    """Return an upper bound on the Lipschitz constant, made of bounds on the operations of the forward.
+    """Return an upper bound on the Lipschitz constant, computed from bounds on the operations of the forward.
 
-    The bounds of successive operations are multiplied, those of added values are added. The bound of a linear layer is
-    its spectral norm, that of a convolution an upper bound on it (see ``_convolution_bound``). The bound of a
-    homogeneous pair is the product of the bounds of its layers or its path-norm ``sum |w_i| |v_i|`` (P1), whichever is
-    smaller.
+    The bounds of successive operations are multiplied; the bounds of values that are added are added. The bound of a
+    linear layer is the spectral norm of its weight. The bound of a convolution is an upper bound on its spectral norm
+    (see ``_convolution_bound``). The bound of a homogeneous pair (see ``wdlab.homogeneous``) is the product of its
+    layers' bounds or a bound by its path-norm ``sum |w_i| |v_i|`` (P1), whichever is smaller.
 
     Args:
-        model: on the device of ``example``.
+        model: a network on the device of ``example``.
         example: one input, (1, ...). Bounds of poolings depend on its size.
 
     Returns:
-        The bound, or None if the model cannot be traced or has an operation without a known bound.
+        The bound, or None if the model cannot be traced or has an operation whose bound is not implemented.
     """
-    wrapped = nn.Sequential(model)  # so that a model that is a single layer of torch is in the graph as a call of it
+    wrapped = nn.Sequential(model)  # else torch.fx would trace the inside of a model that is a single layer of torch
     with evaluation(model), torch.no_grad():
         try:
             traced, pairs = TracedModel(wrapped, instead="measure no upper bound"), homogeneous_pairs(wrapped)
@@ -89,11 +91,11 @@ def upper_bound(model: nn.Module, example: Tensor) -> float | None:
 
 
 class _Bounds:
-    """Lipschitz bounds of every value in a traced model with respect to the input; None where none is known.
+    """Lipschitz bounds of the values in a traced model as functions of the input; None for a value without a bound.
 
     Args:
-        traced: the model, with the shapes of its values in the graph.
-        first_of: id of the second layer of every homogeneous pair -> first layer.
+        traced: the model, whose graph holds the shapes of its values.
+        first_of: first layer of each homogeneous pair, by the id of the pair's second layer.
     """
 
     def __init__(self, traced: TracedModel, first_of: Mapping[int, nn.Module]) -> None:
@@ -102,13 +104,13 @@ class _Bounds:
         self._node_of = {id(traced.module(node)): node for node in traced.graph.nodes if node.op == "call_module"}
 
     def of_output(self) -> float | None:
-        """Return the bound of the model's output."""
+        """Return the bound of the model's output, or None if it has none."""
         for node in self._traced.graph.nodes:
             self._bounds[node] = self._bound(node)
         return self._bounds[node]
 
     def _bound(self, node: fx.Node) -> float | None:
-        """Return the bound of a node's value. The bounds of all earlier nodes must be known already."""
+        """Return the bound of a node's value, or None. All earlier nodes' bounds must be in ``_bounds``."""
         if node.op == "placeholder":
             return 1.0
         if node.op == "get_attr":
@@ -124,7 +126,7 @@ class _Bounds:
         return min(bound for bound in bounds if bound is not None)
 
     def _operand(self, value: Any) -> float | None:
-        """Return the bound of an argument: 0 for a number, None for anything that is neither a number nor a node."""
+        """Return the bound of an operation's argument: a node's bound, 0 for a number, None for anything else."""
         if isinstance(value, int | float):
             return 0.0
         return self._bounds[value] if isinstance(value, fx.Node) else None
@@ -137,7 +139,7 @@ class _Bounds:
         return None if None in bounds or node.kwargs or broadcasts else sum(bounds)
 
     def _path_norm_bound(self, node: fx.Node) -> float | None:
-        """Return the bound by the path-norm if the node is the second layer of a homogeneous pair, else None."""
+        """Return the bound by the path-norm if ``node`` calls the second layer of a homogeneous pair, else None."""
         second = self._traced.module(node)
         first = self._first_of.get(id(second))
         if first is None:
@@ -151,7 +153,7 @@ class _Bounds:
         return None if source is None else source * steepest * path * math.sqrt(windows)
 
     def _factor(self, node: fx.Node) -> float | None:
-        """Return the Lipschitz bound of an operation on one value, or None if none is known."""
+        """Return the Lipschitz bound of an operation in its first argument, or None if none is implemented."""
         module, is_a = self._traced.module(node), self._traced.is_a
         if module is not None and (module._forward_hooks or module._forward_pre_hooks):
             return None
@@ -205,7 +207,7 @@ class _Bounds:
         return math.sqrt(windows)  # at the border a window may average over a single pixel
 
     def _window(self, node: fx.Node, kind: Kind) -> dict[str, Any]:
-        """Return the arguments of ``_windows_per_pixel`` for a pooling."""
+        """Return a pooling's arguments for ``_windows_per_pixel``, by name."""
         options = self._options(node, kind)
         kernel, stride = options["kernel_size"], options.get("stride")
         return {
@@ -215,7 +217,7 @@ class _Bounds:
         }
 
     def _options(self, node: fx.Node, kind: Kind) -> dict[str, Any]:
-        """Return the options of an operation by name, whether it is a module or a function."""
+        """Return the ``OPTIONS`` of a node's operation by name, from the module or the function's arguments."""
         module = self._traced.module(node)
         if module is not None:
             return {name: getattr(module, name) for name in OPTIONS[kind] if hasattr(module, name)}
@@ -223,10 +225,11 @@ class _Bounds:
 
 
 def _convolution_bound(layer: nn.Conv2d) -> float | None:
-    """Return an upper bound on the spectral norm of a convolution, or None if it is not padded with zeros.
+    """Return an upper bound on the spectral norm of a convolution; None for a padding mode other than zeros.
 
-    It is ``sqrt(m)`` times the spectral norm of the weight as a matrix (out, in * height * width), the largest of all
-    groups. The convolution applies this matrix to every patch, and a pixel lies in at most ``m`` patches.
+    The bound is ``sqrt(m)`` times the spectral norm of the weight as a matrix (out, in * height * width), or the
+    largest of these norms over the groups. The convolution applies this matrix to every patch, and a pixel lies in at
+    most ``m`` patches.
     """
     if layer.padding_mode != "zeros":
         return None
@@ -239,9 +242,10 @@ def _windows_per_pixel_of(layer: nn.Module) -> int:
 
 
 def _windows_per_pixel(kernel: Any, stride: Any, dilation: Any) -> int:
-    """Return the largest number of windows that a pixel can lie in.
+    """Return the largest number of windows of a convolution or pooling that a pixel can lie in.
 
-    In each window the pixel is at another offset; only some offsets can occur with the given stride and dilation.
+    In each window the pixel is at another offset. Stride and dilation restrict the offsets that can occur. Each
+    argument is one number, or a pair for height and width.
     """
     sizes = zip(_as_pair(kernel), _as_pair(stride), _as_pair(dilation), strict=True)
     return math.prod(-(-k * math.gcd(s, d) // s) for k, s, d in sizes)
@@ -252,20 +256,20 @@ def _as_pair(value: Any) -> tuple[int, int]:
 
 
 def _batch_norm_bound(layer: nn.Module) -> float | None:
-    if layer.running_var is None:  # then it normalizes by the batch, where no bound is known
+    if layer.running_var is None:  # normalized by the batch: no bound is implemented
         return None
     slopes = (layer.running_var.double() + layer.eps).rsqrt()
     return (slopes if layer.weight is None else slopes * layer.weight.double().abs()).max().item()
 
 
 def _shape(node: Any) -> tuple[int, ...] | None:
-    """Return the shape of a node's value, or None if it is not a tensor."""
+    """Return the shape of a node's value, or None if the value is not a tensor."""
     meta = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
     return tuple(meta.shape) if isinstance(meta, TensorMetadata) else None
 
 
 def _adaptive_windows(inputs: int, outputs: int) -> Tensor:
-    """Return zeros and ones, (outputs, inputs): 1 if an input is in the window of an output of an adaptive pooling."""
+    """Return a matrix (outputs, inputs): 1 if an adaptive pooling's window of the output has the input, else 0."""
     windows = torch.zeros(outputs, inputs)
     for i in range(outputs):
         windows[i, i * inputs // outputs : -(-(i + 1) * inputs // outputs)] = 1

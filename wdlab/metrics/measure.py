@@ -1,4 +1,4 @@
-"""The metrics of a log line, gathered with one transfer from the device."""
+"""The metrics of a log line, collected with one transfer from the device."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -12,23 +12,25 @@ from wdlab.metrics import lipschitz, norms, objective, scale_invariant, sharpnes
 from wdlab.metrics.gradients import PenaltyGradient
 from wdlab.regularizers import Regularizer
 
-SHARPNESS_EXAMPLES = 1000
-LIPSCHITZ_EXAMPLES = 32
+SHARPNESS_EXAMPLES = 1000  # training examples in the loss whose Hessian is measured
+LIPSCHITZ_EXAMPLES = 32  # test examples for the lower bound
 
 
 class Metrics:
-    """Measures one model under one regularizer.
+    """The metrics of one model that is trained with one regularizer.
 
-    ``before_step`` is called between backward and the update, ``after_step`` and ``measure`` after the update, in
-    updates that are logged only, so that others cost nothing. The regularizer is attached at these moments.
+    In an update that is logged, ``before_step`` must be called between backward and the update, and ``after_step`` and
+    ``measure`` after the update. Other updates need no calls, and cost nothing. The regularizer must be attached to its
+    optimizer before the first call.
 
     Args:
         model: the network.
-        data: the splits that it is evaluated on.
-        regularizer: the method.
-        autocast: returns the context of a forward pass when whole splits are evaluated.
-        sharpness_examples: number of training examples whose loss the Hessian is of; the first ones are taken.
-        average: returns the network with averaged weights for the training split and ``autocast``; it is evaluated too.
+        data: the splits on which the model is evaluated.
+        regularizer: the method that decays the model's weights.
+        autocast: returns the context in which each forward pass runs when whole splits are evaluated.
+        sharpness_examples: number of training examples in the loss whose Hessian is measured: the first of the split.
+        average: function of the training split and ``autocast`` that returns the network with averaged weights, which
+            is then evaluated too; None without averaging.
     """
 
     def __init__(
@@ -48,12 +50,12 @@ class Metrics:
         self.pairs = _pairs_if_any(model)
         self._lists = _lists(self.weights)
         self._step_values: dict[str, Tensor] = {}
-        self._state: list[Tensor] | None = None  # sums over the weights after the update
-        self._old_lists: list[list[Tensor]] = []  # kept, since allocating the memory takes longer than copying
+        self._state: list[Tensor] | None = None  # the result of _sums after the update
+        self._old_lists: list[list[Tensor]] = []  # copies of the weights; reused, since allocation takes longer
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """Measure gradients and weights while the gradient is that of the loss alone and the weights are old."""
+        """Measure gradients and weights before the update, while ``p.grad`` is the gradient of the loss alone."""
         if not self._old_lists:
             self._old_lists = [[torch.empty_like(w) for w in part] for part in self._lists]
         old_norms = []
@@ -76,7 +78,7 @@ class Metrics:
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Measure the update, when the weights are new."""
+        """Measure the update from the weights before and after it."""
         sums = []
         for old, part in zip(self._old_lists, self._lists, strict=True):
             torch._foreach_sub_(old, part)  # old - new
@@ -100,17 +102,17 @@ class Metrics:
         evaluated: objective.Evaluated | None = None,
         also: Mapping[str, Tensor] | None = None,
     ) -> dict[str, float]:
-        """Return the metrics of the present model, with those of the last update if it was measured.
+        """Return the metrics of the model's current state, and of the update if it was measured since the last call.
 
         Args:
-            whole_splits: include losses and accuracies of the whole splits.
-            sharpness: include the Hessian and the Lipschitz bounds, which wait for the device many times.
-            evaluated: losses and accuracies of the whole splits, if they are known already.
-            also: other 0-dim tensors that are read from the device in the same transfer.
+            whole_splits: True includes losses, accuracies and objectives on the whole splits.
+            sharpness: True includes sharpness and Lipschitz bounds, which need many synchronizations with the device.
+            evaluated: losses and accuracies of the whole splits if they were computed before; None computes them.
+            also: further 0-dim tensors by name, read from the device in the same transfer.
 
         Returns:
-            A number for every metric, and for every tensor of ``also`` under its name. A metric that has no value
-            (no pairs, no bound known) is left out.
+            A number for every metric and every tensor of ``also``, by name. A metric without a value is left out: those
+            of pairs if the network has no pairs, and the upper Lipschitz bound if there is none.
         """
         paths = unit_path_norms(self.pairs)
         values, state = self._step_values, self._state or _sums(self.weights)
@@ -154,12 +156,15 @@ class Metrics:
 
 
 def _lists(weights: list[Tensor]) -> list[list[Tensor]]:
-    """Return lists of weights to process together: single ones on the CPU, for its caches; else all in one launch."""
+    """Return lists of weights to be processed together: one weight per list on the CPU, else all in one list.
+
+    A single weight stays in the CPU's caches from one operation to the next. On a GPU one launch processes all weights.
+    """
     return [[w] for w in weights] if weights[0].device.type == "cpu" else [weights]
 
 
 def _sums(weights: list[Tensor]) -> list[Tensor]:
-    """Return the L2 norm, the L1 norm and the number of zeros of every weight, each (len(weights),)."""
+    """Return three tensors (len(weights),): the L2 norm, the L1 norm and the number of zeros of every weight."""
     return [norms.each_norm(weights), *sparsity.l1_norms_and_zeros(weights)]
 
 

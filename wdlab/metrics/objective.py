@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from wdlab.data import Data, Split
 from wdlab.models.modes import evaluation
 
-# Limits of one forward pass of an evaluation, for its memory.
-CHUNK = 5000  # examples
-CHUNK_VALUES = 4_000_000  # numbers in the inputs of these examples
-VALUES_OF_TOKEN = 256  # the numbers that a token counts as, since an embedding turns it into a vector
+# Limits of one forward pass of an evaluation, to bound its memory.
+CHUNK = 5000  # largest number of examples
+CHUNK_VALUES = 4_000_000  # largest number of values in the inputs of a pass
+VALUES_OF_TOKEN = 256  # values that one token counts as, since an embedding turns a token into a vector
 
 SPLITS = ("train", "val", "test")
 
@@ -21,13 +21,13 @@ Evaluated = Mapping[str, tuple[Tensor, Tensor]]  # name of a split -> loss and a
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean", label_smoothing: float = 0.0) -> Tensor:
-    """Return the cross-entropy in nats of logits and labels.
+    """Return the cross-entropy in nats of logits against labels, 0-dim.
 
     Args:
         logits: (b, classes), or (b, t, classes) for text.
         labels: int64 (b,), or (b, t) for text.
         reduction: ``mean`` or ``sum`` over all labels.
-        label_smoothing: share of every label that is spread evenly over all classes. Used in the training loss only.
+        label_smoothing: share in [0, 1] of every label that is spread evenly over all classes. Training alone uses it.
     """
     if labels.dim() > 1:
         logits, labels = logits.flatten(0, -2), labels.flatten()
@@ -39,8 +39,8 @@ def evaluate(model: nn.Module, split: Split, autocast: Autocast = contextlib.nul
     """Evaluate a network in evaluation mode on all labels of a split.
 
     Args:
-        model: on the device of the split.
-        split: the examples.
+        model: a network on the device of the split.
+        split: the examples to evaluate on.
         autocast: returns the context in which each forward pass runs.
 
     Returns:
@@ -62,12 +62,12 @@ def evaluate(model: nn.Module, split: Split, autocast: Autocast = contextlib.nul
 
 
 def evaluate_all(model: nn.Module, data: Data, autocast: Autocast = contextlib.nullcontext) -> Evaluated:
-    """Evaluate a network on each of the three splits, as ``evaluate`` does."""
+    """Return the result of ``evaluate`` on each of the three splits, by the split's name."""
     return {name: evaluate(model, getattr(data, name), autocast) for name in SPLITS}
 
 
 def _chunk(split: Split) -> int:
-    """Return the number of examples per forward pass."""
+    """Return the number of examples per forward pass when ``split`` is evaluated."""
     inputs, _ = split.examples(slice(0, 1))
     values = inputs.numel() * (1 if inputs.is_floating_point() else VALUES_OF_TOKEN)
     return min(CHUNK, max(1, CHUNK_VALUES // values))
@@ -78,14 +78,14 @@ def objectives(train_loss: Tensor, strength: float, weight_l2: Tensor, path: Ten
 
     Args:
         train_loss: mean cross-entropy on the training split.
-        strength: the regularizer's strength s.
+        strength: the regularizer's strength, called s below.
         weight_l2: L2 norm |w| of all decayed weights.
         path: path-norm of the homogeneous pairs, or None for a network without pairs.
-        penalty: the regularizer's own penalty, strength included.
+        penalty: the regularizer's own penalty, multiplied by its strength.
 
     Returns:
-        ``objective/weight_decay`` = train loss + s/2 |w|^2; ``objective/total`` = train loss + penalty; and with a path
-        ``objective/path_norm`` = train loss + s * path-norm.
+        0-dim tensors by name: ``objective/weight_decay`` = train loss + s/2 |w|^2, ``objective/total`` = train loss +
+        penalty, and if ``path`` is given, ``objective/path_norm`` = train loss + s * path-norm.
     """
     values = {
         "objective/weight_decay": train_loss + strength / 2 * weight_l2.square(),

@@ -1,9 +1,9 @@
 """Metrics that do not change when the weights of a layer before a normalization are scaled (P4).
 
-[grade C: the idea is that of Bjorck et al. 2020, arXiv 2012.13841; taking each metric layer by layer is our reading]
+[grade C: the idea is from Bjorck et al. 2020, arXiv 2012.13841; taking each metric layer by layer is our reading]
 
-If a layer's weights are multiplied by c, its gradient is divided by c. Hence the gradient times the norm of its own
-layer's weights does not change.
+If a layer's weights are multiplied by c, its gradient is divided by c. Hence the product of the gradient and the norm
+of the layer's weights does not change.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,22 +15,27 @@ from wdlab.metrics.norms import each_norm
 
 
 def gradient_times_weight(gradient_norms: Tensor, weight_norms: Tensor) -> Tensor:
-    """Return ``sum over weights l of |g_l| |w_l|``, from the norms (weights,). Unchanged by ``w_l -> c w_l``."""
+    """Return the sum over layers l of ``|g_l| |w_l|``, which is unchanged by ``w_l -> c w_l``.
+
+    Args:
+        gradient_norms: ``|g_l|`` of the gradient by each layer's weight, (layers,).
+        weight_norms: ``|w_l|`` of each layer's weight, (layers,).
+    """
     return torch.dot(gradient_norms, weight_norms)
 
 
 def angular_update(weight_norms: Tensor, new_norms: Tensor, update_norms: Tensor, products: Tensor) -> Tensor:
-    """Return the mean over weights of the angle in radians between ``w_l`` before and after a step.
+    """Return the mean over layers l of the angle in radians between ``w_l`` before and after a step.
 
-    Unchanged by ``w_l -> c w_l`` together with ``lr -> c^2 lr``. The angle is computed from the part of the update that
-    is perpendicular to the weight, since the cosine of a tiny angle is 1 in floating point. The angle of a weight that
-    is zero before or after the step counts as 0.
+    The angle is unchanged by ``w_l -> c w_l`` together with ``lr -> c^2 lr``. The angle is computed from the part
+    of the update that is perpendicular to the weight, since the cosine of a tiny angle is 1 in floating point. The
+    angle of a weight that is zero before or after the step counts as 0.
 
     Args:
-        weight_norms: ``|w|`` before the step, (weights,).
-        new_norms: ``|w|`` after the step, (weights,).
-        update_norms: ``|u|`` of the update ``u``, (weights,).
-        products: ``u . w`` with the weight before the step, (weights,).
+        weight_norms: ``|w_l|`` before the step, (layers,).
+        new_norms: ``|w_l|`` after the step, (layers,).
+        update_norms: ``|u_l|`` of the update ``u_l``, new weight minus old, (layers,).
+        products: ``u_l . w_l`` with the weight before the step, (layers,).
     """
     along = products / weight_norms
     across = (update_norms.square() - along.square()).clamp(min=0).sqrt()
@@ -39,21 +44,21 @@ def angular_update(weight_norms: Tensor, new_norms: Tensor, update_norms: Tensor
 
 
 def effective_lr(lr: float | Tensor, weight_norm: Tensor) -> Tensor:
-    """Return ``a / |w|^2`` for the learning rate a and the norm ``|w|`` of all decayed weights.
+    """Return ``lr / |w|^2``, where ``weight_norm`` is the norm ``|w|`` of all decayed weights, 0-dim.
 
-    Unchanged by ``w -> c w`` together with ``a -> c^2 a``.
+    The result is unchanged by ``w -> c w`` together with ``lr -> c^2 lr``.
     """
     return lr / weight_norm.square()
 
 
 def in_units_of_layers(product: Callable[[Tensor], Tensor], weights: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
-    """Return the function ``v -> D H D v``, where the diagonal matrix D is ``|w_l|`` on the coordinates of layer l.
+    """Return the function ``v -> D H D v``; the diagonal matrix D is ``|w_l|`` at the coordinates of layer l.
 
-    Eigenvalues and trace of ``D H D`` are unchanged by ``w_l -> c w_l``.
+    The eigenvalues and the trace of ``D H D`` are unchanged by ``w_l -> c w_l``, if H is the Hessian.
 
     Args:
-        product: ``v -> H v`` on flat vectors of all coordinates of ``weights``, in their order.
-        weights: the layers' weights.
+        product: the function ``v -> H v``, on flat vectors of all coordinates of ``weights`` in their order.
+        weights: the weight ``w_l`` of each layer.
     """
     counts = torch.tensor([w.numel() for w in weights], device=weights[0].device)
     scale = each_norm(weights).to(weights[0].dtype).repeat_interleave(counts)

@@ -1,6 +1,6 @@
 """Sharpness: the largest eigenvalue and the trace of the Hessian of the training loss.
 
-No Hessian is stored. The numerical methods use a matrix ``H`` only by the function ``v -> H v`` on flat vectors.
+No Hessian is stored. The numerical methods use a matrix ``H`` only through the function ``v -> H v`` on flat vectors.
 """
 
 import math
@@ -14,15 +14,15 @@ from wdlab.metrics.objective import cross_entropy
 from wdlab.metrics.scale_invariant import in_units_of_layers
 from wdlab.models.modes import evaluation
 
-ITERATIONS = 60  # largest number of products for an eigenvalue
+ITERATIONS = 60  # largest number of products H v for an eigenvalue
 TOLERANCE = 1e-4  # iteration stops once the residual |Hv - mu v| is at most this share of |mu|
-PROBES = (20, 100)  # smallest and largest number of products for a trace
+PROBES = (20, 100)  # smallest and largest number of products H z for a trace
 TRACE_ERROR = 0.05  # probing stops once the standard error is at most this share of the trace
 
 SHARPNESS = ("sharpness/top_eigenvalue", "sharpness/trace", "sharpness/trace_error")
 SCALE_INVARIANT = ("scale_invariant/sharpness", "scale_invariant/trace", "scale_invariant/trace_error")
 
-Product = Callable[[Tensor], Tensor]
+Product = Callable[[Tensor], Tensor]  # v -> H v
 
 
 def measure(
@@ -30,56 +30,56 @@ def measure(
 ) -> dict[str, float]:
     """Measure the sharpness of the mean cross-entropy of one batch.
 
-    Batch norm normalizes by that batch, since only then is the loss unchanged when a layer before it is scaled. Dropout
-    is off. The model's modes, buffers and ``p.grad`` do not change.
+    Batch norm normalizes by the batch, since otherwise the loss would change when the layer before a batch norm is
+    scaled. Dropout is off. The model's modes, buffers and ``p.grad`` do not change.
 
-    Memory holds the graph of the gradient of all examples at once: about 15 MiB per example with a ResNet-18 of width
-    64.
+    The autograd graph of the gradient of all examples is in memory at once: about 15 MiB per example with a ResNet-18
+    of width 64.
 
     Args:
-        model: on any device, of any type.
-        inputs: the batch, as the model reads it.
-        labels: its labels.
-        parameters: all trainable parameters.
-        weights: those of ``parameters`` that are decayed.
+        model: a network on any device, of any floating-point type.
+        inputs: inputs of the batch, as the model reads them.
+        labels: int64 labels of the batch.
+        parameters: all trainable parameters of the model.
+        weights: the decayed ones among ``parameters``; may be empty.
 
     Returns:
-        The values ``SHARPNESS`` of the Hessian by ``parameters``. If there are ``weights``, also the values
-        ``SCALE_INVARIANT`` of the Hessian by these, in units of their layers' norms. The traces are estimates, given
-        with their standard errors.
+        Numbers by name: those of ``SHARPNESS``, for the Hessian by ``parameters``. If ``weights`` is not empty, also
+        those of ``SCALE_INVARIANT``, for the Hessian by ``weights`` in units of the layers' norms (see
+        ``in_units_of_layers``). The traces are estimates with standard errors.
     """
     with torch.enable_grad():
         loss = training_loss(model, inputs, labels)
         slopes = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
     gradients = dict(zip(parameters, slopes, strict=True))
     values = _spectrum(hessian_product(gradients, parameters), parameters)
-    found = dict(zip(SHARPNESS, values, strict=True))
+    named = dict(zip(SHARPNESS, values, strict=True))
     if weights:
         values = _spectrum(in_units_of_layers(hessian_product(gradients, weights), weights), weights)
-        found |= dict(zip(SCALE_INVARIANT, values, strict=True))
-    return found
+        named |= dict(zip(SCALE_INVARIANT, values, strict=True))
+    return named
 
 
 def training_loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy of one batch, which can be differentiated twice.
+    """Return the mean cross-entropy of one batch, in a form that can be differentiated twice.
 
     Batch norm normalizes by the batch; the model's running statistics do not change.
     """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # the forward updates these copies
-    # Attention's MATH backend, as fused attention can be differentiated only once.
+    # The MATH backend of attention, since fused attention can be differentiated only once.
     with evaluation(model, batch_statistics=True), sdpa_kernel(SDPBackend.MATH):
         return cross_entropy(torch.func.functional_call(model, buffers, (inputs,)), labels)
 
 
 def hessian_product(gradients: dict[Tensor, Tensor], parameters: Sequence[Tensor]) -> Product:
-    """Return the function ``v -> H v`` for the Hessian H by ``parameters``.
+    """Return the function ``v -> H v`` for the Hessian H of the loss by ``parameters``.
 
     Args:
-        gradients: the gradient by each parameter, with its graph, which is kept.
-        parameters: keys of ``gradients``; the vectors v hold their elements, flat and in this order.
+        gradients: gradient of the loss by each parameter, with its autograd graph, which every call keeps.
+        parameters: some keys of ``gradients``. A vector v has one value for each element of the parameters, in order.
     """
     sizes = [p.numel() for p in parameters]
-    # A gradient without a graph is constant, so that its rows of H are 0.
+    # A gradient without a graph is constant: its rows of H are 0.
     differentiable = [i for i, p in enumerate(parameters) if gradients[p].requires_grad]
     outputs = [gradients[parameters[i]] for i in differentiable]
 
@@ -93,7 +93,7 @@ def hessian_product(gradients: dict[Tensor, Tensor], parameters: Sequence[Tensor
 
 
 def _spectrum(product: Product, parameters: Sequence[Tensor]) -> tuple[float, float, float]:
-    """Return the top eigenvalue, the trace and the standard error of the trace."""
+    """Return the largest eigenvalue, the trace and its standard error, of the matrix that ``product`` applies."""
     like = torch.cat([p.detach().reshape(-1)[:1] for p in parameters])
     size = sum(p.numel() for p in parameters)
     return top_eigenvalue(product, size, like, ITERATIONS), *trace(product, size, like, PROBES)
@@ -104,13 +104,13 @@ def top_eigenvalue(product: Product, size: int, like: Tensor, iterations: int) -
 
     The method is the Lanczos recurrence, which keeps three vectors. It finds the best combination of all vectors that
     power iteration computes, and, unlike power iteration, does not converge to a large negative eigenvalue. It always
-    starts from the same random vector.
+    starts from the same random vector. It stops once the result is accurate to ``TOLERANCE``.
 
     Args:
-        product: ``v -> H v``.
+        product: the function ``v -> H v``.
         size: number of elements of ``v``.
-        like: a tensor of the type and on the device of ``v``.
-        iterations: largest number of products.
+        like: any tensor with the type and device of ``v``.
+        iterations: largest number of products ``H v``.
     """
     generator = torch.Generator().manual_seed(0)
     vector = torch.randn(size, generator=generator, dtype=torch.float64).to(like)
@@ -133,16 +133,16 @@ def top_eigenvalue(product: Product, size: int, like: Tensor, iterations: int) -
 
 
 def _top_of_tridiagonal(diagonal: list[float], off_diagonal: list[float], beta: float) -> tuple[float, float, float]:
-    """Return the largest eigenvalue of Lanczos's tridiagonal matrix, with its error.
+    """Return the largest eigenvalue of Lanczos's tridiagonal matrix, its residual, and the matrix's norm.
 
     Args:
-        diagonal: n numbers.
-        off_diagonal: n - 1 numbers.
-        beta: norm of the next vector before its normalization, which would be the next number off the diagonal.
+        diagonal: the n numbers on the matrix's diagonal.
+        off_diagonal: the n - 1 numbers next to the diagonal.
+        beta: norm of Lanczos's next vector before its normalization, which would be the next off-diagonal number.
 
     Returns:
-        The eigenvalue, the residual of its vector in the whole space, and the spectral norm of the tridiagonal matrix.
-        All are nan if a number is not finite.
+        The eigenvalue mu, the residual ``|H v - mu v|`` of its vector v in the whole space, and the spectral norm of
+        the tridiagonal matrix. All are nan if an entry of the matrix is not finite.
     """
     matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
     if off_diagonal:
@@ -158,12 +158,13 @@ def trace(product: Product, size: int, like: Tensor, probes: tuple[int, int] = P
     """Estimate the trace of a matrix as the mean of ``z . H z`` over vectors z of random signs (Hutchinson).
 
     The vectors are the same in every call. Their number is the smallest within ``probes`` for which the standard error
-    is at most 5 % of the trace. A matrix with at most ``probes[0]`` rows has its exact trace computed, with error 0.
+    is at most 5 % of the trace, or else ``probes[1]``. For a matrix with at most ``probes[0]`` rows the exact trace is
+    computed, with error 0.
 
     Args:
-        product: ``v -> H v``.
+        product: the function ``v -> H v``.
         size: number of elements of ``v``.
-        like: a tensor of the type and on the device of ``v``.
+        like: any tensor with the type and device of ``v``.
         probes: smallest and largest number of vectors z.
 
     Returns:
@@ -174,14 +175,14 @@ def trace(product: Product, size: int, like: Tensor, probes: tuple[int, int] = P
         basis = torch.eye(size, dtype=like.dtype, device=like.device)
         return sum(product(e)[i].item() for i, e in enumerate(basis)), 0.0
     generator = torch.Generator().manual_seed(0)
-    found: list[float] = []
+    samples: list[float] = []
     mean = error = float("nan")
-    while len(found) < most:
+    while len(samples) < most:
         signs = torch.randint(2, (size,), generator=generator).mul_(2).sub_(1).to(like)
-        found.append(torch.dot(signs, product(signs)).item())
-        if len(found) >= least:
-            values = torch.tensor(found, dtype=torch.float64)
-            mean, error = values.mean().item(), values.std().item() / math.sqrt(len(found))
+        samples.append(torch.dot(signs, product(signs)).item())
+        if len(samples) >= least:
+            values = torch.tensor(samples, dtype=torch.float64)
+            mean, error = values.mean().item(), values.std().item() / math.sqrt(len(samples))
             if not error > TRACE_ERROR * abs(mean):
                 break
     return mean, error

@@ -12,20 +12,21 @@ def l1_norms_and_zeros(weights: Sequence[Tensor]) -> Tensor:
     """Return the L1 norm of each weight tensor, and the number of its elements with ``|w| < 1e-13``.
 
     Returns:
-        float64 (2, len(weights)): norms, then numbers. A number is nan if an element is not finite.
+        float64 (2, len(weights)): the norms in row 0, the numbers in row 1. A number is nan if its tensor's norm is not
+        finite.
     """
     norms, counts = [], []
-    for w in weights:  # one at a time, since each needs a copy; much faster than torch's L1 norm and a bool mask
+    for w in weights:  # one copy at a time; much faster than torch's L1 norm and a bool mask
         size = w.detach().abs()
         norms.append(size.sum())
-        counts.append(size.lt_(ZERO).sum())  # in place: zeros and ones of the weight's own type
-    found = torch.stack(norms + counts).double().view(2, -1)
-    found[1].masked_fill_(~torch.isfinite(found[0]), torch.nan)
-    return found
+        counts.append(size.lt_(ZERO).sum())  # in place: 0 or 1 in the weight's own type
+    results = torch.stack(norms + counts).double().view(2, -1)
+    results[1].masked_fill_(~torch.isfinite(results[0]), torch.nan)
+    return results
 
 
 def active_units(paths: list[Tensor]) -> Tensor:
-    """Return the share of homogeneous units with a non-zero path ``|w| |v|``, in [0, 1]; nan if one is not finite.
+    """Return the share of homogeneous units with a non-zero ``|w| |v|``, in [0, 1]; nan if any is not finite.
 
     Args:
         paths: the result of ``wdlab.homogeneous.unit_path_norms``.

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 
 def check_int(name: str, value: int, least: int) -> None:
-    """Check that ``value`` is a whole number >= ``least``; a bool is not one.
+    """Check that ``value`` is a whole number >= ``least``, and not a bool.
 
     Raises:
-        ValueError: if it is not; the message begins with ``name``.
+        ValueError: if the check fails. The message begins with ``name``, the name of the argument.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}={value!r}: must be a whole number >= {least}")
@@ -17,11 +17,11 @@ def check_image(input_shape: Sequence[int], smallest: int = 1) -> None:
     """Check that a network's input is an image of at least ``smallest`` x ``smallest`` pixels.
 
     Args:
-        input_shape: shape of one example; of an image (channels, height, width).
-        smallest: lowest height and width that the network can read.
+        input_shape: shape of one example; for an image (channels, height, width).
+        smallest: smallest height and width that the network can process.
 
     Raises:
-        ValueError: if the shape has not three entries, or if the image is too small.
+        ValueError: if the shape does not have three entries, or if the image is too small.
     """
     if len(input_shape) != 3:
         shape = tuple(input_shape)

@@ -1,4 +1,4 @@
-"""A small GPT for characters, in nanoGPT's form."""
+"""A small GPT whose tokens are characters, with the architecture of nanoGPT."""
 
 import math
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ class Block(nn.Module):
     """A pre-norm transformer block: causal self-attention, then a two-layer MLP, both inside residual connections.
 
     Attention is made of linear layers and not of torch's ``MultiheadAttention``, whose input projection is a bare
-    parameter. So every decayed weight is the ``weight`` of a layer.
+    parameter. Every decayed weight is therefore the ``weight`` of a layer.
 
-    Maps (batch, length, width) to the same shape.
+    Maps (batch, length, width) to the same shape. The arguments have the same meaning as in :class:`GPT`.
     """
 
     def __init__(self, width: int, heads: int, dropout: float, activation: str) -> None:
@@ -45,19 +45,20 @@ class GPT(nn.Module):
 
     Maps int64 tokens (batch, length) with length <= context to logits (batch, length, classes). The token embedding
     and the output layer share their weight. Weights are initialized as in GPT-2, from a normal distribution with
-    standard deviation 0.02. In the last layer of every residual branch it is ``0.02 / sqrt(2 depth)``.
+    standard deviation 0.02, or ``0.02 / sqrt(2 depth)`` in the last layer of every residual branch.
 
     Args:
-        input_shape: (context,), the largest number of characters that the network sees at once.
-        classes: size of the vocabulary.
+        input_shape: (context,), the largest length of an input.
+        classes: size of the vocabulary, the number of different characters.
         width: size of the hidden state, a multiple of ``heads``.
         depth: number of blocks.
         heads: attention heads per block.
-        dropout: probability in [0, 1) for attention weights, embeddings and the outputs of residual branches.
+        dropout: probability in [0, 1) that dropout zeroes an attention weight, or a value of the embeddings or of a
+            residual branch's output.
         activation: activation of the MLP, ``gelu`` or ``relu``.
 
     Raises:
-        ValueError: if ``input_shape`` is not that of a text, or if an argument is outside the range given above.
+        ValueError: if ``input_shape`` does not have exactly one entry, or if an argument is not allowed (see above).
     """
 
     def __init__(

@@ -23,7 +23,7 @@ class MLP(nn.Module):
         ValueError: if the input is not an image, or if ``width`` or ``depth`` is too small.
     """
 
-    stackable = True  # runs of it can be trained side by side, see ``wdlab.stacked``
+    stackable = True  # runs with this network can be trained side by side, see ``wdlab.stacked``
 
     def __init__(self, input_shape: Sequence[int], classes: int, width: int, depth: int) -> None:
         super().__init__()
@@ -36,9 +36,9 @@ class MLP(nn.Module):
 class FactorizedMLP(nn.Module):
     """A multi-layer perceptron of Linear-ReLU-Linear pairs, with no ReLU between one pair and the next (P1).
 
-    Each pair is a block with one hidden layer. Between two ReLUs lie the second layer of a pair and the first of the
-    next, so that every inner weight matrix is factorized into two. Shapes and initialization are those of
-    :class:`MLP`.
+    Two successive ReLUs have two linear layers between them: the second layer of a pair and the first layer of the next
+    pair. Each weight matrix between ReLUs is therefore factorized into two. Shapes and initialization are the same as
+    in :class:`MLP`.
 
     Args:
         input_shape: shape of one example, (channels, height, width). The network flattens it.
@@ -50,7 +50,7 @@ class FactorizedMLP(nn.Module):
         ValueError: if the input is not an image, if ``width`` or ``depth`` is too small, or if ``depth`` is odd.
     """
 
-    stackable = True
+    stackable = True  # as in MLP
 
     def __init__(self, input_shape: Sequence[int], classes: int, width: int, depth: int) -> None:
         super().__init__()
@@ -66,14 +66,14 @@ class FactorizedMLP(nn.Module):
 def linear_stack(
     input_shape: Sequence[int], classes: int, width: int, depth: int, relu_after: Callable[[int], bool]
 ) -> nn.Sequential:
-    """Return a flattening and linear layers 1 to ``depth``, with a ReLU after each layer k for which ``relu_after(k)``.
+    """Return a flattening and linear layers 1 to ``depth``, with a ReLU after every layer k where ``relu_after(k)``.
 
     Args:
         input_shape: shape of one example, (channels, height, width).
-        classes: outputs of the last layer.
-        width: outputs of every other layer.
+        classes: number of outputs of the last layer.
+        width: number of outputs of every other layer.
         depth: number of linear layers, at least 2.
-        relu_after: predicate on the number of a layer, counted from 1.
+        relu_after: function of the number of a layer, counted from 1; True if a ReLU follows the layer.
 
     Raises:
         ValueError: if the input is not an image, or if ``width`` or ``depth`` is too small.

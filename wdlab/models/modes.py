@@ -1,4 +1,4 @@
-"""The mode, training or evaluation, in which a network is measured."""
+"""Evaluation mode for the time of a measurement."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,14 +8,14 @@ from torch import nn
 
 @contextlib.contextmanager
 def evaluation(model: nn.Module, batch_statistics: bool = False) -> Iterator[None]:
-    """Put every module into evaluation mode, and on leaving put each back into its own mode.
+    """Put every module into evaluation mode inside the context; on leaving, restore each module's earlier mode.
 
     Modes are restored module by module, since a part of the model may be frozen in evaluation mode.
 
     Args:
         model: any module.
-        batch_statistics: let batch norms normalize by the batch, as in training. A batch norm that was in evaluation
-            mode while its model was in training mode is frozen, and stays in evaluation mode.
+        batch_statistics: True lets batch norms normalize by the batch, as in training. A batch norm in evaluation mode
+            inside a model in training mode is frozen, and stays in evaluation mode.
     """
     modes = [(module, module.training) for module in model.modules()]
     model_was_training = model.training

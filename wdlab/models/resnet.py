@@ -14,24 +14,24 @@ class ResNet(nn.Module):
 
     Maps (batch, *input_shape) to logits (batch, classes).
 
-    * Depths 18 and 34 have four stages, and the parameters and names of torchvision's networks of these depths. P2 and
-      P5 train ResNet-18 in this form.
+    * Depths 18 and 34 have four stages, with the parameter names of torchvision's networks of these depths. P2 and P5
+      train ResNet-18 in this form.
     * Depth 6 n + 2 has three stages of n blocks, as in the CIFAR section of He et al. 2016. The shortcut has a 1x1
       convolution where the shape changes.
 
-    A stage has twice the channels of the one before and half its height and width. Convolutions are initialized by
-    Kaiming's fan-out rule, as in torchvision.
+    Each stage has twice as many channels as the stage before, and half the height and width. Convolutions are
+    initialized by Kaiming's fan-out rule, as in torchvision.
 
     Args:
         input_shape: shape of one image, (channels, height, width).
         classes: number of logits.
         width: channels of the first stage. Published: 64 in ResNet-18, 16 in ResNet-8 and ResNet-20.
         depth: 18, 34, or 6 n + 2: 8, 14, 20, 26, ...
-        zero_init_residual: initialize the weight of every block's last batch norm to zero, so that each block begins
-            as the identity. The same as torchvision's argument of this name.
+        zero_init_residual: True initializes the weight of every block's last batch norm to zero, so that the residual
+            branch is zero at first. The same as torchvision's argument of this name.
 
     Raises:
-        ValueError: if ``depth`` is none of these, ``width`` is below 1, the input is not an image, or
+        ValueError: if ``depth`` is another number, ``width`` is below 1, the input is not an image, or
             ``zero_init_residual`` is not a bool.
     """
 
@@ -69,7 +69,7 @@ class ResNet(nn.Module):
 
 
 def blocks_per_stage(depth: int) -> tuple[int, ...]:
-    """Return the number of basic blocks in each stage, (2, 2, 2, 2) for depth 18.
+    """Return the number of basic blocks in each stage: for example (2, 2, 2, 2) for depth 18.
 
     Raises:
         ValueError: if ``depth`` is neither 18, 34 nor 6 n + 2.

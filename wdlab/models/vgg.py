@@ -8,7 +8,7 @@ from wdlab.models.checks import check_image, check_int
 
 CONFIGURATIONS = {11: "A", 13: "B", 16: "D", 19: "E"}  # depth -> Simonyan and Zisserman's letter, as in torchvision
 PUBLISHED_WIDTH = 64  # channels of the first layer
-SMALLEST_IMAGE = 16  # pixels a side, which four poolings halve to 1
+SMALLEST_IMAGE = 16  # pixels per side; four poolings halve them to 1
 
 
 class VGG(nn.Module):
@@ -23,13 +23,13 @@ class VGG(nn.Module):
     Args:
         input_shape: shape of one image, (channels, height, width), at least 16 x 16 pixels.
         classes: number of logits.
-        width: channels of the first layer, published as 64. The others are multiples of it, up to 8 times as many.
-        depth: 11, 13, 16 or 19, the number of layers with weights as published. This network has two linear layers
-            fewer.
-        batch_norm: put a batch norm after every convolution.
+        width: channels of the first layer, published as 64. Later layers have up to 8 times as many.
+        depth: 11, 13, 16 or 19, the number of layers with weights in the published network. This network has two
+            linear layers fewer.
+        batch_norm: True puts a batch norm after every convolution.
 
     Raises:
-        ValueError: if ``depth`` is none of these, ``width`` is below 1, the input is not an image or too small, or
+        ValueError: if ``depth`` is another number, ``width`` is below 1, the input is not an image or is too small, or
             ``batch_norm`` is not a bool.
     """
 
@@ -45,7 +45,7 @@ class VGG(nn.Module):
             raise ValueError(f"depth={depth}: must be one of {', '.join(map(str, CONFIGURATIONS))}")
         if not isinstance(batch_norm, bool):
             raise ValueError(f"batch_norm={batch_norm!r}: must be true or false")
-        plan = cfgs[CONFIGURATIONS[depth]][:-1]  # the average replaces the last max-pooling
+        plan = cfgs[CONFIGURATIONS[depth]][:-1]  # the average replaces the published last max-pooling
         self.features = make_layers([v if v == "M" else v * width // PUBLISHED_WIDTH for v in plan], batch_norm)
         if input_shape[0] != 3:
             self.features[0] = nn.Conv2d(input_shape[0], width, 3, padding=1)

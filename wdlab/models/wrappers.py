@@ -1,11 +1,11 @@
-"""torch's wrappers of networks that a run's own settings replace. ``wdlab.build`` takes them off."""
+"""Removal of torch's wrappers around a network, which settings of a run replace. Called by ``wdlab.build``."""
 
 import warnings
 
 from torch import nn
 
-# Class name -> attribute of the wrapped network, setting to use instead. Names, not classes: importing torch's
-# compiler takes seconds.
+# Class name of a wrapper -> its attribute that holds the network, and the setting to use instead. The keys are names,
+# not classes, since importing torch's compiler takes seconds.
 REPLACED_WRAPPERS = {
     "OptimizedModule": ("_orig_mod", "runtime.compile=true compiles the network"),
     "DataParallel": ("module", "torchrun shares a run between GPUs"),
@@ -15,14 +15,14 @@ REPLACED_WRAPPERS = {
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the network without the wrappers in ``REPLACED_WRAPPERS``, around it or around any part of it.
+    """Return the network without the wrappers in ``REPLACED_WRAPPERS``, around the whole network or a submodule.
 
-    The parts are unwrapped in place. For each wrapper a warning names the setting to use instead.
+    Submodules are unwrapped in place. For each wrapper a warning names the setting to use instead.
     """
     name = type(model).__name__
     if type(model).__module__.startswith("torch.") and name in REPLACED_WRAPPERS:
         inner, instead = REPLACED_WRAPPERS[name]
-        warnings.warn(f"model: {name} is taken off the network; {instead}", stacklevel=2)
+        warnings.warn(f"model: {name} is removed from the network; {instead}", stacklevel=2)
         return unwrapped(getattr(model, inner))
     for key, child in model.named_children():
         model._modules[key] = unwrapped(child)
