@@ -42,7 +42,7 @@ class SweepJob:
 
     @property
     def ended(self) -> bool:
-        """True if the run has ended since the sweep began: ``status.json`` has changed, and its status is not running."""
+        """True if the run has ended since the sweep began: ``status.json`` has changed, not to the status running."""
         status = self.directory.read("status.json")
         return status.get("status") not in (None, "running") and status != self.status_before
 

@@ -229,7 +229,7 @@ def _failed(directory: RunDirectory, error: BaseException) -> WdlabError | None:
 
 
 def _as_text(value: Any, without: Sequence[str] = ()) -> str:
-    """Return a nested value as JSON text with sorted keys. At every level null keys and the keys ``without`` are left out."""
+    """Return a nested value as JSON text with sorted keys, at every level without nulls and the keys ``without``."""
 
     def plain(node: Any) -> Any:
         if isinstance(node, dict):

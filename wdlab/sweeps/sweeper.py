@@ -77,9 +77,7 @@ class Sweep(Sweeper):
         todo = [job for job in by_run.values() if not job.directory.finished]
         here = not isinstance(self.launcher, SlurmLauncher)
         for job in todo:
-            code_error(
-                job.config, here
-            )  # raises config errors; any other error occurs again in the run, and is recorded
+            code_error(job.config, here)  # raises config errors; other errors occur again in the run and are recorded
             job.status_before = job.directory.read("status.json")
         finished, same = len(by_run) - len(todo), len(jobs) - len(by_run)
         twice = f", {same} the same as others" if same else ""
