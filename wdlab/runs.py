@@ -201,7 +201,7 @@ def retry(chosen: Sequence[Entry]) -> dict[str, str]:
 
 
 def _directory(entry: Entry) -> RunDirectory:
-    """Return the directory of an entry."""
+    """Return the run directory of an entry of the list."""
     return RunDirectory(Path(entry.path).parent, entry.run)
 
 

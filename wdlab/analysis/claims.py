@@ -116,7 +116,7 @@ def _pairs(claim: Mapping[str, Any], groups: list[pd.DataFrame], seeds: Sequence
 
 
 def _verdict(claim: Mapping[str, Any], pairs: _Pairs, notes: list[str]) -> dict[str, Any]:
-    """Return the keys that :func:`judge` adds to a claim, except for ``chosen`` and ``note``; append to ``notes``."""
+    """Return the keys that :func:`judge` adds to a claim, except ``chosen`` and ``note``; add remarks to ``notes``."""
     differences = np.array(pairs.a) - np.array(pairs.b)
     interval, direction = bootstrap_interval(differences), claim["direction"]
     verdict = VERDICT_RULES[direction](interval, claim["smallest_difference"]) if interval else "inconclusive"
@@ -136,7 +136,7 @@ def _verdict(claim: Mapping[str, Any], pairs: _Pairs, notes: list[str]) -> dict[
 
 
 def bootstrap_interval(differences: np.ndarray) -> list[float] | None:
-    """Return the mean's 95 % percentile bootstrap interval; None for fewer than two values or one that is not finite."""
+    """Return the mean's 95 % percentile bootstrap interval; None for fewer than two values, or if one is not finite."""
     if len(differences) < 2 or not np.isfinite(differences).all():
         return None
     result = stats.bootstrap(

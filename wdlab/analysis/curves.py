@@ -74,7 +74,7 @@ def _panel(axes: Axes, table: pd.DataFrame, metrics: Sequence[str]) -> None:
 
 
 def _y_label(metrics: Sequence[str]) -> str:
-    """Return the label of the y axis: the metrics with units, or the last word of the names if it is common."""
+    """Return the label of the y axis: the metrics with units, or their last word if all have the same one."""
     last_words = {metric.rpartition("/")[2] for metric in metrics}
     shown = last_words if len(last_words) == 1 < len(metrics) else metrics
     units = [UNITS.get(name.rpartition("/")[2]) for name in shown]

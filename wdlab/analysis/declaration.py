@@ -86,7 +86,7 @@ def runs(declared: Mapping[str, Any], root: str | Path, committed: bool = False)
 
 
 def _lines(vary: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Yield the overrides of each combination of values in a line of ``vary``; ``a=1,2`` is a choice, as in Hydra."""
+    """Yield the overrides of each combination of values in a line of ``vary``; ``a=1,2`` means two values for ``a``."""
     choices = []
     for override in OverridesParser.create().parse_overrides(list(vary)):
         key = override.get_key_element()

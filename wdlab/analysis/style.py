@@ -95,7 +95,7 @@ def by_method(rows: pd.DataFrame, look_of: Mapping[Method, Look]) -> Iterator[tu
 
 
 def _methods(rows: pd.DataFrame) -> list[Method]:
-    """Return the method of each row."""
+    """Return the method of each row: the name of the regularizer, and its p or None."""
     names = rows["regularizer"].tolist()
     exponents = rows["regularizer.p"].tolist() if "regularizer.p" in rows else [None] * len(rows)
     return [(name, None if pd.isna(p) else float(p)) for name, p in zip(names, exponents, strict=True)]

@@ -35,7 +35,10 @@ def save(run: RunDirectory, state: dict[str, Any]) -> None:
 
 
 def _without_other_memory(state: Any) -> Any:
-    """Return ``state`` with clones of tensors that are views of larger storages, since torch.save writes storages."""
+    """Return ``state`` with a clone of each tensor that is a view of a larger storage.
+
+    Without the clone torch.save would write the whole storage.
+    """
     if isinstance(state, dict):
         return {key: _without_other_memory(value) for key, value in state.items()}
     if isinstance(state, list | tuple):

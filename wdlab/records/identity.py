@@ -78,11 +78,11 @@ def scientific_config(config: DictConfig) -> dict[str, Any]:
 
 
 def run_name(config: DictConfig) -> str:
-    """Return a run's name: the ``name`` of each of ``NAMED_KEYS``, then 12 digits of a hash of the scientific config.
+    """Return a run's name: the ``name`` of each of ``NAMED_KEYS``, then 12 digits of a hash.
 
-    The hash is that of :func:`scientific_config`. 1 and 1.0 hash equally. Keys that are null are left out, so that
-    earlier runs keep their names when an optional key is added. ``_target_`` is left out too, so that a class can be
-    moved to another module: a file of a config group is identified by its group and its name.
+    The hash is computed from :func:`scientific_config`. 1 and 1.0 hash equally. Keys that are null are left out, so
+    that earlier runs keep their names when an optional key is added. ``_target_`` is left out too, so that a class can
+    be moved to another module: a file of a config group is identified by its group and its name.
 
     Raises:
         ConfigError: as :func:`scientific_config`.

@@ -112,4 +112,4 @@ def as_sweep_override(override: str, groups: Collection[str]) -> str:
         plain, sweep = OverridesParser.create().parse_overrides([override, swept])
         if not plain.is_sweep_override() and [*sweep.sweep_string_iterator()] == [plain.get_value_element_as_str()]:
             return swept
-    return override  # if it cannot be parsed, Hydra reports why
+    return override  # Hydra reports the reason if the override cannot be parsed

@@ -42,7 +42,10 @@ class SweepJob:
 
     @property
     def ended(self) -> bool:
-        """True if the run has ended since the sweep began: ``status.json`` has changed, not to the status running."""
+        """True if the run has ended since the sweep began, whether it is done, diverged, failed or interrupted.
+
+        Then ``status.json`` differs from ``status_before``, and its status is not ``running``.
+        """
         status = self.directory.read("status.json")
         return status.get("status") not in (None, "running") and status != self.status_before
 

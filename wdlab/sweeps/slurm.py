@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # submitit is optional, and slow to import
 
 # submitit's names of the launcher's settings, where they differ
 SBATCH_NAMES = {"name": "job_name", "timeout_min": "time", "mem_gb": "mem"}
-# smallest values of integer settings, and of those that may also be null
+# smallest values of integer settings; the second dict has the settings that may also be null
 LEAST = {"timeout_min": 1, "signal_delay_s": 0, "array_parallelism": 1, "max_num_timeout": 0}
 LEAST_UNLESS_NULL = {"cpus_per_task": 1, "gpus_per_node": 0, "mem_gb": 1}
 MAX_ARRAY_SIZE = 1000  # SLURM's default limit
@@ -158,7 +158,7 @@ class _Queue:
         self._jobs: set[str] | None = None
 
     def has(self, job: str) -> bool:
-        """Return True if the job with this id has not ended. Calls squeue at most once in ``SQUEUE_SECONDS``."""
+        """Return True if the job with this id has not ended or squeue fails. Calls squeue every ``SQUEUE_SECONDS``."""
         if time.monotonic() - self._last_call >= SQUEUE_SECONDS:
             command = ["squeue", "--me", "--array", "--noheader", "--format=%i"]
             listed = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -33,7 +33,7 @@ class StackedLauncher(Launcher):
         self._most = most
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Store what ``launch`` needs. Called by Hydra.
+        """Store the sweep's objects that ``launch`` uses. Called by Hydra.
 
         Raises:
             ConfigError: if ``most`` is not a positive integer.

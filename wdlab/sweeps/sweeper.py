@@ -33,7 +33,7 @@ from wdlab.validation import code_error
 
 
 class Sweep(Sweeper):
-    """The sweeper that the docstring of this module describes.
+    """The Hydra sweeper of ``-m``: checks all jobs, has unfinished runs trained by a launcher, prints a summary.
 
     Args:
         params: swept values by key, as in Hydra's basic sweeper: ``{"seed": "0,1"}``; None for no values.
@@ -94,9 +94,9 @@ class Sweep(Sweeper):
         """
         stop_files = stopping.StopFiles.new(todo[0].directory.path.parent)
         # The jobs find the stop files by an environment variable. Each launcher composes a job's config from the job's
-        # overrides and those recorded in the sweep's config, so an entry in that record reaches the job's process with
-        # any launcher and on any machine. There Hydra sets the variable (`env_set`). Changing `hydra.job.env_set` in
-        # the sweep's own config has no effect on jobs.
+        # overrides and the overrides recorded in the sweep's config. So an override that is added to the record reaches
+        # the job's process with any launcher and on any machine; in that process Hydra sets the variable (`env_set`).
+        # Changing `hydra.job.env_set` in the sweep's own config has no effect on jobs.
         variable = f"hydra.job.env_set.{stopping.SWEEP_VARIABLE}"
         prefix = interpolations.typed(str(stop_files.prefix))
         self.config["hydra"]["overrides"]["hydra"].append(f"++{variable}={prefix}")
