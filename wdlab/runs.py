@@ -1,18 +1,19 @@
-"""The list of all runs, read from their directories; ``python -m wdlab.runs`` and ``make status`` print it.
+"""The list of the runs of a folder, read from their directories. ``make status`` prints it too.
 
     python -m wdlab.runs [FOLDER]                   every run with its state, step, and age of its last log line
-    python -m wdlab.runs --status failed,stale      only those
+    python -m wdlab.runs --status failed,stale      only the runs in these states
     python -m wdlab.runs --retry-failed             resume runs that failed, were interrupted, or lost their process
-    python -m wdlab.runs --json                     a list with one object per run
+    python -m wdlab.runs --json                     a JSON list with one object per run
 
 A run is ``done``, ``running`` (a process holds its lock), ``interrupted`` (stopped with a checkpoint), ``diverged``,
 ``failed``, ``stale`` (started and not finished, and no process holds its lock, as after a kill), ``unreadable`` (its
-``status.json`` is damaged) or ``new`` (not started). Locks are those of the filesystem. On a filesystem that does not
-share locks between machines, a run on another machine is listed as stale.
+``status.json`` is damaged) or ``new`` (not started). On a filesystem that does not share locks between machines, a run
+that another machine trains is listed as stale.
 
-Keys of an object: ``run``, ``path``, ``state``; ``step``, that of the last log line, of ``steps`` (null if unknown);
-``age_seconds`` of the last log line (null if there is none); ``host`` and ``pid`` of the process that wrote the status;
-``error``, its last line (null if there is none).
+An object has the keys ``run`` (the name), ``path`` and ``state``; ``step``, the step of the last log line (0 if there
+is none); ``steps``, the length of the run (null if its config cannot be read); ``age_seconds``, the age of the last log
+line (null if there is none); ``host`` and ``pid`` of the process that wrote the status (null if not recorded);
+``error``, the last line of the error message (null if there is none).
 """
 
 import argparse
@@ -35,16 +36,20 @@ from wdlab.errors import ConfigError, WdlabError, explain
 from wdlab.records.directory import FINISHED, RunDirectory
 from wdlab.records.identity import CONFIGS, compose_config, run_name
 
-STATES = ("done", "new", "running", "interrupted", "diverged", "failed", "stale", "unreadable")  # in order of the list
+# in the order of the list
+STATES = ("done", "new", "running", "interrupted", "diverged", "failed", "stale", "unreadable")
 RETRIED = ("interrupted", "failed", "stale")
+# statuses that may be in a ``status.json``
 _WRITTEN = ("running", "interrupted", "failed", *FINISHED)
-_COMPLETED = ("train", "paths", "runtime", "logger")  # parts of an old config in which newer keys take their defaults
+# parts of an old config to which newer keys are added with their defaults
+_COMPLETED = ("train", "paths", "runtime", "logger")
+# units of an age: seconds, symbol
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A run in the list. The fields are explained at the top of this file."""
+    """A run in the list. The docstring of this module explains the fields."""
 
     run: str
     path: str
@@ -64,8 +69,8 @@ def entries(root: Path) -> list[Entry]:
         ConfigError: if the folder does not exist, is a file, or cannot be read.
     """
     try:
-        with os.scandir(root) as found:
-            names = [entry.name for entry in found if not entry.name.startswith(".") and entry.is_dir()]
+        with os.scandir(root) as folder:
+            names = [entry.name for entry in folder if not entry.name.startswith(".") and entry.is_dir()]
     except OSError as error:
         raise ConfigError(f"{root}: is no folder of runs, {error.strerror}") from error
     return sorted((entry_of(RunDirectory(root, name)) for name in names), key=_in_order)
@@ -93,18 +98,18 @@ def entry_of(directory: RunDirectory) -> Entry:
 
 
 def _in_order(entry: Entry) -> tuple[int, str]:
-    """Return the key by which entries are sorted."""
+    """Return the key by which entries are sorted: the place of the state in ``STATES``, then the name."""
     return STATES.index(entry.state), entry.run
 
 
 def _state(directory: RunDirectory) -> tuple[str, dict[str, Any], str | None]:
-    """Return a run's state, the content of its ``status.json``, and the last line of its error."""
+    """Return a run's state, its ``status.json`` ({} if unreadable or outdated), and its error in a line (or None)."""
     try:
         status, owned = directory.read("status.json"), directory.held
-        while not owned and (again := directory.read("status.json")) != status:  # it started or ended meanwhile
+        while not owned and (again := directory.read("status.json")) != status:  # the run started or ended meanwhile
             status, owned = again, directory.held
-        there = bool(status) or (directory.path / "status.json").exists()
-        begun = there or directory.config.exists()
+        has_status = bool(status) or (directory.path / "status.json").exists()
+        begun = has_status or directory.config.exists()
     except OSError as error:
         return "unreadable", {}, f"status.json: {error.strerror}"
     written = status.get("status")
@@ -112,9 +117,9 @@ def _state(directory: RunDirectory) -> tuple[str, dict[str, Any], str | None]:
         return written, status, None
     if written == "diverged":
         return written, status, f"the loss was not finite at step {status.get('step')}"
-    if owned:  # any other status is that of an earlier process
+    if owned:  # any other status was written by an earlier process
         return "running", status if written == "running" else {}, None
-    if there and written not in _WRITTEN:
+    if has_status and written not in _WRITTEN:
         return "unreadable", status, "status.json: contains no status of a run"
     if written == "failed":
         return written, status, (str(status.get("error")).splitlines() or [""])[-1]
@@ -124,7 +129,7 @@ def _state(directory: RunDirectory) -> tuple[str, dict[str, Any], str | None]:
 
 
 def _steps(directory: RunDirectory) -> int | None:
-    """Return the number of steps in a run's config, None if it cannot be read."""
+    """Return the number of steps in a run's config; None if the config cannot be read."""
     try:
         steps = directory.read_config()["train"]["steps"]
     except (ConfigError, KeyError, TypeError):
@@ -133,7 +138,7 @@ def _steps(directory: RunDirectory) -> int | None:
 
 
 def table(listed: Iterable[Entry], columns: int | None) -> Iterator[str]:
-    """Yield the lines of the printed list. An error that is longer than ``columns`` is cut off; names never are."""
+    """Yield the lines of the printed list. Errors are cut to ``columns`` characters, or not at all if that is None."""
     yield f"{'state':<12}{'step':>15}  {'last line':>11}  run"
     for entry in listed:
         steps = "?" if entry.steps is None else entry.steps
@@ -146,14 +151,14 @@ def table(listed: Iterable[Entry], columns: int | None) -> Iterator[str]:
 
 
 def _detail(entry: Entry) -> str:
-    """Return the second line of an entry: its process or its error, "" without one."""
+    """Return the second line of an entry: the process of a running or stale run, or the error; "" without either."""
     if entry.state in ("running", "stale") and entry.pid is not None:
         return f"{'was ' * (entry.state == 'stale')}process {entry.pid} on {entry.host}"
     return entry.error or ""
 
 
 def _age(seconds: float | None) -> str:
-    """Return an age in one unit, such as ``3 min``."""
+    """Return an age in one unit, such as ``3 min``; ``-`` for None."""
     if seconds is None:
         return "-"
     length, unit = next((u for u in _UNITS if seconds >= u[0]), _UNITS[-1])
@@ -161,14 +166,14 @@ def _age(seconds: float | None) -> str:
 
 
 def _printable(text: str) -> str:
-    """Escape the characters that could move the cursor of a terminal, and bytes that are not text."""
+    """Return the text with characters that could move a terminal's cursor, and bytes that are not text, escaped."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def counts(every: Sequence[Entry]) -> str:
-    """Return a line with the number of runs in each state."""
-    of = Counter(entry.state for entry in every)
-    listed = ", ".join(f"{of[state]} {state}" for state in STATES if of[state])
+    """Return a line with the number of runs, and of the runs in each state."""
+    by_state = Counter(entry.state for entry in every)
+    listed = ", ".join(f"{by_state[state]} {state}" for state in STATES if by_state[state])
     return f"{len(every)} runs: {listed}" if every else "0 runs"
 
 
@@ -176,7 +181,8 @@ def retry(chosen: Sequence[Entry]) -> dict[str, str]:
     """Resume runs from their own ``config.yaml``, one after another.
 
     Returns:
-        The error of each run that did not end well, by its name. A run that another process has taken is left alone.
+        The error of each run that did not end well, by the name of the run. A run whose lock another process holds is
+        skipped and has no error.
 
     Raises:
         KeyboardInterrupt: if SIGINT or SIGTERM stopped a run; its checkpoint has been written.
@@ -195,15 +201,17 @@ def retry(chosen: Sequence[Entry]) -> dict[str, str]:
 
 
 def _directory(entry: Entry) -> RunDirectory:
-    """Return the directory of an entry."""
+    """Return the run directory of an entry of the list."""
     return RunDirectory(Path(entry.path).parent, entry.run)
 
 
 def _config(directory: RunDirectory, defaults: DictConfig) -> DictConfig:
-    """Return the config with which a run was started, for a run in the same directory.
+    """Return the config with which a run resumes in its directory, from its ``config.yaml``.
+
+    Keys of ``_COMPLETED`` that are not in the file get the values of ``defaults``, the config without overrides.
 
     Raises:
-        ConfigError: if the config cannot be read, or belongs to a run of another name today.
+        ConfigError: if the config cannot be read, or is today the config of a run with another name.
     """
     config = OmegaConf.create(directory.read_config())
     for part in _COMPLETED:
@@ -217,17 +225,12 @@ def _config(directory: RunDirectory, defaults: DictConfig) -> DictConfig:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line. Exit code 0; 1 if a retried run failed again; 2 for bad input; 130 after Ctrl-C."""
+    """Run the command line, then exit: code 0; 1 if a retried run failed again; 2 for bad input; 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(
         prog="python -m wdlab.runs", description="List all runs, or retry those that failed."
     )
-    parser.add_argument(
-        "folder",
-        nargs="?",
-        type=Path,
-        default=Path("results/runs"),
-        help="folder of the run directories (results/runs)",
-    )
+    usual = Path("results/runs")
+    parser.add_argument("folder", nargs="?", type=Path, default=usual, help=f"folder of the run directories ({usual})")
     parser.add_argument("--json", action="store_true", help="print a list with one object per run")
     parser.add_argument("--status", metavar="STATE,...", help=f"only runs in these states: {', '.join(STATES)}")
     parser.add_argument("--retry-failed", action="store_true", help=f"resume the runs that are {', '.join(RETRIED)}")
@@ -255,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _states(given: str | None) -> tuple[str, ...]:
-    """Return the states named on the command line, all by default.
+    """Return the states in the value of ``--status``, such as ``failed,stale``; all states for None.
 
     Raises:
         ConfigError: for a state that does not exist.
@@ -268,7 +271,7 @@ def _states(given: str | None) -> tuple[str, ...]:
 
 
 def _print(every: Sequence[Entry], states: Collection[str], as_json: bool) -> None:
-    """Print the runs that are in some states, as JSON or as lines with their number."""
+    """Print the runs whose state is in ``states`` as JSON, or as the list, followed by the number of all runs."""
     listed = [entry for entry in every if entry.state in states]
     if as_json:
         print(json.dumps([asdict(entry) for entry in listed], indent=2))
@@ -281,7 +284,7 @@ def _print(every: Sequence[Entry], states: Collection[str], as_json: bool) -> No
 
 
 def _retry_and_sum_up(chosen: Sequence[Entry]) -> int:
-    """Retry runs and print how they ended; return 1 if one failed again, else 0."""
+    """Retry runs and print how they ended. Return the exit code: 1 if a run did not end well again, else 0."""
     print(f"{counts(chosen)}; to be retried", flush=True)
     bad = retry(chosen) if chosen else {}
     after = [entry_of(_directory(entry)) for entry in chosen]

@@ -1,4 +1,4 @@
-"""Tables, pictures and verdicts from run directories. Only records are read; nothing that trains is imported."""
+"""Tables, pictures and verdicts from run directories. These modules read records only and import no training code."""
 
 from wdlab.analysis.load import load
 

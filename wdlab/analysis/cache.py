@@ -1,7 +1,8 @@
 """A cache of the parsed records of runs: ``.records.parquet`` in the folder of the runs. Called by ``load``.
 
-The cache only saves time. An entry is used while size and modification time of both source files are unchanged; a cache
-that is missing or damaged is ignored and written again. It can be deleted at any time.
+The cache only saves time. The entry of a run is used while size and modification time of its two source files
+(``config.yaml``, ``metrics.jsonl``) are unchanged. A cache that is missing or damaged is ignored and written again. The
+file can be deleted at any time.
 """
 
 import contextlib
@@ -23,42 +24,42 @@ CACHE = ".records.parquet"
 _SCHEMA = pa.schema(
     {
         "run": pa.string(),
-        "source": pa.string(),  # size and time of the files when they were parsed
+        "source": pa.string(),  # size and modification time of the source files when they were parsed
         "config": pa.string(),
         "columns": pa.string(),
-        "values": pa.large_list(pa.field("element", pa.float64())),  # of all log lines, one after the other
+        "values": pa.large_list(pa.field("element", pa.float64())),  # all log lines, one after another
     },
     metadata={"format": "2"},
 )
 
 
 def read(root: Path, names: Iterable[str] | None = None) -> dict[str, Records]:
-    """Return the records of runs under ``root``; runs without log lines are left out.
+    """Return the records of runs by name, and update the cache. Runs without log lines are left out.
 
     Args:
         root: the folder of run directories.
-        names: the runs to read; all if not given.
+        names: the names of the runs to read; None for all runs of the folder.
 
     Raises:
         WdlabError: naming a file that is damaged, or a ``config.yaml`` that is missing.
     """
     wanted = list(names) if names is not None else sorted(path.parent.name for path in root.glob("*/metrics.jsonl"))
     cached = _read_cache(root / CACHE)
-    found: dict[str, Records] = {}
+    entries: dict[str, Records] = {}
     for name in dict.fromkeys(wanted):
         source, entry = _source(root / name), cached.get(name)
         if entry is None or entry.source != source:
             entry = records.parse(RunDirectory(root, name), source)
         if entry is not None:
-            found[name] = entry
-    kept = found if names is None else cached | found
+            entries[name] = entry
+    kept = entries if names is None else cached | entries
     if len(kept) < len(cached) or any(entry is not cached.get(name) for name, entry in kept.items()):
         _write_cache(root / CACHE, kept)
-    return found
+    return entries
 
 
 def _source(folder: Path) -> str:
-    """Return size and modification time of a run's two source files, "" if one of them is missing."""
+    """Return size and modification time of a run's two source files as text; "" if one of the files is missing."""
     try:
         stats = (folder / "config.yaml").stat(), (folder / "metrics.jsonl").stat()
     except OSError:
@@ -67,7 +68,7 @@ def _source(folder: Path) -> str:
 
 
 def _read_cache(path: Path) -> dict[str, Records]:
-    """Return the entries of a cache file, none if it is missing, damaged, or of another format."""
+    """Return the entries of a cache file by run name; {} if the file is missing, damaged, or of another format."""
     try:
         table = pq.read_table(path, page_checksum_verification=True)
     except (OSError, ValueError, pa.ArrowException):
@@ -85,12 +86,12 @@ def _read_cache(path: Path) -> dict[str, Records]:
 
 @functools.lru_cache
 def _columns(text: str) -> Columns:
-    """Parse the columns of a run. Most runs of a folder share them, so they are parsed once for all."""
+    """Return a run's columns, parsed from JSON. Most runs of a folder share one text, which is parsed only once."""
     return tuple((name, is_integer) for name, is_integer in json.loads(text))
 
 
 def _write_cache(path: Path, entries: Mapping[str, Records]) -> None:
-    """Replace the cache file, if possible. Other processes see the old file or the new one, never a part."""
+    """Replace the cache file in one step, so that other processes never read a part. An OSError is ignored."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     rows = [row for row in (_row(name, entry) for name, entry in entries.items()) if row]
     with contextlib.suppress(OSError):
@@ -102,7 +103,7 @@ def _write_cache(path: Path, entries: Mapping[str, Records]) -> None:
 
 
 def _row(name: str, entry: Records) -> dict[str, Any] | None:
-    """Return a row of the cache file; None for what it cannot hold: a config with a date, a name that is not text."""
+    """Return a run's row of the cache file; None if its config contains a date or its name is not valid text."""
     try:
         name.encode()
         config = json.dumps(entry.config)

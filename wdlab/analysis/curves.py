@@ -1,4 +1,4 @@
-r"""Curves of any runs over epochs: a picture and its table. For runs that belong to no figure.
+r"""A picture of any runs' curves over epochs, and the table that it shows. For runs that belong to no figure.
 
 The command:
 
@@ -25,19 +25,20 @@ from wdlab.errors import ConfigError, WdlabError, explain
 from wdlab.records.directory import RunDirectory
 
 UNITS = {"loss": "nats", "accuracy": "share of examples", "active_units": "share of units"}
-CHARACTERS_PER_INCH = 17  # of a note under the picture
+CHARACTERS_PER_INCH = 17  # in a line of the note under the picture
 
 
 def draw(table: pd.DataFrame, metrics: Sequence[str], note: str = "") -> Figure:
     """Draw one panel per metric over epochs, one line per run, labelled by the settings in which the runs differ.
 
-    The first six runs have a colour each, and each metric of a panel has a line style. Further runs take the colours
-    again, in other line styles.
+    Each of the first six runs has its own colour, and each metric of a panel its own line style. Further runs have the
+    same colours in other line styles.
 
     Args:
-        table: a table by ``wdlab.analysis.load``.
-        metrics: columns of the table; metrics joined by a plus sign (``train/loss+test/loss``) share a panel.
-        note: a text to print below.
+        table: the rows of the runs, as ``wdlab.analysis.load`` returns them.
+        metrics: columns of the table, one for each panel; metrics joined by a plus sign (``train/loss+test/loss``)
+            share a panel.
+        note: a text to print below the panels.
 
     Raises:
         ConfigError: if a metric is not in the table.
@@ -54,7 +55,7 @@ def draw(table: pd.DataFrame, metrics: Sequence[str], note: str = "") -> Figure:
 
 
 def _panel(axes: Axes, table: pd.DataFrame, metrics: Sequence[str]) -> None:
-    """Draw the metrics of a panel, a line for each run and metric."""
+    """Draw one panel, with a line for each run and metric."""
     for place, (run, label) in enumerate(_labels(table).items()):
         turn, color = divmod(place, len(style.PALETTE))
         for k, metric in enumerate(metrics, turn * len(metrics)):
@@ -73,7 +74,7 @@ def _panel(axes: Axes, table: pd.DataFrame, metrics: Sequence[str]) -> None:
 
 
 def _y_label(metrics: Sequence[str]) -> str:
-    """Return the metrics with their units. Several that end in the same word are shown as that word alone."""
+    """Return the label of the y axis: the metrics with units, or their last word if all have the same one."""
     last_words = {metric.rpartition("/")[2] for metric in metrics}
     shown = last_words if len(last_words) == 1 < len(metrics) else metrics
     units = [UNITS.get(name.rpartition("/")[2]) for name in shown]
@@ -81,7 +82,7 @@ def _y_label(metrics: Sequence[str]) -> str:
 
 
 def _labels(table: pd.DataFrame) -> dict[str, str]:
-    """Return the label of each run: its values of the settings in which the runs differ."""
+    """Return the label of each run by its name: the settings in which the runs differ, with the values of the run."""
     settings = [c for c in table.columns[: list(table).index("step")] if c != "run"]
     first = table.groupby("run", sort=False)[settings].first()
     differing = [c for c in settings if first[c].map(repr).nunique() > 1]
@@ -93,17 +94,17 @@ def _labels(table: pd.DataFrame) -> dict[str, str]:
 
 
 def provenance(folders: Sequence[Path]) -> str:
-    """Return what computed the runs, for the note: device, threads, precision, commit."""
-    found = set()
+    """Return a text with device, threads, precision and commit of all sessions of the runs in ``folders``."""
+    sessions = set()
     for folder in folders:
         for session in RunDirectory(folder.parent, folder.name).read("provenance.json").get("sessions", []):
             commit = session["code"].get("commit", "unknown")[:10]
-            found.add(f"{session['device']}, threads: {session['threads']}, {session['precision']}, commit {commit}")
-    return "; ".join(sorted(found))
+            sessions.add(f"{session['device']}, threads: {session['threads']}, {session['precision']}, commit {commit}")
+    return "; ".join(sorted(sessions))
 
 
 def main() -> None:
-    """Run the command line. The exit code is 2 for bad input."""
+    """Run the command line. For bad input it exits with code 2."""
     parser = argparse.ArgumentParser(description="Draw runs as curves over epochs: a picture and its table.")
     parser.add_argument("runs", nargs="+", type=Path, help="run directories, all in one folder")
     parser.add_argument("--metrics", nargs="+", default=["train/loss+test/loss", "test/accuracy"], metavar="METRIC")

@@ -1,4 +1,4 @@
-"""The declaration of a figure, ``configs/figure/<name>.yaml``: its scales, and the runs that it names.
+"""The declaration of a figure, ``configs/figure/<name>.yaml``, and the runs that the declaration describes.
 
 Called by ``figures``, ``tables`` and the scripts.
 """
@@ -21,7 +21,7 @@ SCALES = ("quick", "cpu", "paper")
 
 @dataclass(frozen=True)
 class FigureRun:
-    """One run of a figure: the panel it is drawn in, its overrides, and its directory."""
+    """One run of a figure: the panel in which it is drawn, the overrides of its config, and its directory."""
 
     panel: str
     overrides: tuple[str, ...]
@@ -34,12 +34,18 @@ def names() -> list[str]:
 
 
 def read(name: str, scale: str) -> dict[str, Any]:
-    """Return the declaration of a figure, with the part of the chosen scale under ``at``.
+    """Return the declaration of a figure at one scale.
 
-    The list of scale-downs becomes a text.
+    Args:
+        name: the figure, such as ``fig1``.
+        scale: one of ``SCALES``.
+
+    Returns:
+        The content of the file, with ``name`` and ``scale`` added, and with ``at`` in place of ``scales``: the part for
+        this scale, in which ``scale_down`` is joined to one text.
 
     Raises:
-        ConfigError: for a figure or a scale that does not exist.
+        ConfigError: for a figure, a scale, or a panel of a claim that does not exist.
     """
     if name not in names():
         raise ConfigError(f"figure {name}: does not exist; available: {', '.join(names())}")
@@ -57,30 +63,30 @@ def read(name: str, scale: str) -> dict[str, Any]:
 
 
 def runs(declared: Mapping[str, Any], root: str | Path, committed: bool = False) -> list[FigureRun]:
-    """Return every run of a figure at its scale: panel x seed x (shared + one of vary).
+    """Return all runs of a figure at its scale: in each panel one for each seed and each line of ``vary``.
 
     Args:
-        declared: the declaration, by :func:`read`.
-        root: the folder of the runs.
-        committed: return the runs of the committed table, not those that would be made now.
+        declared: the declaration, as :func:`read` returns it.
+        root: the folder of the run directories.
+        committed: True for the runs of the committed table, whose configs also have the overrides ``committed_with``;
+            False for the runs that the figure would compute now.
     """
-    found = []
+    result = []
     for panel in declared["at"]["panels"]:
         lines = [line for vary in panel.get("vary", ()) for line in _lines(vary)]
         shared = (*panel.get("shared", ()), *(panel.get("committed_with", ()) if committed else ()))
-        configs = [
-            compose_config((*shared, *line)) for line in lines
-        ]  # once per line, since composing takes nearly all the time
+        # Once per line and not per run: composing takes nearly all the time of this function.
+        configs = [compose_config((*shared, *line)) for line in lines]
         for seed in seeds(declared, panel) if lines else ():
             for line, config in zip(lines, configs, strict=True):
                 config["seed"] = seed
                 directory = RunDirectory(root, run_name(config))
-                found.append(FigureRun(panel["panel"], (*shared, *line, f"seed={seed}"), directory))
-    return found
+                result.append(FigureRun(panel["panel"], (*shared, *line, f"seed={seed}"), directory))
+    return result
 
 
 def _lines(vary: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Yield every combination of the values in a line of ``vary``, which is written as for Hydra's multirun."""
+    """Yield the overrides of each combination of values in a line of ``vary``; ``a=1,2`` means two values for ``a``."""
     choices = []
     for override in OverridesParser.create().parse_overrides(list(vary)):
         key = override.get_key_element()
@@ -90,5 +96,5 @@ def _lines(vary: Sequence[str]) -> Iterator[tuple[str, ...]]:
 
 
 def seeds(declared: Mapping[str, Any], panel: Mapping[str, Any]) -> list[int]:
-    """Return the seeds of a panel: its own, or those of the scale."""
+    """Return the seeds of a panel: the panel's own ``seeds``, or else those of the figure's scale."""
     return list(panel.get("seeds", declared["at"]["seeds"]))

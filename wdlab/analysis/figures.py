@@ -1,9 +1,10 @@
 """A figure made from its declaration: tables, one picture, verdicts. Called by ``scripts/reproduce.py`` and notebooks.
 
-A panel of a declaration has one of two keys: ``vary`` gives one run for each of its lines and each seed (``a=1,2`` in a
-line means two lines), ``simulate`` makes rows of the table without training. ``committed_with`` names overrides that
-the committed runs had in addition, if the declaration has changed since. ``derived`` adds columns to the table, as
-formulas of others. ``measure`` names a probe of checkpoints, which makes a second table.
+A panel of a declaration has ``vary`` or ``simulate``. ``vary`` is a list of lines; the panel has one run for each line
+and each seed (a line with ``a=1,2`` counts as two lines). ``simulate`` names a function that computes rows of the table
+without training. ``committed_with`` lists overrides that the committed runs had in addition, if the declaration has
+changed since. ``derived`` adds columns to the table, each with a formula of other columns. ``measure`` names a function
+that measures a checkpoint (a probe); its results for all runs are a second table.
 """
 
 import json
@@ -24,16 +25,17 @@ from wdlab.errors import ConfigError
 from wdlab.records.identity import PROJECT
 from wdlab.records.provenance import code_version
 
-NOTE_CHARACTERS_PER_INCH = 19  # of the caption beneath a picture
+NOTE_CHARACTERS_PER_INCH = 19  # in a line of the caption beneath a picture
 
 
 def draw(declared: Mapping[str, Any], rows: pd.DataFrame, probes: pd.DataFrame | None = None) -> Figure:
     """Draw the picture of a figure, with its caption underneath.
 
     Args:
-        declared: the declaration. Its plot function is called with the tables and with the panels that have rows.
+        declared: the declaration, as ``declaration.read`` returns it. Its function ``plot`` is called with the tables
+            and with the declarations of those panels that have rows.
         rows: the table of the runs.
-        probes: the table of the probes, if the figure has one.
+        probes: the table of the probes; None if the figure has no probes.
     """
     given = (rows,) if probes is None else (rows, probes)
     panels = [panel for panel in declared["at"]["panels"] if (rows["panel"] == panel["panel"]).any()]
@@ -46,7 +48,7 @@ def draw(declared: Mapping[str, Any], rows: pd.DataFrame, probes: pd.DataFrame |
 
 
 def caption(declared: Mapping[str, Any], rows: pd.DataFrame) -> str:
-    """Return the text under a picture: its content, the number of seeds, the paper, and the scale-downs."""
+    """Return the text under a picture: scale, seeds, title, diverged runs, the declared caption, paper, scale-downs."""
     counts = sorted(set(rows.groupby("panel")["seed"].nunique()))
     shown = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     over = declared.get("over", "seeds")
@@ -58,10 +60,14 @@ def caption(declared: Mapping[str, Any], rows: pd.DataFrame) -> str:
 
 
 def _diverged(rows: pd.DataFrame) -> int:
-    """Return the number of runs in a table that have no train loss at their end."""
+    """Return the number of runs whose last log line has no finite train loss; 0 for a table without train losses.
+
+    A run in several panels counts once.
+    """
     if "train/loss" not in rows:
         return 0
-    return int(claims.last_lines(rows.dropna(subset=["run"]))["train/loss"].isna().sum())
+    last = claims.last_lines(rows.dropna(subset=["run"]))
+    return int(last.loc[last["train/loss"].isna(), "run"].nunique())
 
 
 def verdicts(
@@ -70,10 +76,18 @@ def verdicts(
     runs: list[FigureRun],
     probes: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
-    """Judge all claims of the figure at its scale, and add what a reader needs to weigh the verdicts.
+    """Judge all claims of a figure at its scale.
 
-    A claim is about the table of the runs, or with ``of: measured`` about that of the probes. A verdict can only be
-    exploratory if it is one over seeds.
+    Args:
+        declared: the declaration, as ``declaration.read`` returns it.
+        rows: the table of the runs, about which a claim is by default.
+        runs: the runs of the figure.
+        probes: the table of the probes, about which a claim with ``of: measured`` is; None if the figure has no probes.
+
+    Returns:
+        The judged claims under ``claims``, as ``claims.judge`` returns them, next to title, paper, scale, seeds of each
+        panel, numbers of runs by status, devices and commits. A verdict is ``exploratory`` only if the declaration's
+        ``over`` is ``seeds``, the default.
     """
     over, judged = declared.get("over", "seeds"), []
     for claim in declared["claims"]:
@@ -105,22 +119,22 @@ def verdicts(
 
 
 def _seeds_of(rows: pd.DataFrame, panel: str) -> list[int]:
-    """Return the seeds that a panel has in a table."""
+    """Return the sorted seeds of a panel's rows in a table."""
     return sorted(map(int, set(rows.loc[rows["panel"] == panel, "seed"])))
 
 
 def _device(session: Mapping[str, Any]) -> str:
-    """Return what computed a session of a run, in a line."""
+    """Return device, threads, precision and matmul setting of a session of a run, in a line."""
     return f"{session['device']}, threads: {session['threads']}, {session['precision']}, {session['matmul']}"
 
 
 def _dirty(code: Mapping[str, str]) -> str:
-    """Return what to add to a commit whose checkout had been edited."""
+    """Return a remark to append to the commit if the checkout had uncommitted changes, else ""."""
     return " with uncommitted changes" if code.get("uncommitted") else ""
 
 
 def numbers(claim: Mapping[str, Any]) -> str:
-    """Return the numbers of a verdict in a line: the difference, its interval, the number of pairs, and any note."""
+    """Return the numbers of a judged claim in a line: difference, interval, number of seeds, and the note if any."""
     rest = (
         f"n={claim['n']}" + ", exploratory" * claim["exploratory"] + (f"; {claim['note']}" if "note" in claim else "")
     )
@@ -131,18 +145,18 @@ def numbers(claim: Mapping[str, Any]) -> str:
 
 
 def verdict_counts(files: Files) -> str:
-    """Count a figure's verdicts at a scale: ``2 reproduced, 1 contradicted (exploratory)``."""
+    """Return the number of each verdict in a figure's file: ``2 reproduced, 1 contradicted (exploratory)``."""
     judged = json.loads(files.verdicts.read_text())["claims"]
-    found = Counter(claim["verdict"] for claim in judged)
-    counts = ", ".join(f"{found[verdict]} {verdict}" for verdict in claims.VERDICTS if found[verdict])
+    by_verdict = Counter(claim["verdict"] for claim in judged)
+    counts = ", ".join(f"{by_verdict[verdict]} {verdict}" for verdict in claims.VERDICTS if by_verdict[verdict])
     return counts + " (exploratory)" * any(claim["exploratory"] for claim in judged)
 
 
 def committed(name: str, scale: str, results: str | Path = PROJECT / "results") -> tuple[Figure, pd.DataFrame]:
-    """Draw a figure from its tables under ``results``, without training. For notebooks.
+    """Draw a figure from its tables under ``results``, without training any run. For notebooks.
 
     Returns:
-        The picture, and the verdicts as a table.
+        The picture, and a table of the verdicts with columns ``panel``, ``claim``, ``verdict`` and ``numbers``.
 
     Raises:
         ConfigError: if the figure has not been made at this scale.
@@ -160,7 +174,16 @@ def committed(name: str, scale: str, results: str | Path = PROJECT / "results") 
 
 
 def write(declared: Mapping[str, Any], runs: list[FigureRun], results: str | Path) -> tuple[Files, dict[str, Any]]:
-    """Write the tables of a figure, then its picture and verdicts from the tables as they are on disk."""
+    """Write the tables of a figure; then read these files, and write the picture and the verdicts.
+
+    Args:
+        declared: the declaration, as ``declaration.read`` returns it.
+        runs: the runs of the figure, which have ended.
+        results: the folder under which the files are written.
+
+    Returns:
+        The paths of the files, and the verdicts as :func:`verdicts` returns them.
+    """
     files = Files.of(declared["name"], declared["scale"], results)
     for path in (files.table, files.picture, files.verdicts):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -176,7 +199,7 @@ def write(declared: Mapping[str, Any], runs: list[FigureRun], results: str | Pat
 
 
 def write_picture(declared: Mapping[str, Any], files: Files) -> None:
-    """Draw a figure from its tables on disk, for the screen (PNG) and for print (PDF)."""
+    """Draw a figure from its table files, and write the picture for the screen (PNG) and for print (PDF)."""
     figure = draw(declared, *tables.read(declared, files))
     with style.context():
         figure.savefig(files.picture, metadata={"Software": None})

@@ -1,4 +1,4 @@
-"""The records of one run, parsed from its files. Called by ``cache``."""
+"""The records of one run (config and log lines), parsed from its files. Called by ``cache``."""
 
 import json
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import numpy as np
 from wdlab.errors import WdlabError
 from wdlab.records.directory import RunDirectory
 
-Columns = tuple[tuple[str, bool], ...]  # name; True if the column is an integer in every log line
+Columns = tuple[tuple[str, bool], ...]  # for each column its name, and True if all its values are integers
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,10 @@ class Records:
     """The config and the log lines of one run.
 
     Args:
-        source: size and modification time of the files from which they were read; "" if a file is missing.
-        config: the content of ``config.yaml``; not to be changed.
+        source: size and modification time of the two files, as text, before they were read; "" if a file is missing.
+        config: the content of ``config.yaml``. The caller must not change it.
         columns: the columns of ``metrics.jsonl``, in order of appearance.
-        values: float64 (log lines, columns); NaN where a log line has no value.
+        values: float64 array (log lines, columns); NaN where a log line has no value.
     """
 
     source: str
@@ -31,7 +31,11 @@ class Records:
 
 
 def parse(directory: RunDirectory, source: str) -> Records | None:
-    """Parse the files of a run; None if it has no log lines.
+    """Return the records of a run, parsed from its files; None if the run has no log lines.
+
+    Args:
+        directory: the directory of the run.
+        source: stored in the records, see :class:`Records`.
 
     Raises:
         WdlabError: naming a file that is damaged, or a ``config.yaml`` that is missing.
@@ -52,7 +56,11 @@ def parse(directory: RunDirectory, source: str) -> Records | None:
 
 
 def _log_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of ``metrics.jsonl``, without a last line that is still being written."""
+    """Return the log lines of ``metrics.jsonl`` without an incomplete last line; [] if the file is missing.
+
+    Raises:
+        WdlabError: if the file cannot be read, or a complete line is damaged.
+    """
     try:
         complete, _, _ = path.read_bytes().rpartition(b"\n")
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""The style of every figure: sizes, and a look for each method that is distinct in grey and for the colour-blind."""
+"""The style of all figures: sizes, and a look for each method, distinct in grey print and for colour-blind readers."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -7,16 +7,16 @@ from typing import NamedTuple
 import matplotlib as mpl
 import pandas as pd
 
-# Okabe and Ito's: blue, vermilion, green, purple, black, sky blue.
+# The colours of Okabe and Ito: blue, vermilion, green, purple, black, sky blue.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9")
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "D", "^", "v")
 
-Method = tuple[str, float | None]  # name of the regularizer, its p if it has one
+Method = tuple[str, float | None]  # name of the regularizer, and its p; None if it has no p
 
 
 class Look(NamedTuple):
-    """The colour, line style, marker and label of a method."""
+    """The look of a method: its colour, line style and marker, as matplotlib names them, and its label."""
 
     color: str
     line: str
@@ -24,7 +24,7 @@ class Look(NamedTuple):
     label: str
 
 
-# The methods of the repository, in the order in which a picture shows them.
+# The looks of the methods that the figures compare, in the order in which a picture shows them.
 LOOKS: dict[Method, Look] = {
     ("none", None): Look(PALETTE[4], ":", "x", "no regularization"),
     ("l2", None): Look(PALETTE[0], "--", "o", "weight decay (SGD)"),
@@ -38,7 +38,8 @@ LOOKS: dict[Method, Look] = {
     ("lp", 0.8): Look(PALETTE[4], ":", "+", "Lp, p = 0.8, in the gradient"),
 }
 
-# Looks of methods that are not in LOOKS, in turn: the colours start with those that LOOKS has used least.
+# Colours, line styles and markers of methods that are not in LOOKS, used in turn. First come colours that LOOKS uses
+# least.
 _OTHER_COLORS = (*PALETTE[2:], *PALETTE[:2])
 _OTHER_LINES = ("-.", "-", "--", ":")
 _OTHER_MARKERS = ("s", "^", "v", "P", "*", "X", "h")
@@ -60,18 +61,18 @@ RC = {
 
 
 def context() -> AbstractContextManager[None]:
-    """Return the style as a context manager around drawing and saving."""
+    """Return a context manager in which matplotlib draws and saves figures with this style."""
     return mpl.rc_context(RC)
 
 
 def looks(table: pd.DataFrame) -> dict[Method, Look]:
     """Return the look of each method in a table, in the order in which a picture shows them.
 
-    The methods of ``LOOKS`` come first. Any other method is named by its name and p, and takes colour, line and marker
-    by its place among the others in alphabetical order.
+    The methods of ``LOOKS`` come first. Other methods follow in alphabetical order. Each is labelled by its name and p,
+    and its colour, line style and marker depend on its place among the other methods.
 
     Args:
-        table: the rows of a whole figure, so that a method has the same look in all panels.
+        table: the rows of all panels of a figure, so that a method has the same look in all panels.
     """
     present = set(_methods(table))
     known = {method: look for method, look in LOOKS.items() if method in present}
@@ -79,29 +80,29 @@ def looks(table: pd.DataFrame) -> dict[Method, Look]:
     return known | {method: _other_look(method, place) for place, method in enumerate(others)}
 
 
-def by_method(rows: pd.DataFrame, of: Mapping[Method, Look]) -> Iterator[tuple[str, Look, pd.DataFrame]]:
-    """Yield name, look and rows of each method that the rows contain.
+def by_method(rows: pd.DataFrame, look_of: Mapping[Method, Look]) -> Iterator[tuple[str, Look, pd.DataFrame]]:
+    """Yield the regularizer's name, the look and the rows of each method that occurs in some rows.
 
     Args:
-        rows: some rows of a figure, such as those of a panel.
-        of: the looks of the figure's methods, by :func:`looks`.
+        rows: some rows of a figure, such as the rows of a panel.
+        look_of: the looks of the figure's methods, as :func:`looks` returns them.
     """
     methods = pd.Series(_methods(rows), index=rows.index, dtype=object)
-    for method, look in of.items():
+    for method, look in look_of.items():
         part = rows[[each == method for each in methods]]
         if len(part):
             yield method[0], look, part
 
 
 def _methods(rows: pd.DataFrame) -> list[Method]:
-    """Return the method of each row."""
+    """Return the method of each row: the name of the regularizer, and its p or None."""
     names = rows["regularizer"].tolist()
     exponents = rows["regularizer.p"].tolist() if "regularizer.p" in rows else [None] * len(rows)
     return [(name, None if pd.isna(p) else float(p)) for name, p in zip(names, exponents, strict=True)]
 
 
 def _other_look(method: Method, place: int) -> Look:
-    """Return the look of a method that is not in ``LOOKS``, by its place among such methods."""
+    """Return the look of a method that is not in ``LOOKS``. ``place`` counts the methods that are not in ``LOOKS``."""
     name, p = method
     turns = (kinds[place % len(kinds)] for kinds in (_OTHER_COLORS, _OTHER_LINES, _OTHER_MARKERS))
     return Look(*turns, name if p is None else f"{name}, p = {p:g}")

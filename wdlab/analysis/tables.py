@@ -1,4 +1,4 @@
-"""The tables of a figure: that of its runs and simulations, and that of the probes of its checkpoints."""
+"""The two tables of a figure: one of its runs and simulations, one of probes (measurements of its checkpoints)."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ IN_A_RUNS_NAME = ("dataset", "model", "optimizer")  # columns that a table of pr
 
 @dataclass(frozen=True)
 class Files:
-    """The paths of a figure's committed files. ``measured`` exists only if the figure probes checkpoints."""
+    """The paths of a figure's files at one scale. The file ``measured`` exists only if the figure has probes."""
 
     table: Path
     measured: Path
@@ -28,7 +28,7 @@ class Files:
 
     @classmethod
     def of(cls, name: str, scale: str, results: str | Path = "results") -> "Files":
-        """Return the files of a figure at a scale under ``results``."""
+        """Return the paths of the files of the figure ``name`` at a scale, in the folder ``results``."""
         root = Path(results)
         return cls(
             table=root / "tables" / scale / f"{name}.csv",
@@ -40,12 +40,17 @@ class Files:
 
 
 def read(declared: Mapping[str, Any], files: Files) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """Return the tables of a figure from its files: that of the runs, and that of the probes or None."""
+    """Return the tables in a figure's files: the table of the runs, and of the probes (None if there are no probes)."""
     return pd.read_csv(files.table), pd.read_csv(files.measured) if "measure" in declared else None
 
 
 def make(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFrame:
-    """Return the tidy table of a figure's runs and simulations, with the panel in the first column."""
+    """Return the tidy table of a figure's runs and simulations, with the panel in the first column.
+
+    Args:
+        declared: the declaration, as ``declaration.read`` returns it.
+        runs: the runs of the figure; [] if it has only simulations.
+    """
     parts = []
     if runs:
         panels = pd.DataFrame([{"panel": run.panel, "run": run.directory.name} for run in runs])
@@ -64,11 +69,15 @@ def make(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFrame:
 
 
 def probe_table(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFrame | None:
-    """Return the table of the probes that the declaration's ``measure`` takes of each run's checkpoint.
+    """Return the table of what the declaration's function ``measure`` measures on each run's checkpoint.
 
-    Panels and settings of the runs are in the first columns. A run is probed once and the result stays in its
-    directory, even if the code of the probe changes: delete that file to probe again. The values of a run that diverged
-    are NaN.
+    The first columns are the panel and the settings of the run. A run is measured once. The result stays in the run's
+    directory as a CSV file, also if the code of the function changes; delete the file to measure again. The measured
+    values of a run that diverged are NaN.
+
+    Args:
+        declared: the declaration, as ``declaration.read`` returns it.
+        runs: the runs of the figure.
 
     Returns:
         The table, or None if the declaration has no ``measure``.
@@ -80,27 +89,27 @@ def probe_table(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFr
     settings = settings[[c for c in settings if c not in dropped]].drop_duplicates(["panel", "run"])
     parts = []
     for directory in run_directories(runs):
-        kept = directory.path / f"{declared['measure'].rpartition('.')[2]}.csv"
-        if not kept.exists():
-            write_atomically(kept, import_function(declared["measure"])(directory).to_csv(index=False))
-        found = pd.read_csv(kept).assign(run=directory.name)
+        file = directory.path / f"{declared['measure'].rpartition('.')[2]}.csv"
+        if not file.exists():
+            write_atomically(file, import_function(declared["measure"])(directory).to_csv(index=False))
+        measured = pd.read_csv(file).assign(run=directory.name)
         if directory.status == "diverged":
-            found[found.select_dtypes("float").columns] = float("nan")
-        parts.append(found)
+            measured[measured.select_dtypes("float").columns] = float("nan")
+        parts.append(measured)
     return settings.merge(pd.concat(parts, ignore_index=True), on="run")
 
 
 def run_directories(runs: list[FigureRun]) -> list[RunDirectory]:
-    """Return the directories of a figure's runs, each once, since panels may share a run."""
+    """Return the directories of a figure's runs. A run that is in several panels has one entry."""
     return list({run.directory.name: run.directory for run in runs}.values())
 
 
 def import_function(dotted: str) -> Callable[..., Any]:
-    """Import a function by its full name, such as ``wdlab.analysis.plots.pathprox.fig3``."""
+    """Import and return a function by its full name, such as ``wdlab.analysis.plots.pathprox.fig3``."""
     module, _, function = dotted.rpartition(".")
     return getattr(importlib.import_module(module), function)
 
 
 def _metrics(rows: pd.DataFrame) -> list[str]:
-    """Return the columns that are not settings: the step and all after it."""
+    """Return the columns of a table that are not settings: ``step`` and all columns after it."""
     return list(rows.columns[list(rows).index("step") :])

@@ -1,4 +1,4 @@
-"""Checkpoints: tensors and plain types only, written completely or not at all. The previous one is kept."""
+"""Checkpoint files: tensors and plain types only, written completely or not at all. A run keeps its newest two."""
 
 import io
 import os
@@ -12,12 +12,17 @@ from wdlab.records.files import writing
 
 
 def save(run: RunDirectory, state: dict[str, Any]) -> None:
-    """Write ``state`` as the run's newest checkpoint. The one before stays as ``checkpoint.previous.pt``.
+    """Write ``state`` as the run's newest checkpoint. The checkpoint before it is kept as ``checkpoint.previous.pt``.
+
+    Args:
+        run: the directory of the run.
+        state: tensors, numbers and text by key, also nested in dicts, lists and tuples. ``run``, the run's name, is
+            added as a further key of the file.
 
     Raises:
         OSError: if the file cannot be written. Earlier checkpoints stay unmodified.
     """
-    content = io.BytesIO()  # torch.save to a full disk raises an error without the reason
+    content = io.BytesIO()  # first to memory: torch.save to a full disk gives no reason in its error
     torch.save({"run": run.name, **_without_other_memory(state)}, content)
     temporary = run.path / ".checkpoint.tmp"
     with writing(run.checkpoint, undo=temporary.unlink), temporary.open("wb") as file:
@@ -30,7 +35,10 @@ def save(run: RunDirectory, state: dict[str, Any]) -> None:
 
 
 def _without_other_memory(state: Any) -> Any:
-    """Clone the tensors that are views of a larger storage; torch.save would write the whole storage."""
+    """Return ``state`` with a clone of each tensor that is a view of a larger storage.
+
+    Without the clone torch.save would write the whole storage.
+    """
     if isinstance(state, dict):
         return {key: _without_other_memory(value) for key, value in state.items()}
     if isinstance(state, list | tuple):
@@ -41,7 +49,7 @@ def _without_other_memory(state: Any) -> Any:
 
 
 def load(run: RunDirectory) -> dict[str, Any] | None:
-    """Return the newest checkpoint of a run, on the CPU, or None if it has none.
+    """Return a run's newest checkpoint with its tensors on the CPU, or None if the run has no checkpoint.
 
     Raises:
         CheckpointError: if the file cannot be read or belongs to another run.
@@ -65,10 +73,10 @@ def load(run: RunDirectory) -> dict[str, Any] | None:
 
 
 def require(run: RunDirectory) -> dict[str, Any]:
-    """Return the newest checkpoint of a run, on the CPU.
+    """Return a run's newest checkpoint with its tensors on the CPU.
 
     Raises:
-        CheckpointError: if there is none, or for the reasons of :func:`load`.
+        CheckpointError: if the run has no checkpoint, the file cannot be read, or it belongs to another run.
     """
     state = load(run)
     if state is None:

@@ -1,14 +1,15 @@
 """A run's directory: its files, its status and its lock. Imports no torch.
 
-Called by ``train`` to make runs, by ``analysis`` and ``scripts`` to find them. ``python -m wdlab.runs`` lists them.
+Used by ``session`` and ``sweeps`` to create run directories, and by ``analysis`` and ``scripts`` to read them.
+``python -m wdlab.runs`` lists all runs.
 
     results/runs/<dataset>-<model>-<optimizer>-<regularizer>-<hash>/
-        config.yaml        the resolved config, for people to read; authoritative
-        config.json        the same, already parsed, which reads a hundred times as fast
+        config.yaml        the config with interpolations resolved; authoritative
+        config.json        the same config as JSON, which is read a hundred times as fast
         metrics.jsonl      one line per log point, append-only, authoritative
-        checkpoint.pt      the newest; checkpoint.previous.pt the one before
-        summary.json       the last line of metrics.jsonl, wall time
-        provenance.json    git commit and diff, versions, devices, data checksum
+        checkpoint.pt      the newest checkpoint; checkpoint.previous.pt is the checkpoint before it
+        summary.json       the last line of metrics.jsonl, and the wall time of the last session
+        provenance.json    for each session: git commit and diff, versions, device; data checksum
         status.json        running / done / diverged / failed / interrupted
         lock               held by the process that trains the run
 """
@@ -32,22 +33,26 @@ from wdlab.records.files import write_atomically
 from wdlab.records.identity import CONFIGS, run_name
 from wdlab.records.provenance import _ENVIRONMENT, code_version, package_versions, utc_now
 
+# config groups whose files name a class or a function as ``_target_``
 TARGET_GROUPS = ("model", "optimizer", "regularizer", "regularizer/over_time", "lr_schedule")
 
 FINISHED = ("done", "diverged")
 _TAIL_BYTES = 16_384  # more than the longest line of metrics.jsonl
-_LOCK_SECONDS = 0.2  # how long a run waits for its lock; ``held`` shares the lock for microseconds
+_LOCK_SECONDS = 0.2  # how long a run waits for its lock; reading ``held`` takes the lock for microseconds
 _UNUSABLE = (ValueError, TypeError, LookupError, OverflowError, RecursionError)  # raised by parsing damaged files
 
 
 def check_targets(config: DictConfig) -> None:
-    """Check that each choice from ``configs`` has kept its own class or function.
+    """Check that a node of the config with the name of a file in ``configs`` has the ``_target_`` of this file.
 
-    Runs are identified by the names of choices. Under the name of a choice, a run of another class would be taken for
-    a run that is already finished.
+    A run is identified by the names of its nodes (``model.name``), without their ``_target_``. With another class under
+    the name of a file, a run would be taken for the run of the file's own class, and skipped if that run is finished.
+
+    Args:
+        config: the config of a run; its nodes for ``TARGET_GROUPS`` are checked.
 
     Raises:
-        ConfigError: if a name is that of a choice and ``_target_`` is not.
+        ConfigError: if a node has the name of a file and another ``_target_``.
     """
     for group in TARGET_GROUPS:
         node = OmegaConf.select(config, group.replace("/", "."))
@@ -64,13 +69,18 @@ def check_targets(config: DictConfig) -> None:
 
 @functools.cache
 def _target_of_choice(group: str, name: str) -> str | None:
-    """Return the ``_target_`` of a choice in ``configs``, or None if it has none or does not exist."""
+    """Return the ``_target_`` in ``configs/<group>/<name>.yaml``; None if the file does not exist or has none."""
     path = CONFIGS / group / f"{name}.yaml"
     return OmegaConf.load(path).get("_target_") if path.is_file() else None
 
 
 class RunDirectory:
-    """The files of one run. Creating the object touches nothing on disk."""
+    """The files of one run. Creating the object touches nothing on disk.
+
+    Args:
+        root: the folder of the run directories.
+        name: the run's name, which is also the name of its directory.
+    """
 
     def __init__(self, root: str | Path, name: str) -> None:
         self.name = name
@@ -84,10 +94,10 @@ class RunDirectory:
 
     @classmethod
     def of(cls, config: DictConfig) -> Self:
-        """Return the directory of a config's run.
+        """Return the directory of the run that a config describes.
 
         Raises:
-            ConfigError: if ``paths`` does not name folders, or for the reasons of :func:`check_targets`.
+            ConfigError: if ``paths`` is not a group of folder names, or as :func:`check_targets`.
         """
         if not isinstance(config["paths"], DictConfig):
             raise ConfigError(f"paths={config['paths']}: must be a group of keys")
@@ -98,21 +108,21 @@ class RunDirectory:
         return cls(config["paths"]["runs"], run_name(config))
 
     def create(self) -> None:
-        """Make the directory."""
+        """Create the directory and its parents, unless they exist."""
         self.path.mkdir(parents=True, exist_ok=True)
 
     def write_config(self, config: DictConfig) -> None:
-        """Write the resolved config as ``config.yaml``, and parsed as ``config.json``."""
+        """Write a config, with its interpolations resolved, as ``config.yaml`` and as ``config.json``."""
         resolved = OmegaConf.to_container(config, resolve=True)
         text = yaml.safe_dump(resolved, sort_keys=False)
         write_atomically(self.config, text)
         self.write(self.parsed_config.name, {"sha256 of config.yaml": _checksum(text.encode()), "config": resolved})
 
     def read_config(self) -> dict[str, Any]:
-        """Return the content of ``config.yaml`` as plain values.
+        """Return the content of ``config.yaml`` as nested dicts and lists of plain values.
 
-        They are taken from ``config.json`` if that was written for exactly this text of ``config.yaml``. So an edited
-        ``config.yaml`` counts at once, and a run without a ``config.json`` can be read, though slowly.
+        ``config.json`` is read instead if it contains the checksum of the present ``config.yaml``. Otherwise, after an
+        edit of ``config.yaml`` or if ``config.json`` is missing, ``config.yaml`` itself is parsed, which is slow.
 
         Raises:
             ConfigError: if ``config.yaml`` is missing or is not a mapping in YAML.
@@ -130,15 +140,19 @@ class RunDirectory:
         return config
 
     def lock(self) -> filelock.BaseFileLock:
-        """Return the run's lock. The system frees it when the process that holds it ends, however it ends."""
+        """Return a lock on the run, which the caller has to acquire.
+
+        Acquiring raises ``filelock.Timeout`` if another process holds the lock for longer than ``_LOCK_SECONDS``. The
+        operating system releases the lock when the process that holds it ends, even if that process is killed.
+        """
         return filelock.FileLock(self.lock_file, timeout=_LOCK_SECONDS, poll_interval=_LOCK_SECONDS / 10)
 
     @property
     def held(self) -> bool:
-        """Return True while a process holds the lock.
+        """True while a process holds the run's lock; False on a filesystem without locks.
 
-        No file is made. Reading this takes the lock as a shared one for microseconds, and a run that starts in this
-        moment waits for longer than that.
+        Reading this property creates no file. It acquires the lock in shared mode for microseconds; a run that starts
+        at this moment is not turned away, since it waits for the lock for ``_LOCK_SECONDS``.
         """
         try:
             descriptor = os.open(self.lock_file, os.O_RDONLY | os.O_NONBLOCK)
@@ -155,18 +169,18 @@ class RunDirectory:
         return False
 
     def remove_leftovers(self) -> None:
-        """Remove the temporary files of a process that was killed while writing. Only for the holder of the lock."""
+        """Remove the temporary files of a process that was killed while writing. The caller has to hold the lock."""
         for path in self.path.glob(".*.tmp"):
             path.unlink(missing_ok=True)
 
     @property
     def status(self) -> str:
-        """The last status written: running, interrupted, done, diverged or failed; ``new`` if none was."""
+        """The status in ``status.json``: running, interrupted, done, diverged or failed; ``new`` if there is none."""
         return self.read("status.json").get("status", "new")
 
     @property
     def last_step(self) -> int:
-        """The step of the last complete line of ``metrics.jsonl``; 0 if there is none."""
+        """The step of the last complete line of ``metrics.jsonl``; 0 if no such line can be read."""
         try:
             with self.metrics.open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
@@ -177,16 +191,21 @@ class RunDirectory:
 
     @property
     def finished(self) -> bool:
-        """Return True if nothing is left to compute: the run is done or diverged."""
+        """True if nothing is left to compute: the run is done or diverged."""
         return self.status in FINISHED
 
     def write_status(self, status: str, **details: Any) -> None:
-        """Write the status with the time, the process and the host."""
+        """Write ``status.json``: the status, the time, the id of this process, and the host.
+
+        Args:
+            status: running, interrupted, done, diverged or failed.
+            details: further keys of the file, such as ``step`` or ``error``.
+        """
         where = {"time": utc_now(), "pid": os.getpid(), "host": socket.gethostname()}
         self.write("status.json", {"status": status, **where, **details})
 
     def read(self, name: str) -> dict[str, Any]:
-        """Return a JSON file of the run; {} if it is missing, unreadable, incomplete, or not a JSON object."""
+        """Return the content of a JSON file of the run; {} if it is missing, damaged, or not a JSON object."""
         try:
             content = json.loads((self.path / name).read_text())
         except (OSError, *_UNUSABLE):
@@ -198,14 +217,15 @@ class RunDirectory:
         write_atomically(self.path / name, json.dumps(content, indent=2) + "\n")
 
     def write_provenance(self, data_checksum: str, **machine: Any) -> bool:
-        """Add this session to ``provenance.json``: the code, versions and machine that compute from now on.
+        """Add this session to ``provenance.json``: its code, package versions, machine and environment variables.
 
         Args:
             data_checksum: checksum of the data set.
-            machine: whatever about the machine can change numbers.
+            machine: everything about the machine that can change numbers, such as device and number of threads.
 
         Returns:
-            True if the ``machine`` values equal those of the session before, so that a resume can be exact.
+            True if this is the first session or the previous session had the same ``machine`` values. If False, the
+            numbers of a resumed run are equal up to rounding only.
         """
         sessions = self.read("provenance.json").get("sessions", [])
         session = {"time": utc_now(), **machine, "code": code_version(), "versions": package_versions()}
@@ -215,5 +235,5 @@ class RunDirectory:
 
 
 def _checksum(text: bytes) -> str:
-    """Return the SHA-256 of a text, by which an edited ``config.yaml`` is noticed."""
+    """Return the SHA-256 of a text in hexadecimal digits, used to detect an edited ``config.yaml``."""
     return hashlib.sha256(text).hexdigest()

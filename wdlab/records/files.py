@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, with errors that name the file."""
+"""Writing of files, completely or not at all, with errors that name the file."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file so that a reader sees the old content or the new, never a part."""
+    """Replace a small text file in one step: other processes read the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path, undo=temporary.unlink):
         temporary.write_text(text)
@@ -16,10 +16,14 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path, undo: Callable[[], object]) -> Iterator[None]:
-    """Guard the writing of ``path``: on an OSError (such as a full disk) call ``undo``, and name the file in the error.
+    """Context manager around the writing of a file, which undoes an incomplete write and names the file in the error.
+
+    Args:
+        path: the file.
+        undo: called after an OSError (such as a full disk) to delete or shorten the file; its own OSError is ignored.
 
     Raises:
-        OSError: with the file's name, which Python leaves out once a file is open.
+        OSError: the error that occurred, with the file's name, which Python leaves out if the file was already open.
     """
     try:
         yield

@@ -1,6 +1,6 @@
-"""The identity of a run: the configuration that decides its numbers, and the name that is a hash of it.
+"""The identity of a run: the part of its config that decides its numbers, and its name, which has a hash of that part.
 
-Imports no torch. Used by everything that composes a configuration or names a run.
+Imports no torch. Used by everything that composes a config or needs the name of a run.
 """
 
 import contextlib
@@ -26,12 +26,16 @@ settings.register()  # the schema that configs/train.yaml names
 PROJECT = Path(__file__).resolve().parents[2]
 CONFIGS = PROJECT / "configs"
 
+# Keys of a config that decide the numbers of a run, and those whose ``name`` is part of the name of a run.
 SCIENTIFIC_KEYS = ("dataset", "model", "optimizer", "regularizer", "lr_schedule", "train", "seed")
 NAMED_KEYS = ("dataset", "model", "optimizer", "regularizer")
 
 
 def compose_config(overrides: Iterable[str]) -> DictConfig:
-    """Return the config that ``python -m wdlab.train <overrides>`` runs, also inside another Hydra application."""
+    """Return the config of the run that ``python -m wdlab.train <overrides>`` trains.
+
+    This function also works inside another Hydra application, and does not change the state of that application.
+    """
     with _own_hydra(), initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = hydra_compose("train", list(overrides))
     interpolations.read_environment(config)
@@ -40,7 +44,7 @@ def compose_config(overrides: Iterable[str]) -> DictConfig:
 
 @contextlib.contextmanager
 def _own_hydra() -> Iterator[None]:
-    """Set aside the state that Hydra keeps once per process, and put it back at the end."""
+    """Context manager in which Hydra's global state is empty; at the end the previous state is restored."""
     kept = {kind: Singleton._instances.pop(kind, None) for kind in (GlobalHydra, JobRuntime, VersionBase)}
     try:
         yield
@@ -52,10 +56,13 @@ def _own_hydra() -> Iterator[None]:
 
 
 def scientific_config(config: DictConfig) -> dict[str, Any]:
-    """Return the part of a config that decides the numbers, resolved: not where or how a run is recorded.
+    """Return the part of a config that decides a run's numbers, as plain values with interpolations resolved.
+
+    The keys are ``SCIENTIFIC_KEYS`` and ``precision``, which is ``runtime.precision`` of the config. Other settings
+    decide where and how a run is computed and recorded.
 
     Raises:
-        ConfigError: if a group of keys is missing or has no name.
+        ConfigError: if a key is missing, is not a group of keys, or lacks a valid ``name``.
     """
     whole = OmegaConf.to_container(config, resolve=True)
     for key in (*SCIENTIFIC_KEYS, "runtime"):
@@ -71,11 +78,14 @@ def scientific_config(config: DictConfig) -> dict[str, Any]:
 
 
 def run_name(config: DictConfig) -> str:
-    """Return the run's name: the names of the chosen configs, then a hash of the scientific config.
+    """Return a run's name: the ``name`` of each of ``NAMED_KEYS``, then 12 digits of a hash.
 
-    Equal numbers hash equally (1 and 1.0). Keys that are null are left out, so that a new optional key renames no
-    earlier run. ``_target_`` is left out too, so that a class can move to another module: a choice is identified by its
-    group and name.
+    The hash is computed from :func:`scientific_config`. 1 and 1.0 hash equally. Keys that are null are left out, so
+    that earlier runs keep their names when an optional key is added. ``_target_`` is left out too, so that a class can
+    be moved to another module: a file of a config group is identified by its group and its name.
+
+    Raises:
+        ConfigError: as :func:`scientific_config`.
     """
     scientific = scientific_config(config)
     text = json.dumps(_canonical(scientific), sort_keys=True, allow_nan=True)
@@ -84,7 +94,7 @@ def run_name(config: DictConfig) -> str:
 
 
 def _canonical(value: Any) -> Any:
-    """Return a value in the form that is hashed: without nulls and ``_target_``, integers as floats."""
+    """Return a nested value in the form that is hashed: without null keys and ``_target_``, with integers as floats."""
     if isinstance(value, Mapping):
         return {str(k): _canonical(v) for k, v in value.items() if v is not None and k != "_target_"}
     if isinstance(value, list | tuple):

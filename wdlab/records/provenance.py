@@ -1,4 +1,4 @@
-"""The provenance of a run: package versions, the git commit and its uncommitted difference, the time."""
+"""The provenance of a run: package versions, the git commit, the uncommitted changes, the time."""
 
 import functools
 import hashlib
@@ -11,23 +11,27 @@ from wdlab.records.identity import PROJECT
 
 _PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "wandb", "pandas")
 _ENVIRONMENT = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
-_DIFF_LIMIT = 200_000
+_DIFF_LIMIT = 200_000  # characters; a longer diff is replaced by its checksum
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that can change a number."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the installed packages among ``_PACKAGES``, by name."""
+    versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 @functools.cache
 def code_version() -> dict[str, str]:
-    """Return the git commit and the uncommitted difference at the first call in this process; {} outside a checkout."""
+    """Return the git ``commit`` of the code and its ``uncommitted`` changes (a diff as text); {} outside a checkout.
+
+    Both are read at the first call in this process. Untracked files are named at the end of the diff. A diff of more
+    than ``_DIFF_LIMIT`` characters is replaced by its SHA-256.
+    """
     commit = _git("rev-parse", "HEAD")
     if not commit:
         return {}
@@ -40,16 +44,16 @@ def code_version() -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str:
-    """Return the output of a git command in the checkout, "" if it fails."""
+    """Return the output of a git command, run in the checkout of this code; "" if the command fails."""
     try:
-        answer = subprocess.run(
+        completed = subprocess.run(
             ["git", "-C", str(PROJECT), *arguments], capture_output=True, text=True, timeout=30, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return answer.stdout.strip() if answer.returncode == 0 else ""
+    return completed.stdout.strip() if completed.returncode == 0 else ""
 
 
 def utc_now() -> str:
-    """Return the time in UTC as ``2026-01-31T12:00:00Z``."""
+    """Return the current time in UTC, written as ``2026-01-31T12:00:00Z``."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,4 +1,4 @@
-"""The recorder of a run: a local file of log lines, and W&B as a mirror that may fail. Called by ``session``."""
+"""The recorder of a run: writes log lines to a local file, and to a mirror that may fail (W&B). Used by ``session``."""
 
 import json
 import math
@@ -13,28 +13,30 @@ from wdlab.records.wandb_mirror import Mirror
 
 
 class Recorder:
-    """The writer of ``metrics.jsonl``: appends one log line per log point, and passes it to the mirror.
+    """The writer of ``metrics.jsonl``: appends one log line per log point, and passes the line to the mirror.
 
     Args:
-        path: ``metrics.jsonl``.
-        keep_bytes: the size of the file at the checkpoint from which the run resumes. Later log lines are cut off, and
-            will be computed again.
-        mirror: receives every log line, those that are kept included.
+        path: the path of ``metrics.jsonl``.
+        keep_bytes: the size of the file when the checkpoint was written from which the run resumes; 0 for a new run.
+            Later log lines are cut off, since the run will compute them again.
+        mirror: receives every log line, including the lines of earlier sessions that are kept.
+
+    Attributes:
+        last: the newest log line, values by column; {} before the first line.
 
     Raises:
         CheckpointError: if the file is shorter than ``keep_bytes``, so that log lines from before the checkpoint are
-            gone, or if one of them is damaged.
+            lost, or if a line that is kept is damaged.
     """
 
     def __init__(self, path: Path, keep_bytes: int, mirror: "Mirror") -> None:
-        found = path.stat().st_size if path.exists() else 0
-        if found < keep_bytes:
+        size = path.stat().st_size if path.exists() else 0
+        if size < keep_bytes:
             raise CheckpointError(
-                f"{path}: holds {found} bytes, its checkpoint was written at {keep_bytes}; delete the run"
+                f"{path}: holds {size} bytes, its checkpoint was written at {keep_bytes}; delete the run"
             )
-        self._file = path.open(
-            "a+b", buffering=0
-        )  # unbuffered, so that a full disk fails the line itself and not a later one
+        # Unbuffered: with a buffer, a full disk raises its error when a later line is written.
+        self._file = path.open("a+b", buffering=0)
         self._file.truncate(keep_bytes)
         self._file.seek(0)
         self._path, self._mirror = path, mirror
@@ -47,7 +49,7 @@ class Recorder:
             mirror.log(self.last)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append a log line. Numbers that are not finite are written as null."""
+        """Append a log line to the file and pass it to the mirror. Numbers that are not finite are written as null."""
         self.last = {key: _finite(value) for key, value in row.items()}
         line = memoryview(json.dumps(self.last).encode() + b"\n")
         before = self._file.tell()
@@ -57,18 +59,18 @@ class Recorder:
         self._mirror.log(self.last)
 
     def sync(self) -> int:
-        """Flush the file to the disk and return its size, which the checkpoint stores."""
+        """Flush the file to the disk and return its size in bytes, which the checkpoint stores."""
         with writing(self._path, undo=lambda: None):
             os.fsync(self._file.fileno())
         return self._file.tell()
 
     def close(self) -> None:
-        """Close the file. The caller finishes the mirror."""
+        """Close the file. The mirror stays open, and the caller has to finish it."""
         self._file.close()
 
 
 def _row(line: bytes) -> dict[str, Any]:
-    """Parse a log line; {} if it is damaged."""
+    """Return a log line as a dict; {} if the line is damaged."""
     try:
         row = json.loads(line)
     except ValueError:
@@ -77,5 +79,5 @@ def _row(line: bytes) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """Return a value, None in place of a float that is not finite."""
+    """Return ``value``, or None if it is a float that is not finite."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""A mirror of the local records in Weights & Biases. It may fail at any time; the run continues without it."""
+"""A mirror of a run's log lines in Weights & Biases (W&B). If the mirror fails, the run continues without it."""
 
 import logging
 import os
@@ -12,26 +12,42 @@ from wdlab.settings import LOGGER_MODES, LoggerSettings
 
 log = logging.getLogger("wdlab")
 
-OLD_MODES = {"run": "online", "dryrun": "offline"}  # older names, which W&B still takes in WANDB_MODE
-SECONDS_TO_START, SECONDS_TO_FINISH = 10, 60  # the most that a W&B server out of reach can cost
+OLD_MODES = {"run": "online", "dryrun": "offline"}  # older names of modes, which W&B still accepts in WANDB_MODE
+SECONDS_TO_START, SECONDS_TO_FINISH = 10, 60  # how long a run waits for a W&B server that does not respond
 
 
 class Mirror:
-    """The mirror that shows nothing: ``logger=disabled``."""
+    """The mirror of the mode ``disabled``, which does nothing, and the base class of other mirrors."""
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Show a row."""
+        """Hook for a log line. Does nothing by default.
+
+        Args:
+            row: the values of the line by column; ``step`` is one of the columns.
+        """
 
     def finish(self, exit_code: int) -> None:
-        """Report that the run is over."""
+        """Hook for the end of the session. Does nothing by default.
+
+        Args:
+            exit_code: 0 if the run is done or diverged, else 1.
+        """
 
 
 class WandbMirror(Mirror):
-    """The table in Weights & Biases. A failure is logged once and ends the mirroring, but not the run."""
+    """The mirror that writes log lines to W&B. After its first error it logs one warning and does nothing more.
+
+    Args:
+        mode: W&B's mode, ``online`` or ``offline``.
+        project: the name of the project in W&B.
+        folder: the run directory, in which W&B keeps its files.
+        name: the run's name, also used as its id in W&B.
+        config: the settings that W&B shows for the run.
+    """
 
     def __init__(self, mode: str, project: str, folder: Path, name: str, config: dict[str, Any]) -> None:
         self._run: Any = None
-        if mode == "offline":  # as every session writes the whole table again, under the same id
+        if mode == "offline":  # each session writes all log lines again under the same id
             shutil.rmtree(folder / "wandb", ignore_errors=True)
         self._try(lambda: self._start(mode, project, folder, name, config))
 
@@ -57,7 +73,7 @@ class WandbMirror(Mirror):
             name=name,
             config=config,
             resume="allow" if mode == "online" else None,
-            reinit="create_new",  # several may be open at once, see stacked.py
+            reinit="create_new",  # the runs of a stack are open at the same time
             settings=settings,
         )
 
@@ -79,20 +95,34 @@ class WandbMirror(Mirror):
 
 
 def make_mirror(settings: LoggerSettings, folder: Path, name: str, run_config: dict[str, Any]) -> Mirror:
-    """Return the mirror that ``configs/logger`` describes. ``disabled`` never imports wandb."""
+    """Return the mirror of a run. In the mode ``disabled`` wandb is not imported.
+
+    Args:
+        settings: the ``logger`` part of the config.
+        folder: the run directory.
+        name: the run's name.
+        run_config: the settings that W&B shows for the run.
+
+    Raises:
+        ConfigError: as :func:`check`.
+    """
     check(settings)
     mode = _mode(settings)
     return Mirror() if mode == "disabled" else WandbMirror(mode, settings.project, folder, name, run_config)
 
 
 def check(settings: LoggerSettings) -> None:
-    """Raise a ConfigError for a mode in the environment that does not exist."""
+    """Check the W&B mode that the environment variable ``WANDB_MODE`` sets if ``logger=auto``.
+
+    Raises:
+        ConfigError: if there is no such mode.
+    """
     if _mode(settings) not in LOGGER_MODES:
         raise ConfigError(f"WANDB_MODE={_mode(settings)}: must be one of {', '.join(LOGGER_MODES)}, or give logger=")
 
 
 def _mode(settings: LoggerSettings) -> str:
-    """Return the mode in force: W&B's own variables in the environment count for ``auto`` alone."""
+    """Return the mode to use: ``settings.mode``, or for ``auto`` the mode from W&B's environment variables."""
     if settings.mode != "auto":
         return settings.mode
     if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):

@@ -20,14 +20,14 @@ from wdlab.sweeps.job import SweepJob
 
 
 class Composer:
-    """Function from the overrides of a job to its config, without the ``hydra`` node.
+    """Callable that returns the config of a sweep's job, without the ``hydra`` node, from the job's overrides.
 
-    Hydra composes once for each choice of files; values are then set in copies of the result. Finding and merging files
-    takes most of the time.
+    Finding and merging config files takes most of Hydra's time. So Hydra composes a config once for each choice of
+    files, and the values of a job are set in a copy of this config.
 
     Args:
-        loader: Hydra's loader of the sweep.
-        config: the sweep's own config.
+        loader: the config loader that Hydra has made for the sweep.
+        config: the sweep's own config, with its ``hydra`` node.
     """
 
     def __init__(self, loader: ConfigLoader, config: DictConfig) -> None:
@@ -40,7 +40,7 @@ class Composer:
         """Return the config of the job with these overrides.
 
         Raises:
-            ConfigCompositionException: if an override does not fit the config, as from Hydra.
+            ConfigCompositionException: Hydra's own error for an override that does not fit the config.
         """
         parsed = self._parser.parse_overrides(list(overrides))
         values = [o for o in parsed if o.type is OverrideType.CHANGE and not self._names_a_file(o)]
@@ -59,7 +59,12 @@ class Composer:
         return config
 
     def job(self, overrides: list[str], number: int) -> "SweepJob":
-        """Return job ``number`` of the sweep, its ``${hydra:...}`` and ``${now:...}`` replaced by fixed values."""
+        """Return a job of the sweep, with ``${hydra:...}`` and ``${now:...}`` in its config replaced by fixed values.
+
+        Args:
+            overrides: the job's overrides. The returned job has further overrides that set the fixed values.
+            number: the job's number in the sweep, from 0.
+        """
         config = self(overrides)
         pinned = interpolations.pin(config, self._loader, self._config, overrides, number)
         return SweepJob([*overrides, *pinned], config, RunDirectory.of(config))
@@ -67,13 +72,17 @@ class Composer:
     def _names_a_file(self, override: Override) -> bool:
         """Return True if an override chooses a file or changes Hydra's own settings, so that Hydra has to compose."""
         key = override.key_or_group
-        if key not in self._groups:  # kept, as Hydra searches all config folders in each call
+        if key not in self._groups:  # stored, since Hydra searches all config folders in each call
             self._groups[key] = self._loader.get_group_options(key) != []
         return override.package is not None or key.startswith("hydra.") or self._groups[key]
 
 
 def _set_value(config: DictConfig, override: Override) -> None:
-    """Set the value of ``key=value`` in place, as Hydra does, and raise Hydra's errors."""
+    """Apply an override ``key=value`` to ``config`` in place, with the same result as Hydra.
+
+    Raises:
+        ConfigCompositionException: Hydra's own error for an override that does not fit the config.
+    """
     try:
         OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
     except OmegaConfBaseException as error:
@@ -83,22 +92,24 @@ def _set_value(config: DictConfig, override: Override) -> None:
 def as_sweep_override(override: str, groups: Collection[str]) -> str:
     """Return ``key=value`` as a sweep over one value, ``key=choice(value)``, if the key is a setting in a config group.
 
-    Hydra first composes the sweep itself, without the overrides that are swept over. Without this, ``model.width=8``
-    next to ``model=mlp,resnet8`` would fail there if the default model has no width.
+    Before the jobs, Hydra composes the sweep's own config from the overrides that have one value. There
+    ``model.width=8`` next to ``model=mlp,resnet8`` would fail, unconverted, if the default model has no width.
 
     Args:
         override: an override from the command line.
         groups: the config groups, such as ``regularizer/over_time``.
 
     Returns:
-        The override, unmodified if it is a sweep already, cannot be parsed, or concerns no group.
+        The converted override; ``override`` itself if it is a sweep already, cannot be parsed, or its key is in no
+        config group.
     """
     key, _, value = override.partition("=")
     if not key.lstrip("+").startswith(tuple(f"{group.replace('/', '.')}." for group in groups if "hydra" not in group)):
         return override
     swept = f"{key}=choice({value})"
-    with contextlib.suppress(HydraException, AttributeError):  # the second under -O: Hydra's parser relies on asserts
-        one, other = OverridesParser.create().parse_overrides([override, swept])
-        if not one.is_sweep_override() and [*other.sweep_string_iterator()] == [one.get_value_element_as_str()]:
+    # AttributeError: raised under python -O, since Hydra's parser relies on asserts
+    with contextlib.suppress(HydraException, AttributeError):
+        plain, sweep = OverridesParser.create().parse_overrides([override, swept])
+        if not plain.is_sweep_override() and [*sweep.sweep_string_iterator()] == [plain.get_value_element_as_str()]:
             return swept
-    return override  # if it cannot be parsed, Hydra reports why
+    return override  # Hydra reports the reason if the override cannot be parsed

@@ -14,12 +14,12 @@ class SweepJob:
     """One run of a sweep.
 
     Attributes:
-        overrides: those of the run, from which the launcher composes its config again.
-        config: the composed config.
-        directory: where the run is recorded.
-        outcome: the word that ``train`` returns for the run, or the error that it raises; None if the run was not given
-            to the launcher, or its worker died.
-        status_before: the content of ``status.json`` at the start of the sweep.
+        overrides: the run's overrides, from which the launcher composes the config again.
+        config: the run's config.
+        directory: the run's directory.
+        outcome: ``done``, ``locked``, ``skipped`` or ``interrupted``, as ``train`` returns it, or the error that ended
+            the run; None if the launcher has returned nothing for this run.
+        status_before: the content of ``status.json`` at the start of the sweep; {} if there was none.
     """
 
     overrides: list[str]
@@ -30,7 +30,11 @@ class SweepJob:
 
     @property
     def state(self) -> str:
-        """``skipped``, ``stale`` (recorded as running, but its process is dead), or the recorded status."""
+        """The state of the run at present.
+
+        It is ``stale`` if the recorded status is ``running`` and no process holds the run's lock, ``skipped`` if the
+        sweep stopped before the run began, else the recorded status (``RunDirectory.status``).
+        """
         status = self.directory.status
         if status == "running":
             return "running" if self.directory.held else "stale"
@@ -38,13 +42,16 @@ class SweepJob:
 
     @property
     def ended(self) -> bool:
-        """True if the run has ended since the sweep began, whether it is done or failed."""
+        """True if the run has ended since the sweep began, whether it is done, diverged, failed or interrupted.
+
+        Then ``status.json`` differs from ``status_before``, and its status is not ``running``.
+        """
         status = self.directory.read("status.json")
         return status.get("status") not in (None, "running") and status != self.status_before
 
     @property
     def problem(self) -> str | None:
-        """Why the run is not done, in a line; None if it is done or skipped, or another process trains it."""
+        """The reason why the run is not done, in one line; None if it is done, or skipped, or a process trains it."""
         state, status = self.state, self.directory.read("status.json")
         if state in ("done", "skipped", "running") or self.outcome == "locked":
             return None

@@ -13,7 +13,7 @@ REFRESH_SECONDS = 0.5
 
 
 class SweepProgress:
-    """One bar over the steps of all runs of a sweep, and a line when a run ends.
+    """Context manager that shows one bar over the steps of all runs of a sweep, and prints a line when a run ends.
 
     The steps are read from the run directories, so the bar works with any launcher. Without a terminal nothing is
     shown, and the runs print their own lines.
@@ -43,12 +43,12 @@ class SweepProgress:
         self._bar.close()
 
     def _watch(self) -> None:
-        """Refresh the bar until the sweep is over; runs in a thread."""
+        """Refresh the bar every ``REFRESH_SECONDS`` until the sweep is over. Called in a thread of its own."""
         while not self._over.wait(REFRESH_SECONDS):
             self._refresh()
 
     def _refresh(self) -> None:
-        """Read the run directories, print the runs that have ended, and move the bar."""
+        """Read the run directories, print a line for each run that has ended since the last call, and move the bar."""
         left = []
         for directory, steps, before in self._left:
             ended = directory.status in ("done", "diverged", "failed") and directory.read("status.json") != before

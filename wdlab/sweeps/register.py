@@ -13,10 +13,10 @@ from wdlab.sweeps.sweeper import Sweep
 def register() -> None:
     """Register the sweeper and the launchers with Hydra, under the module name ``hydra_plugins.wdlab``.
 
-    There is no file of that name. Hydra accepts a plugin only if its ``_target_`` starts with ``hydra_plugins.``, and
-    the class is both importable by that name and registered under its ``__module__``. Without the entry in
-    ``sys.modules``, ``-m`` ends in "Error locating target"; without the assignment to ``__module__``, which Hydra does
-    not document, in "Unknown plugin class".
+    No file has this module name. Hydra accepts a plugin only if its ``_target_`` starts with ``hydra_plugins.``, and
+    the class is importable under that name and registered under its ``__module__``. Without the entry in
+    ``sys.modules``, ``-m`` ends with "Error locating target". Without the assignment to ``__module__``, a need that
+    Hydra does not document, ``-m`` ends with "Unknown plugin class".
     """
     try:
         import hydra_plugins

@@ -1,8 +1,8 @@
 """The launcher ``hydra/launcher=slurm``: every run of a sweep is a job of a SLURM cluster.
 
 Chosen in ``configs/hydra/launcher/slurm.yaml``, registered by ``register``. hydra-submitit-launcher sends the runs to
-the cluster. Two things are added here: a run that has to end finishes its step and writes a checkpoint before it is
-requeued (``slurm_job``), and a lost job does not discard the results of the others.
+the cluster. This module adds two things: a run that has to end early finishes its step and writes a checkpoint before
+its job is requeued (``slurm_job``), and the results of the other jobs are kept if a job is lost.
 """
 
 import os
@@ -27,17 +27,19 @@ from wdlab.engine import stopping
 from wdlab.errors import ConfigError, RunFailed
 from wdlab.records.identity import PROJECT
 
-if TYPE_CHECKING:  # it is optional, and slow to import
+if TYPE_CHECKING:  # submitit is optional, and slow to import
     import submitit
 
 
+# submitit's names of the launcher's settings, where they differ
 SBATCH_NAMES = {"name": "job_name", "timeout_min": "time", "mem_gb": "mem"}
-LEAST = {"timeout_min": 1, "signal_delay_s": 0, "array_parallelism": 1, "max_num_timeout": 0}  # of integer settings
-LEAST_UNLESS_NULL = {"cpus_per_task": 1, "gpus_per_node": 0, "mem_gb": 1}  # of integer settings that may be null
+# smallest values of integer settings; the second dict has the settings that may also be null
+LEAST = {"timeout_min": 1, "signal_delay_s": 0, "array_parallelism": 1, "max_num_timeout": 0}
+LEAST_UNLESS_NULL = {"cpus_per_task": 1, "gpus_per_node": 0, "mem_gb": 1}
 MAX_ARRAY_SIZE = 1000  # SLURM's default limit
 POLL_SECONDS = 1  # between two checks for a job's result
 SQUEUE_SECONDS = 10  # between two calls of squeue
-FILE_SECONDS = 15  # until a file that another machine has written appears on this one
+FILE_SECONDS = 15  # how long a file that another machine has written may take to appear here
 MISSING_PACKAGES = 'hydra/launcher=slurm: needs submitit and hydra-submitit-launcher, pip install -e ".[slurm]"'
 
 
@@ -45,10 +47,10 @@ class SlurmLauncher(Launcher):
     """Launcher that submits the runs as job arrays and waits for them.
 
     Args:
-        folder: for scripts, pickles and the jobs' output; every machine must see it.
+        folder: the folder for job scripts, pickles and the jobs' output, on a disk that every machine can access.
         max_num_timeout: how often a run may reach its time limit and be requeued.
-        setup: shell lines that are run before each job.
-        sbatch: settings of the job arrays, as in hydra-submitit-launcher.
+        setup: shell lines that are run before each job; None for no lines.
+        sbatch: settings of the job arrays, named as in hydra-submitit-launcher; None leaves a setting to the cluster.
     """
 
     def __init__(self, folder: str, max_num_timeout: int, setup: Sequence[str] | None = None, **sbatch: Any) -> None:
@@ -59,7 +61,7 @@ class SlurmLauncher(Launcher):
         """Check the settings and prepare the call that each job runs. Called by Hydra.
 
         Raises:
-            ConfigError: if submitit or SLURM is not installed, or a setting that has to be an integer is not.
+            ConfigError: if submitit or SLURM is not installed, or an integer setting is not an integer or is too small.
         """
         try:
             from wdlab.sweeps.slurm_job import RequeueingCall
@@ -84,14 +86,18 @@ class SlurmLauncher(Launcher):
                 )
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        """Submit the runs and wait until all have ended. Called by the sweeper.
+        """Submit the runs and wait until all their jobs have ended. Called by the sweeper.
+
+        Args:
+            job_overrides: the overrides of each run.
+            initial_job_idx: the number of the first run in the sweep.
 
         Returns:
-            The results of the jobs. That of a lost job is a failure.
+            The results of the runs, in the order of ``job_overrides``. A job that SLURM lost has a failed result.
 
         Raises:
             ConfigError: if SLURM refuses the jobs.
-            KeyboardInterrupt: on SIGINT and SIGTERM; the jobs continue.
+            KeyboardInterrupt: on SIGINT or SIGTERM; the jobs continue.
         """
         from submitit.core.utils import FailedJobError
 
@@ -119,7 +125,7 @@ class SlurmLauncher(Launcher):
                 signal.signal(number, handler)
 
     def _executor(self) -> "submitit.SlurmExecutor":
-        """Return a submitit executor, which submits job arrays with the given settings."""
+        """Return a submitit executor, which submits job arrays with the settings of this launcher."""
         import submitit
 
         executor = submitit.SlurmExecutor(os.path.normpath(self._folder), max_num_timeout=self._max_num_timeout)
@@ -132,27 +138,27 @@ class SlurmLauncher(Launcher):
 
 
 def _environment() -> list[str]:
-    """Return shell lines by which a job finds this code and the data, and uses its allocated cores only."""
+    """Return the shell lines that set a job's paths of this code and the data, and limit its threads to its cores."""
     paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
     given = {"PYTHONPATH": os.pathsep.join(paths)}
     if "WDLAB_DATA" in os.environ:
         given["WDLAB_DATA"] = str(Path(os.environ["WDLAB_DATA"]).absolute())
     return [
         *(f"export {name}={shlex.quote(value)}" for name, value in given.items()),
-        "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",  # srun no longer inherits it from sbatch
+        "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",  # srun no longer inherits the number from sbatch
         "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}",
     ]
 
 
 class _Queue:
-    """The jobs of this user that SLURM has not ended, by squeue; all jobs while squeue fails."""
+    """The user's SLURM jobs that have not ended, as squeue lists them. While squeue fails, no job counts as ended."""
 
     def __init__(self) -> None:
         self._last_call = float("-inf")
         self._jobs: set[str] | None = None
 
     def has(self, job: str) -> bool:
-        """Return True if the job has not ended. Calls squeue every ``SQUEUE_SECONDS`` at most."""
+        """Return True if the job with this id has not ended or squeue fails. Calls squeue every ``SQUEUE_SECONDS``."""
         if time.monotonic() - self._last_call >= SQUEUE_SECONDS:
             command = ["squeue", "--me", "--array", "--noheader", "--format=%i"]
             listed = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -162,7 +168,7 @@ class _Queue:
 
 
 def _result(job: "submitit.SlurmJob[JobReturn]", queue: _Queue) -> JobReturn:
-    """Wait for a job and return its result, or a failed one if it ended without."""
+    """Wait for a job and return its result; a failed result with a RunFailed if the job ended without a result."""
     from submitit.core.utils import UncompletedJobError
 
     result = job.paths.result_pickle

@@ -1,4 +1,4 @@
-"""The launcher ``hydra/launcher=stacked``: trains runs in stacks where possible, the others one by one as ``local``.
+"""The launcher ``hydra/launcher=stacked``: trains runs in stacks where possible, and other runs one after another.
 
 A stack is a group of runs that are trained side by side as one batched program (``wdlab.stacked``).
 Chosen in ``configs/hydra/launcher/stacked.yaml``, registered by ``register``.
@@ -33,13 +33,14 @@ class StackedLauncher(Launcher):
         self._most = most
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Store what ``launch`` needs. Called by Hydra.
+        """Store the sweep's objects that ``launch`` uses. Called by Hydra.
 
         Raises:
             ConfigError: if ``most`` is not a positive integer.
         """
-        # Hydra has no public name for its basic launcher; its own YAML (hydra/launcher/basic) uses this one. Imported
-        # here because Hydra executes the module again when it scans its plugins: an earlier import is another class.
+        # Hydra has no public name for its basic launcher; its own YAML (hydra/launcher/basic) uses this name. Imported
+        # here because Hydra executes the module again when it scans its plugins, which makes a new class; an import at
+        # the top of this file would yield the old one.
         from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 
         if type(self._most) is not int or self._most < 1:
@@ -51,7 +52,14 @@ class StackedLauncher(Launcher):
         self._local.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        """Train the stacks, then the runs that cannot be stacked, one by one. Called by the sweeper.
+        """Train the stacks, then the runs that cannot be stacked, one after another. Called by the sweeper.
+
+        Args:
+            job_overrides: the overrides of each run.
+            initial_job_idx: the number of the first run in the sweep.
+
+        Returns:
+            The results of the runs, in the order of ``job_overrides``.
 
         Raises:
             KeyboardInterrupt: if SIGINT or SIGTERM ended the sweep.
@@ -81,32 +89,37 @@ class StackedLauncher(Launcher):
         """Receive the sweeper's configs and stop files for the next ``launch``. Called by the sweeper.
 
         Args:
-            configs: those of the jobs to launch, which are then not composed again.
-            stop_files: those of the sweep.
+            configs: the configs of the jobs to launch, in the same order; ``launch`` does not compose them again.
+            stop_files: the stop files of the sweep.
         """
         self._job_configs, self._stop_files = configs, stop_files
 
     def _compose(self, number: int, overrides: list[str]) -> DictConfig:
-        """Return a job's config, and append to ``overrides`` the values that ``interpolations.pin`` has fixed."""
+        """Return a job's config, with ``${hydra:...}`` and ``${now:...}`` replaced by fixed values.
+
+        Args:
+            number: the job's number in the sweep.
+            overrides: the job's overrides, to which further overrides that set the fixed values are appended in place.
+        """
         loader = self._context.config_loader
         config = loader.load_sweep_config(self._config, overrides)
         with open_dict(config):
-            del config["hydra"]  # as Hydra does before a job
+            del config["hydra"]  # Hydra deletes it too before it starts a job
         interpolations.read_environment(config)
         overrides += interpolations.pin(config, loader, self._config, overrides, number)
         return config
 
     def _report_start(self, job: "StackCandidate") -> None:
-        """Call Hydra's callbacks at the start of a run in a stack."""
+        """Call ``on_job_start`` of Hydra's callbacks, at the start of a run in a stack."""
         self._call_callbacks("on_job_start", job, task_function=self._local.task_function)
 
     def _call_callbacks(self, moment: str, job: "StackCandidate", **more: Any) -> None:
         """Call Hydra's callbacks for a run in a stack, as Hydra does for a run that is trained alone.
 
         Args:
-            moment: the name of the callback method.
+            moment: the name of the callback method, such as ``on_job_end``.
             job: the run.
-            more: further arguments of the method.
+            more: the arguments of the method in addition to ``config``.
         """
         callbacks = self._context.callbacks
         if any(getattr(type(one), moment, None) is not getattr(Callback, moment) for one in callbacks.callbacks):

@@ -25,8 +25,9 @@ from wdlab.stacked.program import Stack, StackedRun
 
 log = logging.getLogger("wdlab")
 
-VARYING = ("seed", "regularizer")  # between runs of one stack; of the optimizer what its class declares
-STRENGTHS = ("strength", "weight_decay")
+# Keys in which runs of one stack may differ, in addition to the settings that ``_free_settings`` returns.
+VARYING = ("seed", "regularizer")
+STRENGTHS = ("strength", "weight_decay")  # keys that set how strong a method is
 
 
 @dataclass
@@ -34,10 +35,12 @@ class StackCandidate:
     """A run of a sweep that may be trained in a stack.
 
     Args:
-        overrides, config: of the run.
-        outcome: what ``session.run`` returns or raises for it; None as long as it has to be trained alone.
-        reason: why it has to be trained alone.
-        number: of the job in its sweep.
+        overrides: the run's overrides.
+        config: the run's config.
+        outcome: the status of the run after its training in a stack, ``skipped`` if the sweep stopped before, or the
+            error that ended the run; None as long as the run was not trained in a stack.
+        reason: why the run has to be trained alone, in a line; None if no reason is known.
+        number: the run's number in its sweep.
     """
 
     overrides: list[str]
@@ -48,26 +51,26 @@ class StackCandidate:
 
     @property
     def returned(self) -> JobReturn:
-        """The outcome in the form that a Hydra launcher returns."""
+        """The outcome as the ``JobReturn`` that a Hydra launcher returns."""
         status = JobStatus.FAILED if isinstance(self.outcome, Exception) else JobStatus.COMPLETED
         return JobReturn(overrides=self.overrides, cfg=self.config, status=status, _return_value=self.outcome)
 
     @property
     def begun_in_a_stack(self) -> bool:
-        """True if the run resumes from a checkpoint that was made in a stack."""
+        """True if the run's last session, according to ``provenance.json``, trained it in a stack."""
         sessions = RunDirectory.of(self.config).read("provenance.json").get("sessions", [])
         return bool(sessions) and bool(sessions[-1].get("stacked"))
 
     @property
     def method_key(self) -> str:
-        """Text that is equal for runs whose methods differ in strength only."""
+        """Text that is equal for two runs if their weight-decay methods are the same except for their strengths."""
         optimizer = self.config["optimizer"]
         own = {key: optimizer.get(key) for key in _free_settings(optimizer) if key != "lr"}
         return _as_text({"regularizer": scientific_config(self.config)["regularizer"], **own}, without=STRENGTHS)
 
     @property
     def stack_key(self) -> str:
-        """Text that is equal for runs that can be in one stack."""
+        """Text that is equal for two runs if they differ only in settings in which runs of one stack may differ."""
         science = {key: value for key, value in scientific_config(self.config).items() if key not in VARYING}
         free = _free_settings(science["optimizer"])
         science["optimizer"] = {key: value for key, value in science["optimizer"].items() if key not in free}
@@ -75,10 +78,13 @@ class StackCandidate:
 
 
 def _free_settings(optimizer: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the settings of an optimizer in which runs of one stack may differ, as its class declares them."""
+    """Return the keys of an optimizer's settings in which runs of one stack may differ.
+
+    They are the ``stacked_settings`` of the optimizer's class; ``("lr",)`` if it has none or cannot be imported.
+    """
     try:
         kind = get_class(optimizer["_target_"])
-    except Exception:  # reported where the run is built
+    except Exception:  # raised again where the run is built, and reported there
         return ("lr",)
     return getattr(kind, "stacked_settings", ()) or ("lr",)
 
@@ -86,14 +92,14 @@ def _free_settings(optimizer: Mapping[str, Any]) -> tuple[str, ...]:
 def group_into_stacks(jobs: Sequence[StackCandidate], most: int) -> list[list[StackCandidate]]:
     """Return groups of at most ``most`` jobs that may be trained side by side, with jobs of one method together.
 
-    A job without others is in no group, unless it was begun in a stack: in a stack of one it gets the same numbers, to
-    the last bit, as with the others.
+    A job that would be the only job of its group is left out and gets a ``reason``, unless it was begun in a stack: a
+    stack of one job computes the same numbers, to the last bit, as a stack of several.
     """
-    found: dict[str, list[StackCandidate]] = {}
+    by_key: dict[str, list[StackCandidate]] = {}
     for job in jobs:
-        found.setdefault(job.stack_key, []).append(job)
+        by_key.setdefault(job.stack_key, []).append(job)
     result = []
-    for group in found.values():
+    for group in by_key.values():
         group.sort(key=lambda job: job.method_key)
         size = math.ceil(len(group) / math.ceil(len(group) / most))
         result += [group[first : first + size] for first in range(0, len(group), size)]
@@ -108,15 +114,17 @@ def train_stack(
     stop_files: stopping.StopFiles | None = None,
     on_start: Callable[[StackCandidate], None] = lambda job: None,
 ) -> None:
-    """Train the jobs that can be stacked; set the ``outcome`` of each, or the ``reason`` why it has none.
+    """Train jobs as a stack, and set the ``outcome`` of each.
+
+    A job that cannot be stacked gets a ``reason`` instead. A job whose run was finished before gets neither.
 
     Args:
-        jobs: with one ``stack_key``.
-        stop_files: the stop files of the sweep.
-        on_start: called for each job that is trained here, before it is trained.
+        jobs: jobs with the same ``stack_key``.
+        stop_files: the stop files of the sweep; None outside of sweeps.
+        on_start: called with each job that is trained or skipped here, before it is trained.
 
     Raises:
-        KeyboardInterrupt: if SIGINT, SIGTERM or the stop files ended it.
+        KeyboardInterrupt: if SIGINT, SIGTERM or the stop files ended the training.
     """
     if stop_files is not None and stop_files.is_set:
         for job in jobs:
@@ -125,18 +133,18 @@ def train_stack(
         return
     with contextlib.ExitStack() as exits, stopping.exit_requests(stop_files) as stop_requested:
         by_step: dict[int, list[_Member]] = {}
-        beside = None
+        neighbour = None
         for job in jobs:
             try:
                 session = _begin(job, exits)
                 if session is None:
                     continue
-                trained = build_experiment(job.config, beside, len(jobs), session.threads_before)
+                trained = build_experiment(job.config, neighbour, len(jobs), session.threads_before)
                 job.reason = why_not_stacked(job.config, trained)
-            except Exception as error:  # raised again where the run is trained alone, and recorded with it
+            except Exception as error:  # raised again, and recorded, when the run is trained alone
                 job.reason = explain(error) or repr(error)
             if job.reason is None:
-                beside = trained
+                neighbour = trained
                 run = StackedRun(trained, session.directory, None, job.method_key, session.start)
                 on_start(job)
                 by_step.setdefault(run.first, []).append(_Member(job, session, run))
@@ -149,7 +157,7 @@ def train_stack(
 
 
 class _Member(NamedTuple):
-    """A job that is trained in a stack, with its session and its run."""
+    """A job that is trained in a stack, with its session and its part of the stack."""
 
     job: StackCandidate
     session: Session
@@ -157,10 +165,15 @@ class _Member(NamedTuple):
 
 
 def _begin(job: StackCandidate, exits: contextlib.ExitStack) -> Session | None:
-    """Return the session of a job's run, locked until ``exits`` close; None if the run is finished.
+    """Begin the session of a job's run and return it; None if the run is finished.
+
+    Args:
+        job: the job.
+        exits: the exit stack that releases the run's lock when it is closed.
 
     Raises:
-        Exception: where the run would fail if it were trained alone too, or another process has it.
+        Exception: an error with which the run would also end if it were trained alone; or ``filelock.Timeout`` if
+            another process holds the run's lock.
     """
     directory = RunDirectory.of(job.config)
     directory.create()
@@ -173,6 +186,7 @@ def _begin(job: StackCandidate, exits: contextlib.ExitStack) -> Session | None:
 
 
 def _train_together(members: Sequence[_Member], stop_requested: Callable[[], bool]) -> None:
+    """Train the members in one stack, record the end of each run, and set the ``outcome`` of each job."""
     settings = read(members[0].job.config)
     try:
         for _, session, run in members:
@@ -200,18 +214,22 @@ def _train_together(members: Sequence[_Member], stop_requested: Callable[[], boo
 
 
 def _failed(directory: RunDirectory, error: BaseException) -> WdlabError | None:
-    """Record an error of the whole stack in a run's status, and return it; None if the run had ended before."""
+    """Record an error that ended a stack in the ``status.json`` of one of its runs.
+
+    Returns:
+        The error, as a RunFailed if it is not a WdlabError; None if the run was finished before the error occurred.
+    """
     if directory.finished:
         return None
     try:
         with failure_recorded(directory):
             raise error
-    except WdlabError as told:
-        return told
+    except WdlabError as recorded:
+        return recorded
 
 
 def _as_text(value: Any, without: Sequence[str] = ()) -> str:
-    """Return a config as text, equal for equal configs; nulls do not count."""
+    """Return a nested value as JSON text with sorted keys, at every level without nulls and the keys ``without``."""
 
     def plain(node: Any) -> Any:
         if isinstance(node, dict):

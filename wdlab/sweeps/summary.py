@@ -7,10 +7,10 @@ from wdlab.sweeps.job import SweepJob
 
 
 def sum_up(jobs: list[SweepJob]) -> None:
-    """Print how many runs are in which state, and a line for each run that did not end well.
+    """Print the number of runs in each state, and a line for each run with a ``problem``.
 
     Raises:
-        RunFailed: if there are such runs.
+        RunFailed: if a run has a ``problem``.
     """
     print_counts(jobs)
     bad = [f"{job.directory.name}: {reason}" for job in jobs if (reason := job.problem) is not None]

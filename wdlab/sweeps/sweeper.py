@@ -1,4 +1,4 @@
-"""The Hydra sweeper of ``-m``: checks every job before the first one trains, skips finished runs, prints a summary.
+"""The Hydra sweeper of ``-m``: checks all jobs before any run is trained, skips finished runs, prints a summary.
 
 Chosen in ``configs/train.yaml``; works with any Hydra launcher. In addition to the ordinary grid, ``key=a,b``, it takes
 ``hydra.sweeper.jobs=FILE``, a JSON list of override lists, for settings that are paired rather than crossed.
@@ -33,11 +33,11 @@ from wdlab.validation import code_error
 
 
 class Sweep(Sweeper):
-    """The sweeper that the module describes.
+    """The Hydra sweeper of ``-m``: checks all jobs, has unfinished runs trained by a launcher, prints a summary.
 
     Args:
-        params: sweep strings by key, as in Hydra's basic sweeper: ``{"seed": "0,1"}``.
-        jobs: the path of the JSON list of override lists, if any.
+        params: swept values by key, as in Hydra's basic sweeper: ``{"seed": "0,1"}``; None for no values.
+        jobs: the path of a JSON file with a list of override lists; None for no file.
     """
 
     def __init__(self, params: dict[str, str] | None = None, jobs: str | None = None) -> None:
@@ -60,8 +60,8 @@ class Sweep(Sweeper):
             arguments: the overrides of the command line.
 
         Raises:
-            WdlabError: before any training, if a job's config cannot be used.
-            RunFailed: at the end, if runs did not end well.
+            WdlabError: before any run is trained, if a job's config cannot be used.
+            RunFailed: at the end, if a run has failed, diverged or lost its process.
             KeyboardInterrupt: if SIGINT or SIGTERM ended the sweep.
         """
         if parallel.group().size > 1:
@@ -77,7 +77,7 @@ class Sweep(Sweeper):
         todo = [job for job in by_run.values() if not job.directory.finished]
         here = not isinstance(self.launcher, SlurmLauncher)
         for job in todo:
-            code_error(job.config, here)  # raises config errors; others occur again in the run, which records them
+            code_error(job.config, here)  # raises config errors; other errors occur again in the run and are recorded
             job.status_before = job.directory.read("status.json")
         finished, same = len(by_run) - len(todo), len(jobs) - len(by_run)
         twice = f", {same} the same as others" if same else ""
@@ -87,16 +87,16 @@ class Sweep(Sweeper):
         sum_up(jobs)
 
     def _run(self, todo: list[SweepJob]) -> None:
-        """Launch the jobs with a progress bar and stop files.
+        """Launch the jobs, with a progress bar, and with stop files by which a signal or a failure ends the sweep.
 
         Raises:
-            KeyboardInterrupt: if the sweep was interrupted, after the counts are printed.
+            KeyboardInterrupt: if the sweep was interrupted; the number of runs in each state has been printed.
         """
         stop_files = stopping.StopFiles.new(todo[0].directory.path.parent)
         # The jobs find the stop files by an environment variable. Each launcher composes a job's config from the job's
-        # overrides and those recorded in the sweep's config, so an entry in that record reaches the job's process with
-        # any launcher and on any machine. There Hydra sets the variable (`env_set`). Changing `hydra.job.env_set` in
-        # the sweep's own config has no effect on jobs.
+        # overrides and the overrides recorded in the sweep's config. So an override that is added to the record reaches
+        # the job's process with any launcher and on any machine; in that process Hydra sets the variable (`env_set`).
+        # Changing `hydra.job.env_set` in the sweep's own config has no effect on jobs.
         variable = f"hydra.job.env_set.{stopping.SWEEP_VARIABLE}"
         prefix = interpolations.typed(str(stop_files.prefix))
         self.config["hydra"]["overrides"]["hydra"].append(f"++{variable}={prefix}")
@@ -113,9 +113,9 @@ class Sweep(Sweeper):
             stop_files.clear()
 
     def _launch_all(self, todo: list[SweepJob], stop_files: stopping.StopFiles) -> None:
-        """Launch the jobs, again after each death of a worker process, which ends all jobs of its launch.
+        """Launch the jobs. If a worker process dies, which ends all jobs of a launch, launch the remaining jobs again.
 
-        The jobs that were running then may have caused it. They are launched last, each alone.
+        The jobs that were running when the worker died may have caused its death. They are launched last, each alone.
         """
         alone: list[SweepJob] = []
         while todo and not self._launch(todo, stop_files):
@@ -130,8 +130,11 @@ class Sweep(Sweeper):
         """Give the jobs to the launcher and set their outcomes.
 
         Returns:
-            False if a worker process died and the sweep should continue with what is left, else True. Other errors of
-            the launcher are printed and not raised, except for a ConfigError.
+            False if a worker process died and the remaining jobs should be launched again, else True. Any other error
+            of the launcher, except for a ConfigError, is printed and not raised.
+
+        Raises:
+            ConfigError: if the launcher refuses its settings or the jobs.
         """
         if isinstance(self.launcher, StackedLauncher):
             self.launcher.prepare([job.config for job in jobs], stop_files)
@@ -151,7 +154,14 @@ class Sweep(Sweeper):
         return True
 
     def _job_overrides(self, arguments: list[str]) -> list[list[str]]:
-        """Return the overrides of every job: each point of the grid, combined with each entry of ``jobs``."""
+        """Return the overrides of every job: each point of the grid, combined with each entry of the file ``jobs``.
+
+        Args:
+            arguments: the overrides of the command line.
+
+        Raises:
+            ConfigError: for a sweep over an interval, or if ``params`` or the file has another form.
+        """
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         if not isinstance(self.params, Mapping):
             raise ConfigError(f"hydra.sweeper.params={self.params}: must be a group of keys")
@@ -170,9 +180,12 @@ class Sweep(Sweeper):
 
 
 def _grid(overrides: list[Override]) -> list[list[str]]:
-    """Return all combinations of the values of the overrides, as Hydra's basic sweeper does.
+    """Return all combinations of the values of the overrides, each as a list of ``key=value``.
 
-    The last of several overrides of one key counts.
+    As in Hydra's basic sweeper, the last of several overrides of one key counts.
+
+    Raises:
+        ConfigError: for a sweep over an interval, which has no list of values.
     """
     choices: dict[str, list[str]] = {}
     for override in overrides:

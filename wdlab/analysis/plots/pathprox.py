@@ -1,4 +1,8 @@
-"""The plots of P1 (PathProx, arXiv 2210.03069). Called by ``figures``, by their names in ``configs/figure``."""
+"""The plots of P1 (PathProx, arXiv 2210.03069). Called by ``figures``, which reads their names in ``configs/figure``.
+
+A plot is a function of the table of the runs, the table of the probes if the figure has one, and the declarations of
+the panels. It returns the picture.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +17,13 @@ from wdlab.analysis import claims, style
 
 
 def fig1(table: pd.DataFrame, units: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
-    """Draw imbalance against iteration (left), and the norms of every unit at the beginning and at the end (right)."""
+    """Draw imbalance against iteration (left), and the norms of all units at the beginning and the end (right).
+
+    Args:
+        table: the rows of the runs.
+        units: the probe's table, with a row for each unit.
+        panels: the declarations of the panels, one row of axes each.
+    """
     figure, rows_of_axes = plt.subplots(
         len(panels), 3, figsize=(9.6, 3.3 * len(panels)), squeeze=False, layout="constrained"
     )
@@ -36,7 +46,7 @@ def fig1(table: pd.DataFrame, units: pd.DataFrame, panels: list[Mapping[str, Any
 
 
 def _unit_norms(axes: Axes, units: pd.DataFrame, looks: Mapping[style.Method, style.Look]) -> None:
-    """Draw a dot per unit at its input and output norm, and the line on which both are equal."""
+    """Draw a dot for each unit at its input and output norm, and the line on which the two norms are equal."""
     largest = 1.05 * max(units["input_norm"].max(), units["output_norm"].max())
     axes.plot([0, largest], [0, largest], color="0.5", linewidth=1)
     for _, look, part in style.by_method(units, looks):
@@ -50,7 +60,13 @@ def _unit_norms(axes: Axes, units: pd.DataFrame, looks: Mapping[style.Method, st
 
 
 def fig2(table: pd.DataFrame, pruned: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
-    """Draw test accuracy against active units, and test accuracy and latency against the parameters left by pruning."""
+    """Draw test accuracy against active units, and accuracy and latency after pruning against the parameters left.
+
+    Args:
+        table: the rows of the runs.
+        pruned: the probe's table, with size, latency and accuracy of each run's network after pruning.
+        panels: the declarations of the panels, one row of axes each.
+    """
     figure, rows_of_axes = plt.subplots(
         len(panels), 3, figsize=(9.6, 3.3 * len(panels)), squeeze=False, layout="constrained"
     )
@@ -80,19 +96,19 @@ def fig2(table: pd.DataFrame, pruned: pd.DataFrame, panels: list[Mapping[str, An
 
 
 def _points(axes: Axes, rows: pd.DataFrame, looks: Mapping[style.Method, style.Look], x: str, y: str) -> None:
-    """Draw a marker per strength at the mean over seeds, with the range of both, joined in the order of strengths."""
+    """Draw a line per method: for each strength a marker at the means of x and y over seeds, with bars over ranges."""
     for _, look, part in style.by_method(rows, looks):
-        found = claims.over_seeds(part, "regularizer.strength", [x, y])
-        bars = [[found[key]["mean"] - found[key]["min"], found[key]["max"] - found[key]["mean"]] for key in (y, x)]
+        spread = claims.over_seeds(part, "regularizer.strength", [x, y])
+        bars = [[spread[key]["mean"] - spread[key]["min"], spread[key]["max"] - spread[key]["mean"]] for key in (y, x)]
         drawn = {"color": look.color, "linestyle": look.line, "marker": look.marker, "label": look.label}
-        axes.errorbar(found[x]["mean"], found[y]["mean"], *bars, **drawn, ms=4.5, mfc="white", elinewidth=0.8)
+        axes.errorbar(spread[x]["mean"], spread[y]["mean"], *bars, **drawn, ms=4.5, mfc="white", elinewidth=0.8)
 
 
 def fig3(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
     """Draw the objective (upper row) and the active units (lower row) against iteration, one column per panel.
 
-    Lines are means over seeds, bands reach from the lowest to the highest seed. Diamonds are the authors' released
-    curves, where they were read off. The first tenth of a run may leave the frame of the objective at its top.
+    Lines are means over seeds, and bands reach from the lowest to the highest seed. Diamonds are values read from the
+    authors' released plots, in panels that have them. In the first tenth of a run the objective may be above the frame.
     """
     figure, axes = plt.subplots(
         2, len(panels), figsize=(3.6 * len(panels) + 0.6, 5.2), sharex="col", squeeze=False, layout="constrained"
@@ -125,7 +141,15 @@ def _curves(
     metric: str,
     reference: Mapping[str, Mapping],
 ) -> None:
-    """Draw mean and range over seeds of a metric by step, per method, with the reference points of that metric."""
+    """Draw a metric by step for each method: the mean over seeds, the range over seeds, and reference values.
+
+    Args:
+        axes: the axes to draw in.
+        rows: the rows of a panel.
+        looks: the looks of the figure's methods.
+        metric: a column of the rows.
+        reference: reference values by metric, regularizer and step; {} for none.
+    """
     for name, look, part in style.by_method(rows, looks):
         by_step = claims.over_seeds(part, "step", [metric])[metric]
         axes.plot(by_step.index, by_step["mean"], color=look.color, linestyle=look.line, label=look.label)

@@ -1,6 +1,7 @@
 """The plots of P2 (p-norm weight decay, arXiv 2404.10824).
 
-Called by ``figures``, which finds them by name in ``configs/figure``.
+Called by ``figures``, which reads their names in ``configs/figure``. A plot is a function of the table of the runs, the
+table of the probes if the figure has one, and the declarations of the panels. It returns the picture.
 """
 
 from collections.abc import Mapping
@@ -16,18 +17,18 @@ from matplotlib.ticker import NullFormatter, PercentFormatter
 from wdlab.analysis import claims, style
 
 FORMS = {"lp": "in the gradient", "pnorm": "decoupled (pWD)"}
-STEPS_SHOWN = 80  # of a path; later nothing moves any more
-# Positive for an accuracy, negative for a loss. NEAR: the distance from AdamW that counts as near. CLOSER: the distance
-# from the best value that the closer view shows.
+STEPS_SHOWN = 80  # of a path; later the weights do not move any more
+# Distances, positive for an accuracy and negative for a loss. NEAR: the distance from AdamW's best value that counts as
+# near. CLOSER: the distance from the best value of all methods down to which the closer view reaches.
 NEAR, NEAR_NATS = 0.01, -0.05
 CLOSER, CLOSER_NATS = 0.08, -0.5
 
 
 def fig4(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
-    """Draw paths of one weight (upper row), and its end against the loss's minimum (lower row).
+    """Draw paths of one weight (upper row), and the end of each path against the minimum of the loss (lower row).
 
-    Left the penalty is in the gradient, right it is decoupled. Thin lines are exact fixed points. Bars span the middle
-    half of the values of a weight that does not settle, in the last quarter of its path.
+    In the left column the penalty is in the gradient, in the right column it is decoupled. Thin lines are exact fixed
+    points. If a weight does not settle, a bar spans the middle half of its values in the last quarter of its path.
     """
     figure, axes = plt.subplots(2, 2, figsize=(7.2, 5.6), sharey="row", layout="constrained")
     titles = {panel["panel"]: panel["title"] for panel in panels}
@@ -45,7 +46,7 @@ def fig4(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
 
 
 def _paths(axes: Axes, rows: pd.DataFrame) -> None:
-    """Draw the weight by step, a line per start, and the fixed points at which the lines should end."""
+    """Draw the weight by step, one line for each start, and the fixed points at which the lines should end."""
     for value in rows["fixed_point"].unique():
         axes.axhline(value, color="0.6", linewidth=1)
     for (start, path), color, line in zip(rows.groupby("start"), 2 * style.PALETTE, 3 * style.LINES, strict=False):
@@ -55,9 +56,9 @@ def _paths(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def _ends(axes: Axes, rows: pd.DataFrame) -> None:
-    """Draw the end of each path against its target, and a curve of fixed points per p.
+    """Draw for each p the end of each path against its target (the minimum of the loss), and a line of fixed points.
 
-    For a weight that does not settle a bar shows its range, and the marker is in the middle of it.
+    If a weight does not settle, a bar spans its range, with the marker in the middle of the bar.
     """
     last = rows[rows["step"] == rows["step"].max()]
     for (p, part), color, marker in zip(last.groupby("p"), style.PALETTE, style.MARKERS, strict=False):
@@ -71,10 +72,10 @@ def _ends(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def fig5(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
-    """Draw test accuracy against the share of weights that are not zero: a curve over strengths per method.
+    """Draw test accuracy against the share of weights that are not zero: for each method a line over its strengths.
 
-    The right column is a closer view. Grey is the region of more than 90 % zeros in which the accuracy is at most a
-    point below that of AdamW's best strength.
+    The right column is a closer view. The grey region has more than 90 % zeros and an accuracy at most 0.01 below the
+    accuracy of AdamW's best strength.
     """
     figure, grid = _against_density(table, panels, "test/accuracy", "test accuracy", NEAR, CLOSER)
     for axes in grid.flat:
@@ -83,10 +84,10 @@ def fig5(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
 
 
 def fig7(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
-    """Draw test loss against the share of weights that are not zero: a curve over strengths per method.
+    """Draw test loss against the share of weights that are not zero: for each method a line over its strengths.
 
-    The right column is a closer view. Grey is the region of more than 90 % zeros in which the loss is at most 0.05 nats
-    above that of AdamW's best strength.
+    The right column is a closer view. The grey region has more than 90 % zeros and a loss at most 0.05 nats above the
+    loss of AdamW's best strength.
     """
     return _against_density(table, panels, "test/loss", "test loss (nats per character)", NEAR_NATS, CLOSER_NATS)[0]
 
@@ -97,16 +98,16 @@ def _against_density(
     """Draw the last value of a metric against the share of weights that are not zero, one row per panel.
 
     Args:
-        table: the rows of the figure.
-        panels: its panels.
+        table: the rows of the runs.
+        panels: the declarations of the panels.
         metric: a column of the table.
-        label: of the metric.
-        near: how far below AdamW (above, if negative) a value still counts as near.
-        closer: how far below (above) the best value the axes on the right reach. These axes are left out if they would
-            show hardly less than the left ones.
+        label: the label of the y axis.
+        near: how far below AdamW's best value (above it, if negative) a value still counts as near.
+        closer: how far below the best value (above it, if negative) the axes of the right column reach. The right
+            column is left out if it would show hardly less than the left column.
 
     Returns:
-        The figure and its axes.
+        The figure, and an array of its axes (panels, columns).
     """
     ends = claims.last_lines(table)
     ends = ends.assign(density=1 - ends["sparsity/weights"])
@@ -120,9 +121,9 @@ def _against_density(
     for axes, panel in zip(grid, panels, strict=True):
         rows = ends[ends["panel"] == panel["panel"]]
         for _, look, part in style.by_method(rows, looks):
-            found = claims.over_seeds(part, "regularizer.strength", ["density", metric])
+            spread = claims.over_seeds(part, "regularizer.strength", ["density", metric])
             for one in axes:
-                _strengths(one, found["density"], found[metric], look)
+                _strengths(one, spread["density"], spread[metric], look)
         axes[0].set_title(panel["title"])
         axes[0].set_ylabel(label)
         best = rows[metric].max() if closer > 0 else rows[metric].min()
@@ -141,7 +142,7 @@ def _against_density(
 
 
 def _near_adamw(axes: Axes, rows: pd.DataFrame, metric: str, near: float) -> None:
-    """Shade the region with more than 90 % zeros and a metric that is near AdamW's best, or better."""
+    """Shade the region with more than 90 % zeros and a metric at most ``near`` worse than AdamW's best mean."""
     means = rows[rows["regularizer"] == "decoupled"].groupby("regularizer.strength")[metric].mean()
     if means.empty:
         return
@@ -153,14 +154,27 @@ def _near_adamw(axes: Axes, rows: pd.DataFrame, metric: str, near: float) -> Non
 
 
 def _strengths(axes: Axes, x: pd.DataFrame, y: pd.DataFrame, look: style.Look) -> None:
-    """Draw a marker per strength at the mean over seeds, with bars over the range; x, y have columns mean, min, max."""
+    """Draw a line with a marker for each strength at the means over seeds, and bars over the ranges.
+
+    Args:
+        axes: the axes to draw in.
+        x: ``mean``, ``min`` and ``max`` over seeds for each strength, as ``claims.over_seeds`` returns them.
+        y: the same for the vertical axis.
+        look: the look of the method.
+    """
     bars = [np.maximum(0, [v["mean"] - v["min"], v["max"] - v["mean"]]) for v in (y, x)]
     drawn = {"color": look.color, "linestyle": look.line, "marker": look.marker, "label": look.label}
     axes.errorbar(x["mean"], y["mean"], *bars, **drawn, ms=4.5, mfc="white", elinewidth=0.7)
 
 
 def fig6(table: pd.DataFrame, sizes: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
-    """Draw histograms of log10 |w|, one below the other for each method, with a bar on the left for the zeros."""
+    """Draw a histogram of log10 |w| for each method, one below another, with a bar at the left for the zeros.
+
+    Args:
+        table: the rows of the runs; not used.
+        sizes: the probe's table, with the share of weights in each bin for each run.
+        panels: the declarations of the panels, one column of axes each.
+    """
     looks = style.looks(sizes)
     figure, grid = plt.subplots(
         len(looks),
@@ -182,14 +196,14 @@ def fig6(table: pd.DataFrame, sizes: pd.DataFrame, panels: list[Mapping[str, Any
 
 
 def _histogram(axes: Axes, rows: pd.DataFrame, look: style.Look) -> None:
-    """Draw the mean share of weights per bin, with the range over seeds, and the share of zeros at the left."""
+    """Draw the share of weights in each bin, and at the left the share of zeros: means and ranges over seeds."""
     width = float(np.diff(np.sort(rows["log10_size"].unique())[:2])[0])
     shares = claims.over_seeds(rows, "log10_size", ["share"])["share"]
-    zero = claims.over_seeds(rows.drop_duplicates("run").assign(at=-14), "at", ["zero"])["zero"]
-    for found, wide in ((shares, width), (zero, 4 * width)):
-        bars = np.maximum(0, [found["mean"] - found["min"], found["max"] - found["mean"]])
+    zero = claims.over_seeds(rows.drop_duplicates("run").assign(left=-14), "left", ["zero"])["zero"]
+    for spread, wide in ((shares, width), (zero, 4 * width)):
+        bars = np.maximum(0, [spread["mean"] - spread["min"], spread["max"] - spread["mean"]])
         drawn = {"yerr": bars, "align": "edge", "color": look.color, "error_kw": {"elinewidth": 0.6}}
-        axes.bar(found.index, found["mean"], wide, **drawn)
+        axes.bar(spread.index, spread["mean"], wide, **drawn)
     axes.set_yscale("log")
     axes.set_ylim(1e-4, 1.3)
     strength = rows["regularizer.strength"].iloc[0]
