@@ -29,7 +29,7 @@ def number(hydra) -> int | None:
 
 
 class Witness(Callback):
-    """Keeps what Hydra tells callbacks, for ``+hydra.callbacks.witness._target_=tests.test_sweeps.Witness``."""
+    """Keeps what Hydra tells callbacks, for ``+hydra.callbacks.witness._target_=tests.sweeps.test_sweeper.Witness``."""
 
     def on_job_start(self, config, **_):
         seen.append(("start", number(config.hydra), config.optimizer.lr, number(HydraConfig.get())))
@@ -38,7 +38,7 @@ class Witness(Callback):
         seen.append(("end", number(config.hydra), config.optimizer.lr, job_return.status.name))
 
 
-WITNESS = "+hydra.callbacks.witness._target_=tests.test_sweeps.Witness"
+WITNESS = "+hydra.callbacks.witness._target_=tests.sweeps.test_sweeper.Witness"
 
 
 @pytest.fixture

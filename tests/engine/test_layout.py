@@ -66,7 +66,7 @@ def test_gradients_do_not_depend_on_the_layout_on_older_processors(older, thread
     aten, onednn = OLDER[older]
     environment = os.environ | {"ATEN_CPU_CAPABILITY": aten, "ONEDNN_MAX_CPU_ISA": onednn}
     script = f"import torch; torch.set_num_threads({threads}); torch.manual_seed(0)\n"
-    script += "from tests.test_layout import largest_errors; print(largest_errors())"
+    script += "from tests.engine.test_layout import largest_errors; print(largest_errors())"
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"exit code {done.returncode}: {done.stderr[-500:]}"
     errors = eval(done.stdout)

@@ -113,7 +113,7 @@ def stop_after(steps, configs, how):
     asked = iter(range(10**6))
     stop = lambda: next(asked) >= steps - 1  # noqa: E731
     if how == "stack":
-        from tests.test_stacked import members
+        from tests.stacked.test_stack import members
 
         of = members(configs, configs[0]["paths"]["runs"])
         assert fit(Stack(of, configs[0]["train"]), configs[0]["train"], float("inf"), stop) == "interrupted"
