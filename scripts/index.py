@@ -32,11 +32,11 @@ def _verdicts(files: tables.Files) -> str:
     return f"[{figures.verdict_counts(files)}]({files.picture.relative_to(PROJECT)})"
 
 
-def written(readme: str) -> str:
+def with_new_index(readme: str) -> str:
     """Return the text of the README with a new index in place of the one in ``readme``."""
     before, rest = readme.split(BEGIN)
     return before + BEGIN + table() + END + rest.split(END)[1]
 
 
 if __name__ == "__main__":
-    README.write_text(written(README.read_text()))
+    README.write_text(with_new_index(README.read_text()))

@@ -105,7 +105,7 @@ def test_the_readme_is_short():
 
 def test_the_index_of_figures_is_that_of_the_declarations_and_verdicts():
     readme = index.README.read_text()
-    assert readme == index.written(readme), "make index"
+    assert readme == index.with_new_index(readme), "make index"
     assert all(f"`make reproduce-{name}`" in readme for name in declaration.names())
 
 

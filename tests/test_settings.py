@@ -14,7 +14,7 @@ from wdlab import build, session, settings
 from wdlab.errors import ConfigError, explain
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import CONFIGS, PROJECT, compose_config, run_name
-from wdlab.validation import check_config, check_own_code, code_error
+from wdlab.validation import check_and_build, check_config, error_in_code
 
 COUNT = "a whole number between 1 and 1000000000000"
 REFUSED = {
@@ -133,7 +133,7 @@ def test_a_checked_network_and_the_random_state_are_those_of_a_new_one(compose, 
     config = compose(*choice.split(), f"paths.data={tiny_data}")
     new = build.build_experiment(config)
     state = torch.get_rng_state()
-    built, fault = check_own_code(config)
+    built, fault = check_and_build(config)
     assert fault is None
     torch.rand(3)
     checked = build.build_experiment(config, built=built)
@@ -141,7 +141,7 @@ def test_a_checked_network_and_the_random_state_are_those_of_a_new_one(compose, 
     states = new.model.state_dict(), checked.model.state_dict()
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-    assert code_error(config) is None
+    assert error_in_code(config) is None
 
 
 def test_the_checked_network_does_not_keep_what_its_forward_keeps(compose):

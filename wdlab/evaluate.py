@@ -29,7 +29,7 @@ from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import compose_config
 from wdlab.settings import read_runtime
 from wdlab.tracing import attributes_restored
-from wdlab.validation import check_data_is_the_same
+from wdlab.validation import check_data_unchanged
 
 SETTABLE = ("runtime.", "paths.data=")
 
@@ -60,7 +60,7 @@ def evaluate(
     config = _config(folder, overrides)
     directory = RunDirectory(folder.parent, folder.name)
     state = checkpoint.require(directory)
-    check_data_is_the_same(config, directory, state)
+    check_data_unchanged(config, directory, state)
     built = build(config)
     model = built.model
     model.load_state_dict(state["model"])
@@ -119,7 +119,7 @@ def _config(folder: Path, overrides: list[str]) -> DictConfig:
     config["paths"] = defaults["paths"]
     OmegaConf.set_struct(config, True)
     config.merge_with_dotlist(overrides)
-    device.check(read_runtime(config))
+    device.check_runtime(read_runtime(config))
     return config
 
 

@@ -39,7 +39,9 @@ def read_environment(config: DictConfig) -> None:
                 OmegaConf.update(config, path, parsed, merge=False)
 
 
-def pin(config: DictConfig, loader: ConfigLoader, sweep: DictConfig, overrides: list[str], number: int) -> list[str]:
+def fix_job_values(
+    config: DictConfig, loader: ConfigLoader, sweep: DictConfig, overrides: list[str], number: int
+) -> list[str]:
     """Replace ``${hydra:...}`` and ``${now:...}``, in place, by the values that they have in one job of a sweep.
 
     Args:
@@ -68,7 +70,7 @@ def pin(config: DictConfig, loader: ConfigLoader, sweep: DictConfig, overrides: 
     OmegaConf.copy_cache(from_config=composed, to_config=sweep)  # so that ${now:...} is the same time in all jobs
     for path, value in values.items():
         OmegaConf.update(config, path, value, merge=False)
-    return [f"{path}={typed(value)}" for path, value in values.items()]
+    return [f"{path}={as_override_text(value)}" for path, value in values.items()]
 
 
 @contextlib.contextmanager
@@ -124,7 +126,7 @@ def _parsed(value: Any) -> Any:
     return value if override.is_sweep_override() else override.value()
 
 
-def typed(value: Any) -> str:
+def as_override_text(value: Any) -> str:
     """Return a value as the text to type after ``key=`` on the command line, with every string in quotes."""
 
     def quoted(node: Any) -> Any:

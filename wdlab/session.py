@@ -24,7 +24,7 @@ from wdlab.records.directory import FINISHED, RunDirectory
 from wdlab.records.identity import scientific_config
 from wdlab.regularizers.description import describe_weight_decay
 from wdlab.settings import read, read_runtime
-from wdlab.validation import check_data_is_the_same, check_own_code
+from wdlab.validation import check_and_build, check_data_unchanged
 
 log = logging.getLogger("wdlab")
 
@@ -50,10 +50,10 @@ def run(config: DictConfig) -> str:
     if directory.finished:
         log.info("%s: finished before, nothing to do", directory.name)
         return outcome_of(directory)
-    device.check(read_runtime(config))
-    if not parallel.join(device.chosen(config["runtime"])).is_leader:
+    device.check_runtime(read_runtime(config))
+    if not parallel.join(device.chosen_device(config["runtime"])).is_leader:
         return _follow(config, directory)
-    built, fault = check_own_code(config)
+    built, fault = check_and_build(config)
     try:
         directory.create()
         lock = directory.lock().acquire()
@@ -151,7 +151,7 @@ class Session:
         self._outcome = ""
         self.records: recorder.Recorder | None = None
         self.start = checkpoint.load(directory)
-        check_data_is_the_same(config, directory, self.start)
+        check_data_unchanged(config, directory, self.start)
 
     @property
     def threads_before(self) -> int | None:

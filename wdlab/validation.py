@@ -38,7 +38,7 @@ def check_config(config: DictConfig, here: bool = True) -> Built:
         if key not in KEYS:
             raise ConfigError(unknown_key(str(key), list(KEYS)))
     checked = settings.read(config)
-    device.check(checked.runtime, here)
+    device.check_runtime(checked.runtime, here)
     wandb_mirror.check(checked.logger)
     data.check_description(config["dataset"])
     _check_numbers(config, "optimizer")
@@ -47,11 +47,11 @@ def check_config(config: DictConfig, here: bool = True) -> Built:
     built = build(config)
     _try_forward(built.model, config, checked, ranks)
     data.check(config["dataset"], checked.paths.data, checked.train.batch_size, ranks)
-    check_data_is_the_same(config, RunDirectory.of(config))
+    check_data_unchanged(config, RunDirectory.of(config))
     return built
 
 
-def check_own_code(config: DictConfig, here: bool = True) -> tuple[Built | None, BaseException | None]:
+def check_and_build(config: DictConfig, here: bool = True) -> tuple[Built | None, BaseException | None]:
     """Check a config as :func:`check_config` does, but return an error in the code of the network or of the method.
 
     Such an error is not a mistake in the config, so the caller records it with the run and continues with other runs.
@@ -75,9 +75,9 @@ def check_own_code(config: DictConfig, here: bool = True) -> tuple[Built | None,
         return None, error
 
 
-def code_error(config: DictConfig, here: bool = True) -> BaseException | None:
-    """Return the error that :func:`check_own_code` returns, without the built objects; a sweep keeps no networks."""
-    return check_own_code(config, here)[1]
+def error_in_code(config: DictConfig, here: bool = True) -> BaseException | None:
+    """Return the error that :func:`check_and_build` returns, without the built objects; a sweep keeps no networks."""
+    return check_and_build(config, here)[1]
 
 
 def _check_numbers(config: DictConfig, section: str) -> None:
@@ -157,7 +157,7 @@ def _needs_larger_batch(error: Exception) -> bool:
     return isinstance(error, ValueError) and str(error).startswith("Expected more than 1 value per channel")
 
 
-def check_data_is_the_same(config: DictConfig, directory: RunDirectory, state: Mapping[str, Any] | None = None) -> None:
+def check_data_unchanged(config: DictConfig, directory: RunDirectory, state: Mapping[str, Any] | None = None) -> None:
     """Check that a run which has a checkpoint is resumed or evaluated on the data set that it was begun on.
 
     Args:

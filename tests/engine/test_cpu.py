@@ -80,8 +80,8 @@ def test_the_cost_of_bf16_is_measured(convolution):
 
 
 def test_the_processors_name_has_its_instruction_set():
-    assert cpu.name().endswith(f"({torch.backends.cpu.get_cpu_capability()})")
-    assert device.device_name(torch.device("cpu")) == cpu.name()
+    assert cpu.processor_name().endswith(f"({torch.backends.cpu.get_cpu_capability()})")
+    assert device.device_name(torch.device("cpu")) == cpu.processor_name()
 
 
 WAITING = "import wdlab, os; print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY'))"

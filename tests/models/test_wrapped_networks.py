@@ -10,7 +10,7 @@ from wdlab import evaluate, loop, session, train
 from wdlab.build import build
 from wdlab.errors import ConfigError
 from wdlab.records.directory import RunDirectory
-from wdlab.validation import check_config, code_error
+from wdlab.validation import check_config, error_in_code
 
 READING = ("Asserts", "Reads", "Masks")
 KEEPING = ("Keeps",)
@@ -106,6 +106,6 @@ def test_a_batch_that_is_too_small_is_refused_also_where_the_forward_reads_a_val
 
 def test_an_error_of_its_own_is_not_taken_for_a_batch_that_is_too_small(own):
     config = own("Complains")
-    assert repr(code_error(config)) == repr(ValueError("not with me"))
+    assert repr(error_in_code(config)) == repr(ValueError("not with me"))
     with pytest.raises(train.RunFailed, match="failed, ValueError: not with me"):
         session.run(config)

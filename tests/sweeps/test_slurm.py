@@ -225,8 +225,8 @@ def test_a_device_that_only_the_cluster_has_is_not_asked_for_here(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for overrides in (["runtime=gpu"], ["runtime=gpu", "runtime.precision=tf32"], ["runtime.precision=tf32"]):
         config = compose_config(overrides)["runtime"]
-        device.check(config, here=False)
+        device.check_runtime(config, here=False)
         with pytest.raises(ConfigError):
-            device.check(config)
+            device.check_runtime(config)
     with pytest.raises(ConfigError, match="tf32: only on a CUDA device"):
-        device.check(compose_config(["runtime=cpu", "runtime.precision=tf32"])["runtime"], here=False)
+        device.check_runtime(compose_config(["runtime=cpu", "runtime.precision=tf32"])["runtime"], here=False)

@@ -28,7 +28,7 @@ TRIALS, TRIAL_SECONDS = 3, 0.03  # number and length of the measurements of the 
 TIMED_PRODUCTS = 5  # number of timed products per number format
 
 
-def name() -> str:
+def processor_name() -> str:
     """Return the processor's name and the widest instruction set that torch uses on it, such as ``AMD EPYC (AVX2)``."""
     processor = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):

@@ -84,7 +84,7 @@ class Machine:
         }
 
 
-def check(settings: RuntimeSettings, here: bool = True) -> None:
+def check_runtime(settings: RuntimeSettings, here: bool = True) -> None:
     """Check that the device exists and supports the precision.
 
     Args:
@@ -120,10 +120,10 @@ def set_up(
             None; None for a new run.
 
     Raises:
-        ConfigError: see :func:`check`.
+        ConfigError: see :func:`check_runtime`.
     """
-    check(settings)
-    device = chosen(settings)
+    check_runtime(settings)
+    device = chosen_device(settings)
     group = parallel.join(device)
     precision = settings.precision
     convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
@@ -164,7 +164,7 @@ def _threads(model: nn.Module, examples: int | None, before: int | None) -> int:
     return cpu.threads_for(model, examples)
 
 
-def chosen(settings: RuntimeSettings) -> torch.device:
+def chosen_device(settings: RuntimeSettings) -> torch.device:
     """Return the device that ``configs/runtime`` selects; with several GPUs, the GPU of this process."""
     return torch.device("cuda", _own_gpu()) if _uses_cuda(settings) else torch.device("cpu")
 
@@ -184,7 +184,7 @@ def _uses_cuda(settings: RuntimeSettings) -> bool:
 
 def device_name(device: torch.device) -> str:
     """Return the name of a GPU, or of the processor with its instruction set, for records and figures."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu.name()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu.processor_name()
 
 
 def _widest(model: nn.Module) -> int:

@@ -150,6 +150,8 @@ class PathProx(Regularizer):
         check_unsharded(self.params)
 
     def after_backward(self) -> None:
+        if sum(len(group["params"]) for group in self.groups) == 2 * len(self.pairs):
+            return  # no weights outside the pairs
         paired = {id(self._bound.tensor(p)) for p in self._paired}
         for part in self.active_groups():
             others = [p for p in part.params if id(p) not in paired]

@@ -169,7 +169,7 @@ class PNormProx(_Bridged):
         for part in self.active_groups():
             threshold, weights = part.lr * part.strength, local_shards(part.params)
             if isinstance(threshold, Tensor) or threshold > 0:
-                proxes = (soft_threshold if part.group["p"] == 1 else prox_of_three_halves)(weights, threshold)
+                proxes = (soft_threshold if part.group["p"] == 1 else prox_p_three_halves)(weights, threshold)
                 if isinstance(threshold, Tensor):
                     proxes = [torch.where(threshold > 0, new, w) for new, w in zip(proxes, weights, strict=True)]
                 torch._foreach_copy_(weights, proxes)
@@ -183,7 +183,7 @@ def soft_threshold(weights: Sequence[Tensor], threshold: float | Tensor) -> list
     return torch._foreach_mul(sizes, torch._foreach_sign(weights))
 
 
-def prox_of_three_halves(weights: Sequence[Tensor], threshold: float | Tensor) -> list[Tensor]:
+def prox_p_three_halves(weights: Sequence[Tensor], threshold: float | Tensor) -> list[Tensor]:
     """Return the result of the proximal operator of ``t |w|^(3/2)`` for each tensor, with ``t = threshold``.
 
     It is ``sign(w) r^2`` with ``r = |w| / (h + sqrt(h^2 + |w|))`` and ``h = 3 t / 4``.

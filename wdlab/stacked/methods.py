@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from wdlab.regularizers import Regularizer
 from wdlab.regularizers.views import Section
-from wdlab.stacked.network import Network
+from wdlab.stacked.network import StackedNetwork
 
 
 class RowsView:
@@ -31,12 +31,17 @@ class RowsView:
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, model: nn.Module, network: Network, rows: slice, strengths: Tensor
+        self,
+        optimizer: torch.optim.Optimizer,
+        model: nn.Module,
+        network: StackedNetwork,
+        rows: slice,
+        strengths: Tensor,
     ) -> None:
         self.optimizer, self.rows = optimizer, rows
         self._strengths = self.lr = as_column(strengths)
-        parameters = network.in_order_of_a_model(network.parameters)
-        gradients = network.in_order_of_a_model(network.gradients)
+        parameters = network.in_model_order(network.parameters)
+        gradients = network.in_model_order(network.gradients)
         self._tensors = {}
         for p, stacked, gradient in zip(model.parameters(), parameters, gradients, strict=True):
             tensor = self._tensors[id(p)] = stacked[rows]

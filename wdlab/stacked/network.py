@@ -14,7 +14,7 @@ ALIGNMENT = 16  # elements: 64 bytes of float32
 CHUNK_VALUES = 2**22  # largest number of values in one layer's activations when whole splits are evaluated
 
 
-class Network:
+class StackedNetwork:
     """The linear layers of several MLPs; the weights of one layer in all MLPs form one tensor.
 
     The parameters of the models and their gradients become views of these tensors. The slice of a run begins at an
@@ -44,7 +44,7 @@ class Network:
         self._has_relu = [k < len(modules) and isinstance(modules[k], nn.ReLU) for k in following]
         with torch.no_grad():
             for run, model in enumerate(models):
-                places, gradients = self.of_run(self.parameters, run), self.of_run(self.gradients, run)
+                places, gradients = self.views_of_run(self.parameters, run), self.views_of_run(self.gradients, run)
                 for p, place, gradient in zip(model.parameters(), places, gradients, strict=True):
                     place.copy_(p)
                     p.data, p.grad = place, gradient
@@ -59,7 +59,7 @@ class Network:
         """The gradients in the order of ``parameters``."""
         return [*self.weight_gradients, *self.bias_gradients]
 
-    def in_order_of_a_model(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def in_model_order(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return tensors that are in the order of ``parameters`` in the order of a model's parameters instead.
 
         A model's order is weight and bias of the first layer, weight and bias of the second layer, and so on.
@@ -67,14 +67,14 @@ class Network:
         pairs = zip(tensors[: len(self.weights)], tensors[len(self.weights) :], strict=True)
         return [t for pair in pairs for t in pair]
 
-    def of_run(self, tensors: Sequence[Tensor], run: int) -> list[Tensor]:
+    def views_of_run(self, tensors: Sequence[Tensor], run: int) -> list[Tensor]:
         """Return views of one run's slices, in the order and the shapes of its model's parameters.
 
         Args:
             tensors: batched tensors in the order and the shapes of ``parameters``.
             run: the position of the run in the stack.
         """
-        parts = (t[run] for t in self.in_order_of_a_model(tensors))
+        parts = (t[run] for t in self.in_model_order(tensors))
         return [part if k % 2 == 0 else part[0] for k, part in enumerate(parts)]
 
     @torch.no_grad()
@@ -139,7 +139,8 @@ class Network:
             logs = torch.log_softmax(logits.double(), 1)
             losses.append(-logs.gather(1, labels.expand(self.runs, 1, -1)).sum((1, 2)))
             hits.append((logits.argmax(1) == labels).sum(1))
-        return torch.stack(losses).sum(0) / len(split), torch.stack(hits).sum(0).double() / len(split)
+        loss, accuracy = torch.stack(losses).sum(0) / len(split), torch.stack(hits).sum(0).double() / len(split)
+        return loss, torch.where(loss.isfinite(), accuracy, torch.nan)
 
     @torch.no_grad()
     def clip(self, norm: float) -> None:

@@ -29,7 +29,7 @@ from wdlab.regularizers.hooks import run_after_step, run_before_step
 from wdlab.schedules import Clock
 from wdlab.settings import TrainSettings
 from wdlab.stacked.methods import RowsView, StackedMethod, as_column
-from wdlab.stacked.network import Network
+from wdlab.stacked.network import StackedNetwork
 from wdlab.stacked.steps import AdamStep, SGDStep
 
 
@@ -87,7 +87,7 @@ class Stack:
             if run.start is not None:
                 for part in ("model", "optimizer", "regularizer"):
                     getattr(run.experiment, part).load_state_dict(run.start[part])
-        self._network = Network([experiment.model for experiment in experiments])
+        self._network = StackedNetwork([experiment.model for experiment in experiments])
         group = experiments[0].optimizer.param_groups[0]
         self._step = (SGDStep if is_sgd_group(group) else AdamStep)(self._network, group, self.first > 0)
         self._share_moments()
@@ -210,7 +210,7 @@ class Stack:
         """Replace the moments in the optimizers' states by views of the stack's moments, with the same values."""
         for name, moments in self._step.state.items():
             for run, experiment in enumerate(self._experiments):
-                places = self._network.of_run(moments, run)
+                places = self._network.views_of_run(moments, run)
                 for p, place in zip(experiment.model.parameters(), places, strict=True):
                     state = experiment.optimizer.state[p]
                     if name in state:

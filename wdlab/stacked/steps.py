@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wdlab.stacked.network import Network
+from wdlab.stacked.network import StackedNetwork
 from wdlab.tensors import scale_
 
 
@@ -24,7 +24,7 @@ class SGDStep:
             ``network.parameters``.
     """
 
-    def __init__(self, network: Network, group: Mapping[str, Any], begun: bool) -> None:
+    def __init__(self, network: StackedNetwork, group: Mapping[str, Any], begun: bool) -> None:
         self._params, self._gradients, self._begun = network.parameters, network.gradients, begun
         self._momentum, self._dampening, self._nesterov = group["momentum"], group["dampening"], group["nesterov"]
         self.state = {"momentum_buffer": [torch.zeros_like(p) for p in self._params]} if self._momentum else {}
@@ -55,7 +55,7 @@ class AdamStep:
     Arguments and attributes are the same as those of ``SGDStep``; ``begun`` has no effect.
     """
 
-    def __init__(self, network: Network, group: Mapping[str, Any], begun: bool) -> None:
+    def __init__(self, network: StackedNetwork, group: Mapping[str, Any], begun: bool) -> None:
         self._params, self._gradients = network.parameters, network.gradients
         (self._beta1, self._beta2), self._eps = group["betas"], group["eps"]
         self._decay = group["weight_decay"] if group.get("decoupled_weight_decay") else 0.0

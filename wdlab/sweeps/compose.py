@@ -66,7 +66,7 @@ class Composer:
             number: the job's number in the sweep, from 0.
         """
         config = self(overrides)
-        pinned = interpolations.pin(config, self._loader, self._config, overrides, number)
+        pinned = interpolations.fix_job_values(config, self._loader, self._config, overrides, number)
         return SweepJob([*overrides, *pinned], config, RunDirectory.of(config))
 
     def _names_a_file(self, override: Override) -> bool:

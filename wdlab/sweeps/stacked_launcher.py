@@ -106,7 +106,7 @@ class StackedLauncher(Launcher):
         with open_dict(config):
             del config["hydra"]  # Hydra deletes it too before it starts a job
         interpolations.read_environment(config)
-        overrides += interpolations.pin(config, loader, self._config, overrides, number)
+        overrides += interpolations.fix_job_values(config, loader, self._config, overrides, number)
         return config
 
     def _report_start(self, job: "StackCandidate") -> None:

@@ -29,7 +29,7 @@ from wdlab.sweeps.progress import SweepProgress
 from wdlab.sweeps.slurm import SlurmLauncher
 from wdlab.sweeps.stacked_launcher import StackedLauncher
 from wdlab.sweeps.summary import print_counts, sum_up
-from wdlab.validation import code_error
+from wdlab.validation import error_in_code
 
 
 class Sweep(Sweeper):
@@ -77,7 +77,9 @@ class Sweep(Sweeper):
         todo = [job for job in by_run.values() if not job.directory.finished]
         here = not isinstance(self.launcher, SlurmLauncher)
         for job in todo:
-            code_error(job.config, here)  # raises config errors; other errors occur again in the run and are recorded
+            error_in_code(
+                job.config, here
+            )  # raises config errors; other errors occur again in the run and are recorded
             job.status_before = job.directory.read("status.json")
         finished, same = len(by_run) - len(todo), len(jobs) - len(by_run)
         twice = f", {same} the same as others" if same else ""
@@ -98,7 +100,7 @@ class Sweep(Sweeper):
         # the job's process with any launcher and on any machine; in that process Hydra sets the variable (`env_set`).
         # Changing `hydra.job.env_set` in the sweep's own config has no effect on jobs.
         variable = f"hydra.job.env_set.{stopping.SWEEP_VARIABLE}"
-        prefix = interpolations.typed(str(stop_files.prefix))
+        prefix = interpolations.as_override_text(str(stop_files.prefix))
         self.config["hydra"]["overrides"]["hydra"].append(f"++{variable}={prefix}")
         try:
             progress = SweepProgress([(job.directory, job.config["train"]["steps"]) for job in todo])
