@@ -60,7 +60,7 @@ def reproduce(figure: str, scale: str, launcher: str, logger: str, results: Path
     if launcher not in LAUNCHERS:
         raise ConfigError(f"LAUNCHER={launcher}: must be one of {', '.join(LAUNCHERS)}")
     declared = declaration.read(figure, scale)
-    runs = declaration.runs(declared, results / "runs")
+    runs = declaration.figure_runs(declared, results / "runs")
     distinct = {run.directory.name: run for run in runs}.values()  # panels may share a run
     missing = [run for run in distinct if not run.directory.finished]
     print(f"{figure} at {scale} scale: {len(distinct)} runs, {len(missing)} to do", flush=True)
@@ -133,7 +133,7 @@ def print_verdicts(files: tables.Files, judged: dict) -> None:
             print(f"  {panel['title']}: seeds {', '.join(map(str, panel['seeds']))}")
     print(textwrap.fill(f"Scale-downs: {judged['scale_down']}", 110))
     for claim in judged["claims"]:
-        print(f"  {claim['verdict']:<13}{claim['panel']}: {claim['id']}: {figures.numbers(claim)}")
+        print(f"  {claim['verdict']:<13}{claim['panel']}: {claim['id']}: {figures.verdict_numbers(claim)}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def comments(path: Path) -> str:
 @functools.cache
 def runs_of_figure(name: str, scale: str) -> set[str]:
     """Return the names of the runs that a figure declares at a scale."""
-    return {job.directory.name for job in declaration.runs(declaration.read(name, scale), "anywhere")}
+    return {job.directory.name for job in declaration.figure_runs(declaration.read(name, scale), "anywhere")}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -66,7 +66,7 @@ def test_the_workers_of_a_killed_sweep_stop_with_a_checkpoint(tmp_path):
     process.kill()
     process.wait()
     limit = time.monotonic() + 60
-    while any(directory.held for directory in target.directories) and time.monotonic() < limit:
+    while any(directory.is_locked for directory in target.directories) and time.monotonic() < limit:
         time.sleep(0.1)
     states = [directory.status for directory in target.directories]
     assert "interrupted" in states and not {"running", "done", "failed"} & set(states)

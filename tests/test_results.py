@@ -25,12 +25,12 @@ def test_fig3_is_there_at_both_scales():
 def test_the_table_holds_exactly_the_declared_runs(name, scale):
     declared = declaration.read(name, scale)
     table = pd.read_csv(tables.Files.of(name, scale, RESULTS).table)
-    jobs = declaration.runs(declared, "anywhere", committed=True)
+    jobs = declaration.figure_runs(declared, "anywhere", committed=True)
     simulated = [panel["panel"] for panel in declared["at"]["panels"] if "simulate" in panel]
     of_runs = ~table["panel"].isin(simulated)
     assert set(table.loc[of_runs, "run"]) == {job.directory.name for job in jobs}
     if not jobs:
-        assert_simulated_alike(tables.make(declared, []), table)
+        assert_simulated_alike(tables.run_table(declared, []), table)
 
 
 def assert_simulated_alike(found: pd.DataFrame, committed: pd.DataFrame) -> None:
@@ -61,7 +61,7 @@ def test_the_verdicts_follow_from_the_table(name, scale):
     committed = json.loads(files.verdicts.read_text())
     again = json.loads(json.dumps(figures.verdicts(declared, table, [], measured)))
     for of_the_runs in ("runs", "devices", "code"):
-        assert committed.pop(of_the_runs) or declaration.runs(declared, "anywhere") == []
+        assert committed.pop(of_the_runs) or declaration.figure_runs(declared, "anywhere") == []
         del again[of_the_runs]
     assert words(again) == words(committed)
     assert numbers(again) == pytest.approx(numbers(committed), rel=1e-9, abs=1e-12)  # logarithms differ in last digits

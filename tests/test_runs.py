@@ -112,7 +112,7 @@ def test_a_run_that_ends_while_it_is_listed_is_not_stale(tmp_path, monkeypatch):
         next(looks, lambda: None)()
         return False
 
-    monkeypatch.setattr(RunDirectory, "held", property(look))
+    monkeypatch.setattr(RunDirectory, "is_locked", property(look))
     assert runs.entry_of(directory).state == "done"
 
 

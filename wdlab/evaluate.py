@@ -59,7 +59,7 @@ def evaluate(
     """
     config = _config(folder, overrides)
     directory = RunDirectory(folder.parent, folder.name)
-    state = checkpoint.require(directory)
+    state = checkpoint.load_or_raise(directory)
     check_data_unchanged(config, directory, state)
     built = build(config)
     model = built.model

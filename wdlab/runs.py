@@ -105,9 +105,9 @@ def _in_order(entry: Entry) -> tuple[int, str]:
 def _state(directory: RunDirectory) -> tuple[str, dict[str, Any], str | None]:
     """Return a run's state, its ``status.json`` ({} if unreadable or outdated), and its error in a line (or None)."""
     try:
-        status, owned = directory.read("status.json"), directory.held
+        status, owned = directory.read("status.json"), directory.is_locked
         while not owned and (again := directory.read("status.json")) != status:  # the run started or ended meanwhile
-            status, owned = again, directory.held
+            status, owned = again, directory.is_locked
         has_status = bool(status) or (directory.path / "status.json").exists()
         begun = has_status or directory.config.exists()
     except OSError as error:

@@ -39,7 +39,7 @@ def check_config(config: DictConfig, here: bool = True) -> Built:
             raise ConfigError(unknown_key(str(key), list(KEYS)))
     checked = settings.read(config)
     device.check_runtime(checked.runtime, here)
-    wandb_mirror.check(checked.logger)
+    wandb_mirror.check_mode(checked.logger)
     data.check_description(config["dataset"])
     _check_numbers(config, "optimizer")
     _check_numbers(config, "lr_schedule")

@@ -34,7 +34,7 @@ def table(options: Options) -> Page | None:
     done: set[str] = set()
     rows = []
     for name in declaration.names():
-        jobs = [job for job in declaration.runs(declaration.read(name, SCALE), "unused")]
+        jobs = [job for job in declaration.figure_runs(declaration.read(name, SCALE), "unused")]
         new = {job.directory.name: job for job in jobs if job.directory.name not in done}
         done |= new.keys()
         if new:

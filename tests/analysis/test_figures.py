@@ -133,12 +133,12 @@ def test_bad_input_is_one_clear_line(arguments, message, monkeypatch, capsys, tm
 
 def test_fig3_has_all_three_of_its_panels_at_paper_scale():
     declared = declaration.read("fig3", "paper")
-    assert {job.panel for job in declaration.runs(declared, "anywhere")} == {"mlp", "factorized", "vgg19"}
+    assert {job.panel for job in declaration.figure_runs(declared, "anywhere")} == {"mlp", "factorized", "vgg19"}
 
 
 def test_the_mnist_panels_are_the_same_runs_at_cpu_and_paper_scale():
     cpu, paper = (
-        {j.directory.name for j in declaration.runs(declaration.read("fig3", s), "x") if j.panel != "vgg19"}
+        {j.directory.name for j in declaration.figure_runs(declaration.read("fig3", s), "x") if j.panel != "vgg19"}
         for s in ("cpu", "paper")
     )
     assert cpu == paper and len(cpu) == 12
@@ -167,7 +167,7 @@ def kinds(scale):
     """Of each combination of network, data and method in the figures' panels one run; the others differ in numbers."""
     found = {}
     for name in declaration.names():
-        for job in declaration.runs(declaration.read(name, scale), "anywhere"):
+        for job in declaration.figure_runs(declaration.read(name, scale), "anywhere"):
             kind = tuple(override for override in job.overrides if not override.startswith(NUMBERS))
             found.setdefault(kind, pytest.param(job.overrides, id=f"{name}-{job.panel}-{len(found)}"))
     return list(found.values())

@@ -29,9 +29,9 @@ def test_a_method_from_outside_the_repository_is_drawn_in_fig3s_plot():
 
 def test_methods_that_are_not_in_the_table_of_looks_differ_and_depend_on_no_order():
     names = ["another", "mine", "yet_another"]
-    found = style.looks(small_table("pathprox", *names))
+    found = style.looks_by_method(small_table("pathprox", *names))
     assert list(found) == [("pathprox", None), *((name, None) for name in names)]
-    assert found == style.looks(small_table(*reversed(names), "pathprox"))
+    assert found == style.looks_by_method(small_table(*reversed(names), "pathprox"))
     assert [look.label for look in found.values()][1:] == names
     for part in ("color", "marker"):
         assert len({getattr(look, part) for look in found.values()}) == 4
@@ -39,7 +39,7 @@ def test_methods_that_are_not_in_the_table_of_looks_differ_and_depend_on_no_orde
 
 def test_a_method_with_a_p_is_named_by_both():
     table = small_table("mine", "pnorm", "l2").assign(**{"regularizer.p": [0.3] * 6 + [0.8] * 6 + [None] * 6})
-    found = style.looks(table)
+    found = style.looks_by_method(table)
     assert [look.label for look in found.values()] == ["weight decay (SGD)", "p = 0.8", "mine, p = 0.3"]
     parts = {name: part for name, _, part in style.by_method(table.iloc[3:9], found)}
     assert {name: len(part) for name, part in parts.items()} == {"pnorm": 3, "mine": 3}

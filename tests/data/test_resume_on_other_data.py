@@ -88,7 +88,7 @@ def test_a_run_without_a_checkpoint_begins_anew_on_any_data(compose, texts, inte
     directory = interrupted(compose(*TEXT, f"paths.data={texts / 'one'}"))
     directory.checkpoint.unlink()
     assert session.run(compose(*TEXT, f"paths.data={texts / 'two'}")) == "done"
-    recorded = checkpoint.require(directory)["data_checksum"]
+    recorded = checkpoint.load_or_raise(directory)["data_checksum"]
     assert recorded == directory.read("provenance.json")["data_checksum"]
     assert recorded == data.checksum(compose(*TEXT)["dataset"], texts / "two")
 

@@ -62,7 +62,7 @@ def read(name: str, scale: str) -> dict[str, Any]:
     return declared | {"name": name, "scale": scale, "at": at}
 
 
-def runs(declared: Mapping[str, Any], root: str | Path, committed: bool = False) -> list[FigureRun]:
+def figure_runs(declared: Mapping[str, Any], root: str | Path, committed: bool = False) -> list[FigureRun]:
     """Return all runs of a figure at its scale: in each panel one for each seed and each line of ``vary``.
 
     Args:

@@ -133,7 +133,7 @@ def _dirty(code: Mapping[str, str]) -> str:
     return " with uncommitted changes" if code.get("uncommitted") else ""
 
 
-def numbers(claim: Mapping[str, Any]) -> str:
+def verdict_numbers(claim: Mapping[str, Any]) -> str:
     """Return the numbers of a judged claim in a line: difference, interval, number of seeds, and the note if any."""
     rest = (
         f"n={claim['n']}" + ", exploratory" * claim["exploratory"] + (f"; {claim['note']}" if "note" in claim else "")
@@ -152,7 +152,7 @@ def verdict_counts(files: Files) -> str:
     return counts + " (exploratory)" * any(claim["exploratory"] for claim in judged)
 
 
-def committed(name: str, scale: str, results: str | Path = PROJECT / "results") -> tuple[Figure, pd.DataFrame]:
+def draw_committed(name: str, scale: str, results: str | Path = PROJECT / "results") -> tuple[Figure, pd.DataFrame]:
     """Draw a figure from its tables under ``results``, without training any run. For notebooks.
 
     Returns:
@@ -167,7 +167,12 @@ def committed(name: str, scale: str, results: str | Path = PROJECT / "results") 
         raise ConfigError(f"{files.table}: does not exist yet; run make reproduce-{name} SCALE={scale}")
     judged = json.loads(files.verdicts.read_text())
     shown = [
-        {"panel": c["panel"], "claim": " ".join(c["statement"].split()), "verdict": c["verdict"], "numbers": numbers(c)}
+        {
+            "panel": c["panel"],
+            "claim": " ".join(c["statement"].split()),
+            "verdict": c["verdict"],
+            "numbers": verdict_numbers(c),
+        }
         for c in judged["claims"]
     ]
     return draw(declared, *tables.read(declared, files)), pd.DataFrame(shown)
@@ -187,7 +192,7 @@ def write(declared: Mapping[str, Any], runs: list[FigureRun], results: str | Pat
     files = Files.of(declared["name"], declared["scale"], results)
     for path in (files.table, files.picture, files.verdicts):
         path.parent.mkdir(parents=True, exist_ok=True)
-    tables.make(declared, runs).to_csv(files.table, index=False)
+    tables.run_table(declared, runs).to_csv(files.table, index=False)
     probes = tables.probe_table(declared, runs)
     if probes is not None:
         probes.to_csv(files.measured, index=False, float_format="%.4g")

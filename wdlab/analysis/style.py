@@ -65,7 +65,7 @@ def context() -> AbstractContextManager[None]:
     return mpl.rc_context(RC)
 
 
-def looks(table: pd.DataFrame) -> dict[Method, Look]:
+def looks_by_method(table: pd.DataFrame) -> dict[Method, Look]:
     """Return the look of each method in a table, in the order in which a picture shows them.
 
     The methods of ``LOOKS`` come first. Other methods follow in alphabetical order. Each is labelled by its name and p,

@@ -44,7 +44,7 @@ def read(declared: Mapping[str, Any], files: Files) -> tuple[pd.DataFrame, pd.Da
     return pd.read_csv(files.table), pd.read_csv(files.measured) if "measure" in declared else None
 
 
-def make(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFrame:
+def run_table(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFrame:
     """Return the tidy table of a figure's runs and simulations, with the panel in the first column.
 
     Args:
@@ -84,7 +84,7 @@ def probe_table(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFr
     """
     if "measure" not in declared:
         return None
-    settings = make(declared, runs)
+    settings = run_table(declared, runs)
     dropped = (*_metrics(settings), *IN_A_RUNS_NAME)
     settings = settings[[c for c in settings if c not in dropped]].drop_duplicates(["panel", "run"])
     parts = []

@@ -8,7 +8,7 @@ import torch
 
 from wdlab.errors import CheckpointError
 from wdlab.records.directory import RunDirectory
-from wdlab.records.files import writing
+from wdlab.records.files import undone_on_error
 
 
 def save(run: RunDirectory, state: dict[str, Any]) -> None:
@@ -25,7 +25,7 @@ def save(run: RunDirectory, state: dict[str, Any]) -> None:
     content = io.BytesIO()  # first to memory: torch.save to a full disk gives no reason in its error
     torch.save({"run": run.name, **_without_other_memory(state)}, content)
     temporary = run.path / ".checkpoint.tmp"
-    with writing(run.checkpoint, undo=temporary.unlink), temporary.open("wb") as file:
+    with undone_on_error(run.checkpoint, undo=temporary.unlink), temporary.open("wb") as file:
         file.write(content.getbuffer())
         file.flush()
         os.fsync(file.fileno())
@@ -72,7 +72,7 @@ def load(run: RunDirectory) -> dict[str, Any] | None:
     return state
 
 
-def require(run: RunDirectory) -> dict[str, Any]:
+def load_or_raise(run: RunDirectory) -> dict[str, Any]:
     """Return a run's newest checkpoint with its tensors on the CPU.
 
     Raises:

@@ -38,7 +38,7 @@ TARGET_GROUPS = ("model", "optimizer", "regularizer", "regularizer/over_time", "
 
 FINISHED = ("done", "diverged")
 _TAIL_BYTES = 16_384  # more than the longest line of metrics.jsonl
-_LOCK_SECONDS = 0.2  # how long a run waits for its lock; reading ``held`` takes the lock for microseconds
+_LOCK_SECONDS = 0.2  # how long a run waits for its lock; reading ``is_locked`` takes the lock for microseconds
 _UNUSABLE = (ValueError, TypeError, LookupError, OverflowError, RecursionError)  # raised by parsing damaged files
 
 
@@ -148,7 +148,7 @@ class RunDirectory:
         return filelock.FileLock(self.lock_file, timeout=_LOCK_SECONDS, poll_interval=_LOCK_SECONDS / 10)
 
     @property
-    def held(self) -> bool:
+    def is_locked(self) -> bool:
         """True while a process holds the run's lock; False on a filesystem without locks.
 
         Reading this property creates no file. It acquires the lock in shared mode for microseconds; a run that starts

@@ -9,13 +9,13 @@ from pathlib import Path
 def write_atomically(path: Path, text: str) -> None:
     """Replace a small text file in one step: other processes read the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path, undo=temporary.unlink):
+    with undone_on_error(path, undo=temporary.unlink):
         temporary.write_text(text)
         temporary.replace(path)
 
 
 @contextlib.contextmanager
-def writing(path: Path, undo: Callable[[], object]) -> Iterator[None]:
+def undone_on_error(path: Path, undo: Callable[[], object]) -> Iterator[None]:
     """Context manager around the writing of a file, which undoes an incomplete write and names the file in the error.
 
     Args:

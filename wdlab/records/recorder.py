@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wdlab.errors import CheckpointError
-from wdlab.records.files import writing
+from wdlab.records.files import undone_on_error
 from wdlab.records.wandb_mirror import Mirror
 
 
@@ -53,14 +53,14 @@ class Recorder:
         self.last = {key: _finite(value) for key, value in row.items()}
         line = memoryview(json.dumps(self.last).encode() + b"\n")
         before = self._file.tell()
-        with writing(self._path, undo=lambda: self._file.truncate(before)):
+        with undone_on_error(self._path, undo=lambda: self._file.truncate(before)):
             while line:
                 line = line[self._file.write(line) :]
         self._mirror.log(self.last)
 
     def sync(self) -> int:
         """Flush the file to the disk and return its size in bytes, which the checkpoint stores."""
-        with writing(self._path, undo=lambda: None):
+        with undone_on_error(self._path, undo=lambda: None):
             os.fsync(self._file.fileno())
         return self._file.tell()
 

@@ -104,14 +104,14 @@ def make_mirror(settings: LoggerSettings, folder: Path, name: str, run_config: d
         run_config: the settings that W&B shows for the run.
 
     Raises:
-        ConfigError: as :func:`check`.
+        ConfigError: as :func:`check_mode`.
     """
-    check(settings)
+    check_mode(settings)
     mode = _mode(settings)
     return Mirror() if mode == "disabled" else WandbMirror(mode, settings.project, folder, name, run_config)
 
 
-def check(settings: LoggerSettings) -> None:
+def check_mode(settings: LoggerSettings) -> None:
     """Check the W&B mode that the environment variable ``WANDB_MODE`` sets if ``logger=auto``.
 
     Raises:

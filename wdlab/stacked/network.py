@@ -122,8 +122,7 @@ class StackedNetwork:
     def evaluate(self, data: Data) -> list[Evaluated]:
         """Return loss and accuracy on each of the three splits, one dict for each run.
 
-        They are computed as by ``wdlab.metrics.objective.evaluate``, except that the accuracy of a run whose loss is
-        not finite is not set to nan.
+        They are computed as by ``wdlab.metrics.objective.evaluate``.
         """
         by_split = {name: self._evaluate(getattr(data, name)) for name in SPLITS}
         return [{name: (loss[run], share[run]) for name, (loss, share) in by_split.items()} for run in range(self.runs)]

@@ -29,7 +29,7 @@ def unit_norms(run: RunDirectory) -> pd.DataFrame:
         A row per step and unit, with the columns ``step``, ``pair`` and ``unit`` (numbers from 0), ``input_norm`` and
         ``output_norm``.
     """
-    model, state = _as_begun(run), checkpoint.require(run)
+    model, state = _as_begun(run), checkpoint.load_or_raise(run)
     parts = [_norms(model, 0)]
     model.load_state_dict(state["model"])
     parts.append(_norms(model, state["step"]))
@@ -60,7 +60,7 @@ def weight_sizes(run: RunDirectory) -> pd.DataFrame:
         weights). Two more shares are the same in every row: ``zero`` (``|w| < 1e-13``) and ``middle`` (from 1e-13 to
         below 1e-4).
     """
-    model, state = _as_begun(run), checkpoint.require(run)
+    model, state = _as_begun(run), checkpoint.load_or_raise(run)
     model.load_state_dict(state["model"])
     sizes = torch.cat([w.detach().flatten() for w in weights(model)]).abs().double().numpy()
     edges = np.linspace(*DECADES, BINS_PER_DECADE * (DECADES[1] - DECADES[0]) + 1)

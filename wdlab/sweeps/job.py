@@ -37,7 +37,7 @@ class SweepJob:
         """
         status = self.directory.status
         if status == "running":
-            return "running" if self.directory.held else "stale"
+            return "running" if self.directory.is_locked else "stale"
         return "skipped" if self.outcome == "skipped" else status
 
     @property

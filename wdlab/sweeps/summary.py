@@ -6,7 +6,7 @@ from wdlab.errors import RunFailed
 from wdlab.sweeps.job import SweepJob
 
 
-def sum_up(jobs: list[SweepJob]) -> None:
+def print_summary(jobs: list[SweepJob]) -> None:
     """Print the number of runs in each state, and a line for each run with a ``problem``.
 
     Raises:

@@ -28,7 +28,7 @@ from wdlab.sweeps.job import SweepJob
 from wdlab.sweeps.progress import SweepProgress
 from wdlab.sweeps.slurm import SlurmLauncher
 from wdlab.sweeps.stacked_launcher import StackedLauncher
-from wdlab.sweeps.summary import print_counts, sum_up
+from wdlab.sweeps.summary import print_counts, print_summary
 from wdlab.validation import error_in_code
 
 
@@ -86,7 +86,7 @@ class Sweep(Sweeper):
         print(f"{len(jobs)} runs: {finished} finished before, {len(todo)} to do{twice}", flush=True)
         if todo:
             self._run(todo)
-        sum_up(jobs)
+        print_summary(jobs)
 
     def _run(self, todo: list[SweepJob]) -> None:
         """Launch the jobs, with a progress bar, and with stop files by which a signal or a failure ends the sweep.

@@ -27,7 +27,7 @@ def fig1(table: pd.DataFrame, units: pd.DataFrame, panels: list[Mapping[str, Any
     figure, rows_of_axes = plt.subplots(
         len(panels), 3, figsize=(9.6, 3.3 * len(panels)), squeeze=False, layout="constrained"
     )
-    looks = style.looks(table)
+    looks = style.looks_by_method(table)
     for axes, panel in zip(rows_of_axes, panels, strict=True):
         rows, dots = (part[part["panel"] == panel["panel"]] for part in (table, units))
         _curves(axes[0], rows, looks, "imbalance", {})
@@ -70,7 +70,7 @@ def fig2(table: pd.DataFrame, pruned: pd.DataFrame, panels: list[Mapping[str, An
     figure, rows_of_axes = plt.subplots(
         len(panels), 3, figsize=(9.6, 3.3 * len(panels)), squeeze=False, layout="constrained"
     )
-    ends, looks = claims.last_lines(table), style.looks(table)
+    ends, looks = claims.last_lines(table), style.looks_by_method(table)
     for axes, panel in zip(rows_of_axes, panels, strict=True):
         last, small = (part[part["panel"] == panel["panel"]] for part in (ends, pruned))
         _points(axes[0], last, looks, "sparsity/active_units", "test/accuracy")
@@ -113,7 +113,7 @@ def fig3(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
     figure, axes = plt.subplots(
         2, len(panels), figsize=(3.6 * len(panels) + 0.6, 5.2), sharex="col", squeeze=False, layout="constrained"
     )
-    looks = style.looks(table)
+    looks = style.looks_by_method(table)
     for column, panel in enumerate(panels):
         rows = table[table["panel"] == panel["panel"]]
         objective, active = axes[0, column], axes[1, column]

@@ -117,7 +117,7 @@ def _against_density(
     figure, grid = plt.subplots(
         *shape, figsize=(4.2 * shape[1] + 1.4 * (not zoom), 3.4 * shape[0] + 0.4), squeeze=False, layout="constrained"
     )
-    looks = style.looks(ends)
+    looks = style.looks_by_method(ends)
     for axes, panel in zip(grid, panels, strict=True):
         rows = ends[ends["panel"] == panel["panel"]]
         for _, look, part in style.by_method(rows, looks):
@@ -175,7 +175,7 @@ def fig6(table: pd.DataFrame, sizes: pd.DataFrame, panels: list[Mapping[str, Any
         sizes: the probe's table, with the share of weights in each bin for each run.
         panels: the declarations of the panels, one column of axes each.
     """
-    looks = style.looks(sizes)
+    looks = style.looks_by_method(sizes)
     figure, grid = plt.subplots(
         len(looks),
         len(panels),
