@@ -29,7 +29,7 @@ def trace(model: nn.Module) -> fx.Graph:
 
 @contextlib.contextmanager
 def attributes_restored(model: nn.Module) -> Iterator[None]:
-    """Restore the attributes of the model and of its submodules on leaving the context.
+    """Restore the plain attributes of the model and of its submodules on leaving the context.
 
     A forward may store values such as activations in attributes of a module. Inside this context these values may be
     symbols of a graph, or tensors with autograd history. A model with such attributes can be neither copied nor saved.

@@ -76,10 +76,10 @@ def _hydra_main(config: DictConfig) -> str:
 
 
 def _resolve_paths(config: DictConfig) -> None:
-    """Parse values from environment variables (see ``read_environment``) and resolve ``paths``, in place.
+    """Parse values from environment variables, and make ``paths`` absolute if Hydra has changed the current folder.
 
-    Paths are relative to the folder in which the command was started. With ``hydra.job.chdir=true`` the run has another
-    current folder, in which the files that were checked would not be found; ``paths`` are then made absolute.
+    Both happen in place, the former by ``read_environment``. Paths are relative to the folder in which the command was
+    started. With ``hydra.job.chdir=true`` they would lead to other files than those that were checked.
     """
     interpolations.read_environment(config)
     started_in = Path(HydraConfig.get().runtime.cwd)

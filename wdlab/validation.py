@@ -98,7 +98,7 @@ def _check_numbers(config: DictConfig, section: str) -> None:
         if key not in ("name", "_target_") and any(isinstance(v, str | dict) for v in values):
             raise ConfigError(f"{section}.{key}={value}: must be a number")
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if section == "lr_schedule" and is_number and not value >= 0:
+        if section == "lr_schedule" and any(isinstance(v, int | float) and not v >= 0 for v in values):
             raise ConfigError(f"{section}.{key}={value}: must be a number >= 0")
         if key == "lr" and not (is_number and 0 <= value < float("inf")):
             raise ConfigError(f"{section}.lr={value}: must be a finite number >= 0")

@@ -21,8 +21,9 @@ class PAdam(DropIn, torch.optim.Adam):
 
     Outmezguine and Levi 2024, arXiv 2404.10824: ``w = u / (1 + p lr weight_decay |w0|^(p-2))``, where ``w0`` is the
     weight before Adam's step and ``u`` the weight after it. The learning rate multiplies the decay. As in the released
-    code, only tensors with at least 2 dimensions are decayed. p = 2 is decoupled decay with the factor
-    ``1 / (1 + 2 lr weight_decay)``; p <= 1 makes exact zeros. With ``weight_decay=0`` the steps are Adam's, bit by bit.
+    code, only tensors with at least 2 dimensions are decayed. p = 2 is decoupled decay with the factor ``1 / (1 + 2 lr
+    weight_decay)``; p <= 1 makes exact zeros. For p < 2 a weight that is exactly 0 stays 0. With ``weight_decay=0`` the
+    steps are Adam's, bit by bit.
 
     ``state_dict`` has Adam's entries, and a ``p`` for each group. A ``state_dict`` of torch's Adam or AdamW may be
     loaded too; the loaded ``weight_decay`` replaces the argument.

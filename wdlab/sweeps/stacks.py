@@ -1,6 +1,7 @@
 """Groups of runs that can be trained as one batched program, and the training of such a group."""
 
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -61,14 +62,14 @@ class StackCandidate:
         sessions = RunDirectory.of(self.config).read("provenance.json").get("sessions", [])
         return bool(sessions) and bool(sessions[-1].get("stacked"))
 
-    @property
+    @functools.cached_property
     def method_key(self) -> str:
         """Text that is equal for two runs if their weight-decay methods are the same except for their strengths."""
         optimizer = self.config["optimizer"]
         own = {key: optimizer.get(key) for key in _free_settings(optimizer) if key != "lr"}
         return _as_text({"regularizer": scientific_config(self.config)["regularizer"], **own}, without=STRENGTHS)
 
-    @property
+    @functools.cached_property
     def stack_key(self) -> str:
         """Text that is equal for two runs if they differ only in settings in which runs of one stack may differ."""
         science = {key: value for key, value in scientific_config(self.config).items() if key not in VARYING}

@@ -58,7 +58,7 @@ def _paths(axes: Axes, rows: pd.DataFrame) -> None:
 def _ends(axes: Axes, rows: pd.DataFrame) -> None:
     """Draw for each p the end of each path against its target (the minimum of the loss), and a line of fixed points.
 
-    If a weight does not settle, a bar spans its range, with the marker in the middle of the bar.
+    If a weight does not settle, a bar spans its quartiles, with the marker in the middle of the bar.
     """
     last = rows[rows["step"] == rows["step"].max()]
     for (p, part), color, marker in zip(last.groupby("p"), style.PALETTE, style.MARKERS, strict=False):
