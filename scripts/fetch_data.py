@@ -18,7 +18,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         config = compose_config([f"dataset={arguments.dataset}"])
-        data.check(config["dataset"], config["paths"]["data"], batch_size=1)
+        data.check_data_and_batch_size(config["dataset"], config["paths"]["data"], batch_size=1)
     except Exception as error:
         line = explain(error)
         if line is None:

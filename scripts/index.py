@@ -18,14 +18,14 @@ def table() -> str:
     for name in declaration.names():
         declared = {scale: declaration.read(name, scale) for scale in declaration.SCALES}
         first = declared["quick"]
-        made = [_verdicts(tables.Files.of(name, scale, PROJECT / "results")) for scale in declaration.SCALES]
+        made = [_verdicts(tables.FigureFiles.of(name, scale, PROJECT / "results")) for scale in declaration.SCALES]
         times = ", ".join(f"`{scale}` {declared[scale]['at']['time']}" for scale in declaration.SCALES)
         paper = first["paper"].split(",")[0]
         lines.append(f"| {name} | {paper} | {first['title']} | {' | '.join(made)} | `make reproduce-{name}`: {times} |")
     return "\n".join(lines) + "\n"
 
 
-def _verdicts(files: tables.Files) -> str:
+def _verdicts(files: tables.FigureFiles) -> str:
     """Return a figure's verdicts in Markdown, as a link to its picture; ``NOT_MADE`` if there are none."""
     if not files.verdicts.exists():
         return NOT_MADE

@@ -123,7 +123,7 @@ def run_to_its_end(command: list[str]) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def print_verdicts(files: tables.Files, judged: dict) -> None:
+def print_verdicts(files: tables.FigureFiles, judged: dict) -> None:
     """Print the paths of a figure's files, and from ``judged`` its seeds, scale-downs and verdicts."""
     print(f"\ntable    {files.table}\npicture  {files.picture}\nverdicts {files.verdicts}\n")
     exploratory = any(claim["exploratory"] for claim in judged["claims"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from wdlab.analysis import declaration
-from wdlab.build import build
+from wdlab.build import build_parts
 from wdlab.records.identity import CONFIGS, SCIENTIFIC_KEYS, compose_config, run_name
 
 FILES = sorted((CONFIGS / "experiment").glob("*.yaml"))
@@ -32,7 +32,7 @@ def test_every_experiment_begins_with_its_command_and_builds(path):
     assert header == "# @package _global_"  # Hydra reads it in the first line only
     assert command == f"# python -m wdlab.train +experiment={path.stem}"
     config = compose_config([command.split()[-1]])
-    build(config)
+    build_parts(config)
     assert run_name(config)
 
 
@@ -66,7 +66,7 @@ def test_another_method_can_be_chosen_on_the_command_line():
     assert other["regularizer"]["name"] == "l2" and other["regularizer"]["strength"] == 1e-4
     assert run_name(other) in runs_of_figure("fig3", "cpu")
     for over_time in ("constant", "late"):
-        build(compose_config(["+experiment=cifar10_early", f"regularizer/over_time={over_time}"]))
+        build_parts(compose_config(["+experiment=cifar10_early", f"regularizer/over_time={over_time}"]))
 
 
 def test_a_sweep_goes_over_experiments_and_seeds(command, tmp_path):

@@ -5,11 +5,11 @@ import torch
 
 from tests.test_train import TINY_CIFAR10, TINY_TEXT, rows
 from wdlab import evaluate, session
-from wdlab.build import build
+from wdlab.build import build_parts
 from wdlab.data import Batches
 from wdlab.data import load as load_data
 from wdlab.engine import averaging, device
-from wdlab.engine.one_run import Step
+from wdlab.engine.one_run import BatchGradient
 from wdlab.errors import ConfigError
 from wdlab.records import checkpoint
 from wdlab.records.directory import RunDirectory
@@ -28,13 +28,13 @@ CHOICES = [
 def steps_of(config, machine: device.Machine, with_model: bool = False):
     """The parts of a run that a step is made of, on a machine's device, as ``fit`` puts them together."""
     with machine.device:  # a network that is moved to meta has other parameters there than its optimizer
-        model, optimizer, regularizer, _ = build(config)
+        model, optimizer, regularizer, _ = build_parts(config)
     machine.place(model)
     loaded = load_data(config["dataset"], config["paths"]["data"], machine.device)
     batches = Batches(loaded.train, config["train"]["batch_size"], 0)
     regularizer.clock = Clock(config["train"]["steps"], batches.steps_per_epoch)
     regularizer.attach(optimizer)
-    update = Step(machine.training_form(model), optimizer, machine, config["train"]["clip_norm"])
+    update = BatchGradient(machine.training_form(model), optimizer, machine, config["train"]["clip_norm"])
     model.train()
 
     def step(k: int) -> torch.Tensor:
@@ -59,7 +59,7 @@ def test_no_step_reads_a_value_back(compose, tiny_data, choice):
 @pytest.mark.parametrize("choice", CHOICES)
 def test_no_step_waits_for_the_gpu(compose, tiny_data, choice):
     config = compose(*choice.split(), "runtime.device=cuda", "train.batch_size=12", f"paths.data={tiny_data}")
-    machine = device.set_up(config["runtime"], build(config)[0])
+    machine = device.set_up(config["runtime"], build_parts(config)[0])
     step = steps_of(config, machine)
     step(0)
     torch.cuda.synchronize()
@@ -105,7 +105,7 @@ def test_sharpness_has_a_cadence_of_its_own(compose):
 def test_smoothed_labels_are_in_the_gradient_and_not_in_what_is_logged(compose):
     overrides = ("dataset=digits", "model=mlp", "train.steps=1", "train.log_every=1", "train.eval_every=1")
     plain, smooth = compose(*overrides), compose(*overrides, "train.label_smoothing=0.2")
-    model = build(smooth)[0]
+    model = build_parts(smooth)[0]
     data = load_data(smooth["dataset"], smooth["paths"]["data"], torch.device("cpu"))
     inputs, labels = Batches(data.train, smooth["train"]["batch_size"], 0)(0)
     targets = 0.8 * torch.nn.functional.one_hot(labels, 10) + 0.02
@@ -150,9 +150,9 @@ def test_the_average_of_the_weights_is_that_of_the_formula_and_changes_nothing_e
 
 def test_an_average_has_batch_statistics_of_its_own(tiny_data, compose):
     config = compose(*TINY_CIFAR10.split(), "model=resnet8", "model.width=4", f"paths.data={tiny_data}")
-    model = build(config)[0]
+    model = build_parts(config)[0]
     data = load_data(config["dataset"], config["paths"]["data"], torch.device("cpu"))
-    average = averaging.Average(model, 0.9)
+    average = averaging.WeightAverage(model, 0.9)
     state = torch.get_rng_state()
     network = average.refresh_batch_statistics(data.train)
     seen = []

@@ -18,7 +18,7 @@ from tests import pretend_device
 from tests.pretend_device import NAME, PretendTensor, waits
 from tests.problem import problem
 from wdlab import evaluate, loop
-from wdlab.build import build, instantiate_node
+from wdlab.build import build_parts, instantiate_node
 from wdlab.data import load as load_data
 from wdlab.engine import device
 from wdlab.engine.experiment import Experiment
@@ -49,8 +49,8 @@ def _the_device_is_there():
 
 @pytest.fixture(autouse=True)
 def _few_products_with_the_hessian(monkeypatch):
-    monkeypatch.setattr(sharpness, "ITERATIONS", 3)
-    monkeypatch.setattr(sharpness, "PROBES", (2, 3))
+    monkeypatch.setattr(sharpness, "EIGENVALUE_PRODUCTS", 3)
+    monkeypatch.setattr(sharpness, "TRACE_PROBES", (2, 3))
 
 
 def here(*values: float, **options) -> torch.Tensor:
@@ -305,7 +305,7 @@ def machine_of(config, where: torch.device) -> device.Machine:
 
 def experiment(config, where: torch.device) -> Experiment:
     """As ``train.experiment`` makes it, on a device that no ``runtime.device`` chooses."""
-    model, optimizer, regularizer, lr_factor = build(config)
+    model, optimizer, regularizer, lr_factor = build_parts(config)
     machine = machine_of(config, where)
     machine.place(model)
     loaded = load_data(config["dataset"], config["paths"]["data"], where)

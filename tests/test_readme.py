@@ -17,7 +17,7 @@ import pytest
 from scripts import index
 from wdlab import optimizers, regularizers, session
 from wdlab.analysis import declaration
-from wdlab.build import build
+from wdlab.build import build_parts
 from wdlab.records.identity import CONFIGS, PROJECT, SCIENTIFIC_KEYS, compose_config, run_name
 
 README = PROJECT / "README.md"
@@ -209,7 +209,7 @@ def test_every_training_command_composes_and_builds():
             config = compose_config(overrides)
             assert set(config) == known, overrides  # +group=choice of a group that does not exist adds a key
             if config["seed"] == 0:
-                build(config)
+                build_parts(config)
         for word in command.overrides:
             if word.startswith("hydra/launcher="):
                 name = word.partition("=")[2]

@@ -13,7 +13,7 @@ MADE = [
     (name, scale)
     for name in declaration.names()
     for scale in declaration.SCALES
-    if tables.Files.of(name, scale, RESULTS).verdicts.exists()
+    if tables.FigureFiles.of(name, scale, RESULTS).verdicts.exists()
 ]
 
 
@@ -24,7 +24,7 @@ def test_fig3_is_there_at_both_scales():
 @pytest.mark.parametrize(("name", "scale"), MADE)
 def test_the_table_holds_exactly_the_declared_runs(name, scale):
     declared = declaration.read(name, scale)
-    table = pd.read_csv(tables.Files.of(name, scale, RESULTS).table)
+    table = pd.read_csv(tables.FigureFiles.of(name, scale, RESULTS).table)
     jobs = declaration.figure_runs(declared, "anywhere", committed=True)
     simulated = [panel["panel"] for panel in declared["at"]["panels"] if "simulate" in panel]
     of_runs = ~table["panel"].isin(simulated)
@@ -56,7 +56,7 @@ def test_figures_at_cpu_scale_are_declared_in_float32(name):
 
 @pytest.mark.parametrize(("name", "scale"), MADE)
 def test_the_verdicts_follow_from_the_table(name, scale):
-    declared, files = declaration.read(name, scale), tables.Files.of(name, scale, RESULTS)
+    declared, files = declaration.read(name, scale), tables.FigureFiles.of(name, scale, RESULTS)
     table, measured = tables.read(declared, files)
     committed = json.loads(files.verdicts.read_text())
     again = json.loads(json.dumps(figures.verdicts(declared, table, [], measured)))
@@ -87,7 +87,7 @@ def words(value) -> dict[str, object]:
 @pytest.mark.parametrize("method", ["l2", "pathprox"])
 def test_fig3_on_mnist_is_within_three_percent_of_the_released_curves(method):
     declared = declaration.read("fig3", "cpu")
-    table = pd.read_csv(tables.Files.of("fig3", "cpu", RESULTS).table)
+    table = pd.read_csv(tables.FigureFiles.of("fig3", "cpu", RESULTS).table)
     rows = claims.select(table, {"panel": "mlp", "regularizer": method})
     means = rows.groupby("step")["objective/path_norm"].agg(["mean", "count"])
     reference = declared["released"]["objective/path_norm"][method]

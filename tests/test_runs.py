@@ -155,7 +155,7 @@ def test_foreign_bytes_never_end_in_a_traceback(tmp_path):
     assert len(found) == 4 * len(contents) + 12 and {entry.state for entry in found} <= {*runs.STATES}
     assert states(tmp_path)["0-status.json"] == "unreadable" and states(tmp_path)["0-config.yaml"] == "interrupted"
     json.dumps([vars(entry) for entry in found])
-    list(runs.table(found, 80))
+    list(runs.table_lines(found, 80))
 
 
 def test_the_table_keeps_names_whole_and_fits_a_terminal(tmp_path):
@@ -163,11 +163,11 @@ def test_the_table_keeps_names_whole_and_fits_a_terminal(tmp_path):
     made(tmp_path, name, {"status": "failed", "error": "RuntimeError: " + "long " * 100})
     made(tmp_path, "escape\x1b[2J", {"status": "failed", "error": "red \x1b[31m"})
     (tmp_path / os.fsdecode(b"no-text-\xff")).mkdir()
-    lines = list(runs.table(runs.entries(tmp_path), 80))
+    lines = list(runs.table_lines(runs.entries(tmp_path), 80))
     assert sum(line.endswith(f"  {name}") for line in lines) == 1
     assert any(len(line) == 80 and line.endswith("...") for line in lines)
     assert all(line.isprintable() for line in lines) and any(r"no-text-\udcff" in line for line in lines)
-    assert all("..." not in line for line in runs.table(runs.entries(tmp_path), None))
+    assert all("..." not in line for line in runs.table_lines(runs.entries(tmp_path), None))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from wdlab.optimizers import SGDS, AdamS, PAdam
-from wdlab.strides import match_state, same_strides, with_strides_of
+from wdlab.strides import match_state_strides, same_strides, with_strides_of
 
 DROP_INS = {
     "adams": (AdamS, {}),
@@ -105,7 +105,7 @@ def test_the_state_of_torchs_own_fused_step_is_brought_into_order(make):
         model = channels_last(copy.deepcopy(model))
         other = make(model.parameters(), lr=1e-2, fused=fused, **options)
         other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-        match_state(other)
+        match_state_strides(other)
         steps(model, other)
         found.append(flat(model))
     assert torch.allclose(*found, rtol=0, atol=1e-12)

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from wdlab.analysis import declaration
-from wdlab.build import build
+from wdlab.build import build_parts
 from wdlab.records.identity import CONFIGS, PROJECT, SCIENTIFIC_KEYS, compose_config, run_name
 
 PACKAGE = PROJECT / "wdlab"
@@ -132,7 +132,7 @@ def test_every_config_composes_and_builds(group, name):
     config = compose_config([f"{group}={name}", *BESIDE.get(f"{group}={name}", ())])
     if group in SCIENTIFIC_KEYS:
         assert config[group]["name"] == name
-    build(config)
+    build_parts(config)
     assert run_name(config)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from wdlab import data, loop, session
-from wdlab.build import build
+from wdlab.build import build_parts
 from wdlab.errors import CheckpointError, RunFailed
 from wdlab.records import checkpoint
 from wdlab.records.directory import RunDirectory
@@ -68,7 +68,7 @@ def test_cheap_and_whole_split_metrics_have_their_own_cadence(compose):
 def test_training_equals_a_bare_torch_loop_bit_for_bit(compose):
     config = compose("regularizer=none", "optimizer.momentum=0.9")
     session.run(config)
-    model, optimizer, _, _ = build(config)
+    model, optimizer, _, _ = build_parts(config)
     loaded = data.load(config["dataset"], "", torch.device("cpu"))
     batches = data.Batches(loaded.train, 64, seed=0)
     for step in range(20):
@@ -298,7 +298,7 @@ def test_clipping_bounds_the_gradient_of_the_loss_alone(compose):
     steps = rows(config)[1:]
     assert all(row["gradient/loss_norm"] > 0.1 for row in steps)  # before clipping
     moved = compose(*clipped, "train.steps=1", "train.eval_every=1")
-    model = build(moved)[0]
+    model = build_parts(moved)[0]
     before = [p.detach().clone() for p in model.parameters()]
     session.run(moved)
     after = checkpoint.load(RunDirectory.of(moved))["model"].values()

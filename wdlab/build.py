@@ -24,7 +24,7 @@ from wdlab.schedules import Clock
 
 
 @dataclass(frozen=True)
-class Built:
+class Parts:
     """The objects that a run's config describes, on the CPU.
 
     ``model, optimizer, regularizer, lr_factor = built`` unpacks all but the random state.
@@ -52,7 +52,7 @@ class Built:
         return tuple(self)[index]
 
 
-def build(config: DictConfig) -> Built:
+def build_parts(config: DictConfig) -> Parts:
     """Build the model, optimizer, regularizer and learning-rate schedule of a config.
 
     The initial weights depend on ``seed``, ``model`` and the data set's shape and classes only. Optimizer and
@@ -75,7 +75,7 @@ def build(config: DictConfig) -> Built:
     lr_factor = _instantiate(config, "lr_schedule")
     with _as_config_error("lr_schedule"):
         lr_factor(0, config["train"]["steps"], 1)
-    return Built(model, optimizer, regularizer, lr_factor, torch.get_rng_state())
+    return Parts(model, optimizer, regularizer, lr_factor, torch.get_rng_state())
 
 
 def _instantiate(config: DictConfig, key: str, **arguments: Any) -> Any:
@@ -144,7 +144,7 @@ def build_experiment(
     neighbour: Experiment | None = None,
     stacked: int = 0,
     threads: int | None = None,
-    built: Built | None = None,
+    built: Parts | None = None,
 ) -> Experiment:
     """Build everything that a run trains with, placed on the device that it trains on.
 
@@ -157,12 +157,12 @@ def build_experiment(
         built: the objects that the check of the config has built; None builds them here.
     """
     if built is None:
-        built = build(config)
+        built = build_parts(config)
     else:  # the state after the build; otherwise dropout's masks depend on what the checks drew
         torch.manual_seed(config["seed"])
         torch.set_rng_state(built.random_state)
     if neighbour is None:
-        examples = examples_of_batch(config) * max(1, stacked)
+        examples = predictions_per_batch(config) * max(1, stacked)
         machine = device.set_up(config["runtime"], built.model, bool(stacked), examples, threads)
         loaded = data.load(config["dataset"], config["paths"]["data"], machine.device)
     else:
@@ -171,7 +171,7 @@ def build_experiment(
     return Experiment(built.model, loaded, built.optimizer, built.regularizer, built.lr_factor, machine, config["seed"])
 
 
-def examples_of_batch(config: DictConfig) -> int:
+def predictions_per_batch(config: DictConfig) -> int:
     """Return the number of predictions in a training batch: one per image, or one per character of each text."""
     shape = config["dataset"]["shape"]
     return config["train"]["batch_size"] * (shape[0] if len(shape) == 1 else 1)

@@ -29,7 +29,7 @@ class RunFailed(WdlabError):
     """A run that failed or diverged, or a sweep with such runs."""
 
 
-NAME = "a name: letters, digits, dots, dashes, underscores"
+NAME_RULE = "a name: letters, digits, dots, dashes, underscores"
 
 
 def is_name(value: object) -> bool:

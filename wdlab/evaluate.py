@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from wdlab import data, metrics, pruning
-from wdlab.build import build, instantiate_node
+from wdlab.build import build_parts, instantiate_node
 from wdlab.engine import averaging, device
 from wdlab.errors import ConfigError, WdlabError, explain
 from wdlab.footprint import footprints
@@ -61,7 +61,7 @@ def evaluate(
     directory = RunDirectory(folder.parent, folder.name)
     state = checkpoint.load_or_raise(directory)
     check_data_unchanged(config, directory, state)
-    built = build(config)
+    built = build_parts(config)
     model = built.model
     model.load_state_dict(state["model"])
     machine = device.set_up(config["runtime"], model)
@@ -70,7 +70,7 @@ def evaluate(
 
     refresh_average = None
     if "average" in state:
-        averaged = averaging.Average(model, config["train"]["average_decay"])
+        averaged = averaging.WeightAverage(model, config["train"]["average_decay"])
         averaged.load_state_dict(state["average"])
         refresh_average = averaged.refresh_batch_statistics
     if average:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx, nn
 
-from wdlab.tracing import DROPOUT, IDENTITY, POOLING, RELU, RESHAPE, Link, TracedModel
+from wdlab.tracing import DROPOUT, IDENTITY, POOLING, RELU, RESHAPE, LayerLink, TracedModel
 
 Pair = tuple[nn.Module, nn.Module]
 _WEIGHT_OWNERS = (nn.Linear, nn.Bilinear, nn.Embedding, nn.modules.conv._ConvNd)
@@ -111,14 +111,14 @@ def _trace_for_pairs(model: nn.Module) -> TracedModel:
     return TracedModel(model, instead="pass the pairs of layers yourself")
 
 
-def _pair_links(traced: TracedModel, across_pooling: bool) -> list[Link]:
+def _pair_links(traced: TracedModel, across_pooling: bool) -> list[LayerLink]:
     """Return the disjoint pairs of ``homogeneous_pairs`` as links in the traced graph (see ``tracing.Link``)."""
     kinds = (RELU, IDENTITY, DROPOUT, POOLING) if across_pooling else (RELU, IDENTITY)
 
     def passes(node: fx.Node) -> bool:
         return any(traced.is_a(kind, node) for kind in kinds) or (across_pooling and traced.flattens(node))
 
-    links: list[Link] = []
+    links: list[LayerLink] = []
     taken: set[fx.Node] = set()
     for node in traced.graph.nodes:
         link = None if node in taken else traced.link_from(node, passes)

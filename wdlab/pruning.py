@@ -10,11 +10,11 @@ from torch import Tensor, fx, nn
 
 from wdlab.footprint import Footprint, footprint, footprints
 from wdlab.models.modes import evaluation
-from wdlab.tracing import DROPOUT, IDENTITY, POOLING, RELU, Kind, Link, TracedModel
+from wdlab.tracing import DROPOUT, IDENTITY, POOLING, RELU, LayerLink, OperationKind, TracedModel
 
 __all__ = ["Footprint", "footprint", "footprints", "prune_dead_units"]
 
-_ACTIVATION = Kind(  # elementwise operations, in addition to tracing.RELU
+_ACTIVATION = OperationKind(  # elementwise operations, in addition to tracing.RELU
     (
         *(nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
         *(nn.Tanh, nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign),
@@ -27,7 +27,7 @@ _ACTIVATION = Kind(  # elementwise operations, in addition to tracing.RELU
     ),
     ("tanh", "tanh_", "sigmoid", "sigmoid_"),
 )
-_BATCH_NORM = Kind((nn.BatchNorm1d, nn.BatchNorm2d))
+_BATCH_NORM = OperationKind((nn.BatchNorm1d, nn.BatchNorm2d))
 _PER_CHANNEL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.PReLU)  # modules that may have a parameter or buffer per channel
 _SIZE_ATTRIBUTES = {  # attributes with the number of rows and, if it has any, of columns of a module's weight
     nn.Linear: ("out_features", "in_features"),
@@ -74,7 +74,7 @@ def prune_dead_units(model: nn.Module) -> nn.Module:
     return pruned
 
 
-def _prunable_links(traced: TracedModel) -> list[Link]:
+def _prunable_links(traced: TracedModel) -> list[LayerLink]:
     """Return the links (see ``tracing.Link``) whose units can be removed without changing any other layer."""
     links = [traced.link_from(node, lambda between: _acts_per_channel(traced, between)) for node in traced.graph.nodes]
     return [link for link in links if link is not None and _is_prunable(traced, link)]
@@ -88,7 +88,7 @@ def _acts_per_channel(traced: TracedModel, node: fx.Node) -> bool:
     return len(node.all_input_nodes) == 1 and any(traced.is_a(kind, node) for kind in kinds)
 
 
-def _is_prunable(traced: TracedModel, link: Link) -> bool:
+def _is_prunable(traced: TracedModel, link: LayerLink) -> bool:
     """Return True if the link's columns match its units, no module has hooks, and all between pass ``_can_shrink``."""
     modules = [traced.module(node) for node in (link.first, *link.between, link.second)]
     if any(module._forward_hooks or module._forward_pre_hooks for module in modules if module is not None):
@@ -125,7 +125,7 @@ def _can_shrink(traced: TracedModel, module: nn.Module | None, width: int, flat:
 class _PrunableLink:
     """Two layers and the operations between them, whose dead units can be removed in place."""
 
-    def __init__(self, traced: TracedModel, link: Link) -> None:
+    def __init__(self, traced: TracedModel, link: LayerLink) -> None:
         self.traced, self.between = traced, link.between
         self.first, self.second = traced.layer(link.first), traced.layer(link.second)
         self.columns_per_unit = traced.columns_per_unit(link)

@@ -34,7 +34,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from wdlab.errors import ConfigError, WdlabError, explain
 from wdlab.records.directory import FINISHED, RunDirectory
-from wdlab.records.identity import CONFIGS, compose_config, run_name
+from wdlab.records.identity import CONFIGS, PROJECT, compose_config, run_name
+
+__all__ = ["CONFIGS", "PROJECT", "RunDirectory", "compose_config", "main", "retry", "run_name"]
 
 # in the order of the list
 STATES = ("done", "new", "running", "interrupted", "diverged", "failed", "stale", "unreadable")
@@ -48,7 +50,7 @@ _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
 @dataclass(frozen=True)
-class Entry:
+class ListedRun:
     """A run in the list. The docstring of this module explains the fields."""
 
     run: str
@@ -62,7 +64,7 @@ class Entry:
     error: str | None
 
 
-def entries(root: Path) -> list[Entry]:
+def entries(root: Path) -> list[ListedRun]:
     """Return all runs of a folder, in the order of ``STATES``, then by name.
 
     Raises:
@@ -76,7 +78,7 @@ def entries(root: Path) -> list[Entry]:
     return sorted((entry_of(RunDirectory(root, name)) for name in names), key=_in_order)
 
 
-def entry_of(directory: RunDirectory) -> Entry:
+def entry_of(directory: RunDirectory) -> ListedRun:
     """Return the entry of one run. Damaged files in its directory raise no error."""
     state, status, error = _state(directory)
     try:
@@ -84,7 +86,7 @@ def entry_of(directory: RunDirectory) -> Entry:
     except OSError:
         age = None
     host, pid = status.get("host"), status.get("pid")
-    return Entry(
+    return ListedRun(
         run=directory.name,
         path=str(directory.path),
         state=state,
@@ -97,7 +99,7 @@ def entry_of(directory: RunDirectory) -> Entry:
     )
 
 
-def _in_order(entry: Entry) -> tuple[int, str]:
+def _in_order(entry: ListedRun) -> tuple[int, str]:
     """Return the key by which entries are sorted: the place of the state in ``STATES``, then the name."""
     return STATES.index(entry.state), entry.run
 
@@ -137,7 +139,7 @@ def _steps(directory: RunDirectory) -> int | None:
     return steps if isinstance(steps, int) else None
 
 
-def table(listed: Iterable[Entry], columns: int | None) -> Iterator[str]:
+def table_lines(listed: Iterable[ListedRun], columns: int | None) -> Iterator[str]:
     """Yield the lines of the printed list. Errors are cut to ``columns`` characters, or not at all if that is None."""
     yield f"{'state':<12}{'step':>15}  {'last line':>11}  run"
     for entry in listed:
@@ -150,7 +152,7 @@ def table(listed: Iterable[Entry], columns: int | None) -> Iterator[str]:
             yield f"    {detail}"
 
 
-def _detail(entry: Entry) -> str:
+def _detail(entry: ListedRun) -> str:
     """Return the second line of an entry: the process of a running or stale run, or the error; "" without either."""
     if entry.state in ("running", "stale") and entry.pid is not None:
         return f"{'was ' * (entry.state == 'stale')}process {entry.pid} on {entry.host}"
@@ -170,14 +172,14 @@ def _printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def counts(every: Sequence[Entry]) -> str:
+def state_counts_line(every: Sequence[ListedRun]) -> str:
     """Return a line with the number of runs, and of the runs in each state."""
     by_state = Counter(entry.state for entry in every)
     listed = ", ".join(f"{by_state[state]} {state}" for state in STATES if by_state[state])
     return f"{len(every)} runs: {listed}" if every else "0 runs"
 
 
-def retry(chosen: Sequence[Entry]) -> dict[str, str]:
+def retry(chosen: Sequence[ListedRun]) -> dict[str, str]:
     """Resume runs from their own ``config.yaml``, one after another.
 
     Returns:
@@ -200,7 +202,7 @@ def retry(chosen: Sequence[Entry]) -> dict[str, str]:
     return bad
 
 
-def _directory(entry: Entry) -> RunDirectory:
+def _directory(entry: ListedRun) -> RunDirectory:
     """Return the run directory of an entry of the list."""
     return RunDirectory(Path(entry.path).parent, entry.run)
 
@@ -270,25 +272,25 @@ def _states(given: str | None) -> tuple[str, ...]:
     return states
 
 
-def _print(every: Sequence[Entry], states: Collection[str], as_json: bool) -> None:
+def _print(every: Sequence[ListedRun], states: Collection[str], as_json: bool) -> None:
     """Print the runs whose state is in ``states`` as JSON, or as the list, followed by the number of all runs."""
     listed = [entry for entry in every if entry.state in states]
     if as_json:
         print(json.dumps([asdict(entry) for entry in listed], indent=2))
         return
-    for line in table(listed, shutil.get_terminal_size().columns if sys.stdout.isatty() else None):
+    for line in table_lines(listed, shutil.get_terminal_size().columns if sys.stdout.isatty() else None):
         print(line)
-    print(counts(every))
+    print(state_counts_line(every))
     if any(entry.state in RETRIED for entry in listed):
         print(f"--retry-failed resumes those that are {', '.join(RETRIED)}")
 
 
-def _retry_and_sum_up(chosen: Sequence[Entry]) -> int:
+def _retry_and_sum_up(chosen: Sequence[ListedRun]) -> int:
     """Retry runs and print how they ended. Return the exit code: 1 if a run did not end well again, else 0."""
-    print(f"{counts(chosen)}; to be retried", flush=True)
+    print(f"{state_counts_line(chosen)}; to be retried", flush=True)
     bad = retry(chosen) if chosen else {}
     after = [entry_of(_directory(entry)) for entry in chosen]
-    print(f"retried {counts(after)}")
+    print(f"retried {state_counts_line(after)}")
     for name, reason in bad.items():
         print(f"  {_printable(name)}: {_printable(reason)}")
     return 1 if bad else 0

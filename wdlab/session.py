@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from wdlab import loop
-from wdlab.build import Built, build_experiment
+from wdlab.build import Parts, build_experiment
 from wdlab.engine import device, parallel, stopping
 from wdlab.engine.experiment import Experiment
 from wdlab.engine.one_run import OneRun
@@ -49,32 +49,32 @@ def run(config: DictConfig) -> str:
     directory = RunDirectory.of(config)
     if directory.finished:
         log.info("%s: finished before, nothing to do", directory.name)
-        return outcome_of(directory)
+        return status_unless_diverged(directory)
     device.check_runtime(read_runtime(config))
-    if not parallel.join(device.chosen_device(config["runtime"])).is_leader:
+    if not parallel.connect(device.chosen_device(config["runtime"])).is_leader:
         return _follow(config, directory)
     built, fault = check_and_build(config)
     try:
         directory.create()
         lock = directory.lock().acquire()
     except filelock.Timeout:
-        parallel.broadcast_go(go=False)
+        parallel.broadcast_decision(go=False)
         log.info("%s: another process has this run; left alone", directory.name)
         return "locked"
     except OSError as error:
         raise ConfigError(f"paths.runs={config['paths']['runs']}: cannot be written, {error}") from error
     with lock:
         if directory.finished:  # another process has finished it since the first check
-            parallel.broadcast_go(go=False)
-            return outcome_of(directory)
+            parallel.broadcast_decision(go=False)
+            return status_unless_diverged(directory)
         with failure_recorded(directory):
             if fault is not None:
                 raise fault
             directory.remove_leftovers()
             directory.write_config(config)
-            with stopping.exit_requests(stopping.StopFiles.of_this_job()) as stop_requested:
+            with stopping.watch_stop_requests(stopping.StopFiles.of_this_job()) as stop_requested:
                 _train(config, directory, stop_requested, built)
-    return outcome_of(directory)
+    return status_unless_diverged(directory)
 
 
 @contextlib.contextmanager
@@ -99,7 +99,7 @@ def failure_recorded(directory: RunDirectory) -> Iterator[None]:
 
 
 def _train(
-    config: DictConfig, directory: RunDirectory, stop_requested: Callable[[], bool], built: Built | None = None
+    config: DictConfig, directory: RunDirectory, stop_requested: Callable[[], bool], built: Parts | None = None
 ) -> None:
     """Train a run whose lock this process holds, and record it.
 
@@ -114,7 +114,7 @@ def _train(
     """
     session = Session(config, directory)
     try:
-        parallel.broadcast_go(go=True)
+        parallel.broadcast_decision(go=True)
         trained = build_experiment(config, threads=session.threads_before, built=built)
         session.open(trained)
         settings = read(config)
@@ -233,10 +233,10 @@ def _follow(config: DictConfig, directory: RunDirectory) -> str:
     Raises:
         KeyboardInterrupt: if a stop was requested.
     """
-    if not parallel.broadcast_go():
+    if not parallel.broadcast_decision():
         return directory.status
     start = checkpoint.load(directory)
-    with stopping.exit_requests() as stop_requested:
+    with stopping.watch_stop_requests() as stop_requested:
         settings = read(config).train
         program = OneRun(build_experiment(config), settings, directory, None, start)
         outcome = loop.fit(program, settings, float("inf"), stop_requested)
@@ -251,7 +251,7 @@ def _result(row: dict[str, Any]) -> str:
     return "".join(f", {key.replace('/', ' ')} {value:.4g}" for key, value in shown.items())
 
 
-def outcome_of(directory: RunDirectory) -> str:
+def status_unless_diverged(directory: RunDirectory) -> str:
     """Return the recorded status of a run, ``done`` for a run that has ended well.
 
     Raises:

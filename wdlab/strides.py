@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def match_state(optimizer: torch.optim.Optimizer) -> None:
+def match_state_strides(optimizer: torch.optim.Optimizer) -> None:
     """Give every state tensor of a fused group the strides of its parameter. The values do not change.
 
     Only tensors in the shape of their parameter are replaced, such as Adam's moments.

@@ -43,7 +43,7 @@ def attributes_restored(model: nn.Module) -> Iterator[None]:
             vars(module).update(attributes)
 
 
-class Kind(NamedTuple):
+class OperationKind(NamedTuple):
     """A kind of operation, as all modules, functions and tensor methods that perform it in a traced graph."""
 
     modules: tuple[type[nn.Module], ...]
@@ -51,7 +51,7 @@ class Kind(NamedTuple):
     methods: tuple[str, ...] = ()
 
 
-RELU = Kind(  # nonlinear operations with f(c x) = c f(x) for every c > 0
+RELU = OperationKind(  # nonlinear operations with f(c x) = c f(x) for every c > 0
     (nn.ReLU, nn.LeakyReLU, nn.PReLU),
     (
         *(torch.relu, torch.relu_, nn.functional.relu),
@@ -59,21 +59,21 @@ RELU = Kind(  # nonlinear operations with f(c x) = c f(x) for every c > 0
     ),
     ("relu", "relu_"),
 )
-IDENTITY = Kind((nn.Identity,))
-DROPOUT = Kind((nn.Dropout, nn.Dropout2d), (nn.functional.dropout, nn.functional.dropout2d))
-POOLING = Kind(
+IDENTITY = OperationKind((nn.Identity,))
+DROPOUT = OperationKind((nn.Dropout, nn.Dropout2d), (nn.functional.dropout, nn.functional.dropout2d))
+POOLING = OperationKind(
     (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d),
     (
         *(nn.functional.max_pool2d, nn.functional.avg_pool2d),
         *(nn.functional.adaptive_max_pool2d, nn.functional.adaptive_avg_pool2d),
     ),
 )
-RESHAPE = Kind((nn.Flatten,), (torch.flatten, torch.reshape), ("flatten", "view", "reshape"))
+RESHAPE = OperationKind((nn.Flatten,), (torch.flatten, torch.reshape), ("flatten", "view", "reshape"))
 
 _LAYERS = (nn.Linear, nn.Conv2d)
 
 
-class Link(NamedTuple):
+class LayerLink(NamedTuple):
     """Two layers and the operations between them, as nodes of a graph. Each node is the only user of the one before."""
 
     first: fx.Node
@@ -164,7 +164,7 @@ class TracedModel:
             return None
         return module if self.owns_its_weights(module) else None
 
-    def is_a(self, kind: Kind, node: fx.Node) -> bool:
+    def is_a(self, kind: OperationKind, node: fx.Node) -> bool:
         """Return True if a node is an operation of the given kind, as a module, a function or a tensor method."""
         if node.op == "call_module":
             return isinstance(self.modules[node.target], kind.modules)
@@ -180,7 +180,7 @@ class TracedModel:
         readers = [user for user in node.users if not _only_takes_batch_size(user)]
         return readers[0] if len(readers) == 1 and readers[0].args[:1] == (node,) else None
 
-    def link_from(self, node: fx.Node, passes: Callable[[fx.Node], bool]) -> Link | None:
+    def link_from(self, node: fx.Node, passes: Callable[[fx.Node], bool]) -> LayerLink | None:
         """Return the link from a node to the next layer, or None if there is no such link.
 
         Args:
@@ -192,14 +192,14 @@ class TracedModel:
         first, between, current = node, [], self.only_reader(node)
         while current is not None:
             if self.layer(current) is not None:
-                return Link(first, tuple(between), current)
+                return LayerLink(first, tuple(between), current)
             if not passes(current):
                 return None
             between.append(current)
             current = self.only_reader(current)
         return None
 
-    def columns_per_unit(self, link: Link) -> int:
+    def columns_per_unit(self, link: LayerLink) -> int:
         """Return how many adjacent columns of the second layer's weight multiply one unit of the first layer.
 
         The units are the channels of a convolution's output, or the last dimension of a linear layer's output. A unit

@@ -51,7 +51,7 @@ def _hydra_main(config: DictConfig) -> str:
         return "skipped"
     if in_sweep and sys.stderr.isatty():
         log.setLevel(logging.WARNING)  # the sweep shows a progress bar of its own
-    if not parallel.group().is_leader:
+    if not parallel.process_group().is_leader:
         log.setLevel(logging.ERROR)
     try:
         outcome = run(config)
@@ -157,7 +157,7 @@ def main() -> None:
         print(f"error: {line}", file=sys.stderr)
         sys.exit(1 if isinstance(error, RunFailed) else 2)
     finally:
-        parallel.leave()
+        parallel.disconnect()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from wdlab import data, metrics, settings
-from wdlab.build import Built, build
+from wdlab.build import Parts, build_parts
 from wdlab.engine import device, parallel
 from wdlab.errors import CheckpointError, ConfigError, explain, unknown_key
 from wdlab.records import wandb_mirror
@@ -20,10 +20,10 @@ from wdlab.records.identity import SCIENTIFIC_KEYS
 from wdlab.settings import Settings
 
 # the keys that a config may have; +key=value can add others
-KEYS = (*SCIENTIFIC_KEYS, "fail_fast", "paths", "runtime", "logger", "hydra")
+CONFIG_KEYS = (*SCIENTIFIC_KEYS, "fail_fast", "paths", "runtime", "logger", "hydra")
 
 
-def check_config(config: DictConfig, here: bool = True) -> Built:
+def check_config(config: DictConfig, here: bool = True) -> Parts:
     """Check everything in a config that a run uses, and return the objects built from it. Trains nothing.
 
     Args:
@@ -35,23 +35,23 @@ def check_config(config: DictConfig, here: bool = True) -> Built:
         Exception: any error that the code of the network or of the method raises, SystemExit included.
     """
     for key in config:
-        if key not in KEYS:
-            raise ConfigError(unknown_key(str(key), list(KEYS)))
+        if key not in CONFIG_KEYS:
+            raise ConfigError(unknown_key(str(key), list(CONFIG_KEYS)))
     checked = settings.read(config)
     device.check_runtime(checked.runtime, here)
     wandb_mirror.check_mode(checked.logger)
     data.check_description(config["dataset"])
     _check_numbers(config, "optimizer")
     _check_numbers(config, "lr_schedule")
-    ranks = parallel.group().size
-    built = build(config)
+    ranks = parallel.process_group().size
+    built = build_parts(config)
     _try_forward(built.model, config, checked, ranks)
-    data.check(config["dataset"], checked.paths.data, checked.train.batch_size, ranks)
+    data.check_data_and_batch_size(config["dataset"], checked.paths.data, checked.train.batch_size, ranks)
     check_data_unchanged(config, RunDirectory.of(config))
     return built
 
 
-def check_and_build(config: DictConfig, here: bool = True) -> tuple[Built | None, BaseException | None]:
+def check_and_build(config: DictConfig, here: bool = True) -> tuple[Parts | None, BaseException | None]:
     """Check a config as :func:`check_config` does, but return an error in the code of the network or of the method.
 
     Such an error is not a mistake in the config, so the caller records it with the run and continues with other runs.
@@ -130,7 +130,7 @@ def _try_forward(model: torch.nn.Module, config: DictConfig, checked: Settings, 
                 if _needs_larger_batch(error):
                     raise
                 loaded = data.load(config["dataset"], checked.paths.data, torch.device("cpu"))
-                build(config).model(loaded.train.examples(slice(0, min(size, 2)))[0])
+                build_parts(config).model(loaded.train.examples(slice(0, min(size, 2)))[0])
         except ValueError as error:
             if _needs_larger_batch(error):
                 raise ConfigError(f"train.{key}={config['train'][key]}: is too small, {error}") from error

@@ -3,7 +3,7 @@
 import os
 import sys
 
-SPINS = "3000"  # iterations that a waiting thread spins before it sleeps, about 50 microseconds
+SPIN_COUNT = "3000"  # iterations that a waiting thread spins before it sleeps, about 50 microseconds
 USER_SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # environment variables
 
 
@@ -15,4 +15,4 @@ def limit_spinning() -> None:
     ``USER_SETTINGS``. OpenMP reads its settings once, when torch is imported, so after that nothing is changed either.
     """
     if "torch" not in sys.modules and not any(name in os.environ for name in USER_SETTINGS):
-        os.environ["GOMP_SPINCOUNT"] = SPINS
+        os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT

@@ -67,7 +67,7 @@ def _part(count: int, root: Path, options: Options, is_largest: bool) -> Part:
     cases = [
         _case("analysis.load, for the first time", _forget, load, root, target=1.0 if is_largest else None),
         _case("analysis.load, again", Path.exists, load, root),
-        _case("wdlab.runs", Path.exists, lambda folder: list(runs.table(runs.entries(folder), None)), root),
+        _case("wdlab.runs", Path.exists, lambda folder: list(runs.table_lines(runs.entries(folder), None)), root),
     ]
     problem = f"{count} runs, each of {LINES} lines of {METRICS} metrics, each with its own config; files in memory"
     return part(f"{count} runs", problem, base, cases, options, RATIO, (count, "runs"))

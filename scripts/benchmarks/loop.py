@@ -17,7 +17,7 @@ from benchmarks.timing import RATIO, SPEED_UP, Case, Options, Page, Part, part
 from wdlab import loop
 from wdlab.data import Batches, Data
 from wdlab.engine.experiment import Experiment
-from wdlab.engine.one_run import OneRun, Step
+from wdlab.engine.one_run import BatchGradient, OneRun
 from wdlab.metrics import Metrics
 from wdlab.records.directory import RunDirectory
 from wdlab.records.recorder import Recorder
@@ -180,7 +180,7 @@ class _LogPoint:
         self.metrics = Metrics(
             self._setup.model, data, self._setup.regularizer, machine.autocast, options.sized(1000, 20)
         )
-        self._update = Step(machine.training_form(self._setup.model), self._setup.optimizer, machine)
+        self._update = BatchGradient(machine.training_form(self._setup.model), self._setup.optimizer, machine)
         self._batches = Batches(data.train, self._setup.config["train"]["batch_size"], 0)
         self._steps = itertools.count()
 

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from benchmarks.loaders import random_images
 from benchmarks.timing import Options
-from wdlab.build import build, examples_of_batch
+from wdlab.build import build_parts, predictions_per_batch
 from wdlab.data import Data, Images
 from wdlab.data.augment import Augment
 from wdlab.engine import device
 from wdlab.engine.device import Machine
-from wdlab.engine.one_run import Step
+from wdlab.engine.one_run import BatchGradient
 from wdlab.records.identity import compose_config
 from wdlab.regularizers import Regularizer
 
@@ -58,9 +58,9 @@ class Setup:
         self.config: DictConfig = compose_config([*places, *SGD, *overrides])
         self.model: nn.Module
         self.regularizer: Regularizer
-        self.model, self.optimizer, self.regularizer, self.lr_factor = build(self.config)
+        self.model, self.optimizer, self.regularizer, self.lr_factor = build_parts(self.config)
         TORCH_DEFAULTS()
-        examples = examples_of_batch(self.config)
+        examples = predictions_per_batch(self.config)
         self.machine: Machine = device.set_up(self.config["runtime"], self.model, examples=examples)
         self.switches = Switches.now()
         self.machine.place(self.model)
@@ -68,7 +68,7 @@ class Setup:
 
     def step(self) -> Callable[[Tensor, Tensor], None]:
         """Return a function of inputs and labels that takes a training step as wdlab's loop does."""
-        update = Step(self.machine.training_form(self.model), self.optimizer, self.machine)
+        update = BatchGradient(self.machine.training_form(self.model), self.optimizer, self.machine)
 
         def step(inputs: Tensor, labels: Tensor) -> None:
             self.switches()
@@ -91,7 +91,7 @@ class Setup:
 
 def bare_step(options: Options, *overrides: str) -> tuple[Callable[[Tensor, Tensor], None], nn.Module]:
     """Return the training step of a plain PyTorch loop under torch's default settings, and the loop's network."""
-    model = build(compose_config([*SGD, *overrides]))[0].to(options.device)
+    model = build_parts(compose_config([*SGD, *overrides]))[0].to(options.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     return plain_step(model, optimizer, TORCH_DEFAULTS), model
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from benchmarks.setups import TORCH_DEFAULTS, Setup
 from benchmarks.timing import SPEED_UP, Case, Options, Page, Part, part
 from wdlab import loop
-from wdlab.build import build, build_experiment, examples_of_batch
+from wdlab.build import build_experiment, build_parts, predictions_per_batch
 from wdlab.data import Data
 from wdlab.engine import device
 from wdlab.engine.experiment import Experiment
@@ -79,8 +79,8 @@ class Sweep:
     def _experiment(self, config: DictConfig, previous: Experiment | None, together: bool) -> Experiment:
         if self._data is None:
             return build_experiment(config, previous, len(self._configs) * together)
-        model, optimizer, regularizer, lr_factor = build(config)
-        examples = examples_of_batch(config) * (len(self._configs) if together else 1)
+        model, optimizer, regularizer, lr_factor = build_parts(config)
+        examples = predictions_per_batch(config) * (len(self._configs) if together else 1)
         machine = device.set_up(config["runtime"], model, together, examples)
         machine.place(model)
         return Experiment(model, self._data, optimizer, regularizer, lr_factor, machine, config["seed"])

@@ -70,10 +70,10 @@ def test_a_contradicted_claim_says_if_the_difference_is_not_the_other_way_round(
 def test_a_mean_is_over_all_seeds_or_none():
     rows = ending([1.0, 3.0], [])
     rows.loc[(rows["seed"] == 1) & (rows["step"] >= 50), "m"] = np.nan
-    found = claims.over_seeds(rows, "step", ["m"])["m"]
+    found = claims.summarize_over_seeds(rows, "step", ["m"])["m"]
     assert list(found.index) == [0, 10, 20, 30, 40]
     assert found.loc[40].tolist() == [2.0, 1.0, 3.0]
-    assert list(claims.over_seeds(rows[rows["step"] < 50], "step", ["m"])["m"]["mean"]) == [2.0] * 5
+    assert list(claims.summarize_over_seeds(rows[rows["step"] < 50], "step", ["m"])["m"]["mean"]) == [2.0] * 5
 
 
 def test_pairs_share_a_seed():

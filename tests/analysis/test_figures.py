@@ -43,7 +43,7 @@ def in_process(command, monkeypatch):
 def test_a_figure_leaves_table_picture_and_verdicts_and_is_not_run_again(short, tmp_path, capfd):
     reproduce.reproduce("fig3", "quick", "local", "disabled", tmp_path)
     printed = capfd.readouterr().out
-    files = tables.Files.of("fig3", "quick", tmp_path)
+    files = tables.FigureFiles.of("fig3", "quick", tmp_path)
     assert all(str(path) in printed for path in (files.table, files.picture, files.verdicts))
     assert files.picture.stat().st_size > 10_000 and files.print_picture.exists()
     table = pd.read_csv(files.table)
@@ -63,7 +63,7 @@ def test_runs_that_fail_leave_no_figure(short, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "run_to_its_end", lambda *_: 1)
     with pytest.raises(RunFailed, match=r"12 runs are not finished .*no figure was made"):
         reproduce.reproduce("fig3", "quick", "local", "disabled", tmp_path)
-    assert not tables.Files.of("fig3", "quick", tmp_path).table.exists()
+    assert not tables.FigureFiles.of("fig3", "quick", tmp_path).table.exists()
 
 
 def test_panels_may_share_a_run_and_checkpoints_are_measured_once(measuring, in_process, tmp_path, monkeypatch):
@@ -72,7 +72,7 @@ def test_panels_may_share_a_run_and_checkpoints_are_measured_once(measuring, in_
     measuring["at"]["panels"].append(panel | {"panel": "twin"})
     reproduce.reproduce("fig2", "quick", "local", "disabled", tmp_path)
     assert len(list((tmp_path / "runs").glob("*/summary.json"))) == 12
-    files = tables.Files.of("fig2", "quick", tmp_path)
+    files = tables.FigureFiles.of("fig2", "quick", tmp_path)
     for path in (files.table, files.measured):
         one, other = (part.drop(columns="panel") for _, part in pd.read_csv(path).groupby("panel", sort=False))
         assert len(one) and one.reset_index(drop=True).equals(other.reset_index(drop=True))
@@ -108,7 +108,7 @@ def measuring(monkeypatch):
 def test_a_diverged_run_is_a_result_and_its_probes_are_missing(measuring, in_process, tmp_path):
     measuring["at"]["panels"][0]["shared"] += ["optimizer.lr=1e30"]
     reproduce.reproduce("fig2", "quick", "local", "disabled", tmp_path)
-    files = tables.Files.of("fig2", "quick", tmp_path)
+    files = tables.FigureFiles.of("fig2", "quick", tmp_path)
     assert pd.read_csv(files.measured)[["parameters", "latency", "test_accuracy"]].isna().all(axis=None)
     judged = json.loads(files.verdicts.read_text())
     assert judged["runs"] == {"diverged": 12}

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torchvision.transforms import functional
 
-from wdlab.data.augment import Augment, Drawn
+from wdlab.data.augment import Augment, ImageVariations
 from wdlab.data.batches import Batches
 from wdlab.data.splits import Images
 
@@ -31,7 +31,7 @@ def test_a_rotation_is_that_of_torchvision():
     smooth = nn.functional.interpolate(IMAGES[:, :, :4, :4].float(), (33, 33), mode="bicubic").clamp(0, 255).byte()
     degrees = torch.linspace(-30, 30, 40)
     zeros = torch.zeros(40, dtype=torch.int64)
-    out = Augment(rotation=30.0)(smooth, Drawn(zeros, zeros, None, degrees.deg2rad()))
+    out = Augment(rotation=30.0)(smooth, ImageVariations(zeros, zeros, None, degrees.deg2rad()))
     theirs = torch.stack([functional.rotate(image, angle.item()) for image, angle in zip(smooth, degrees, strict=True)])
     assert (out == theirs).float().mean() > 0.999  # ties of the nearest neighbour may be rounded either way
 
@@ -41,7 +41,7 @@ def test_turned_images_are_cropped_from_the_padded_ones():
     drawn = augment.draw(np.random.default_rng(1), 40, (12, 10))
     padded = augment.pad(IMAGES)
     assert drawn.angle.abs().max() <= np.deg2rad(10) and drawn.angle.std() > 0.05
-    whole = Augment(rotation=10.0)(padded, Drawn(0 * drawn.top, 0 * drawn.top, None, drawn.angle))
+    whole = Augment(rotation=10.0)(padded, ImageVariations(0 * drawn.top, 0 * drawn.top, None, drawn.angle))
     cropped = Augment(crop=2, flip=True)(whole, drawn._replace(angle=None))
     assert torch.equal(augment(padded, drawn), cropped)
 
@@ -100,5 +100,5 @@ def test_padding_is_black_before_normalization_and_evaluation_sees_the_images_th
     for rows in (slice(3, 20), torch.tensor([4, 1])):
         assert torch.equal(plain.examples(rows)[0], varied.examples(rows)[0])
     border = torch.zeros(8, dtype=torch.int64)
-    corner = varied.varied(torch.arange(8), Drawn(border, border, None, None))[0]
+    corner = varied.varied(torch.arange(8), ImageVariations(border, border, None, None))[0]
     assert (corner[:, :, :6] == (0 - 0.5) / 0.25).all() and (corner[:, :, :, :6] == -2).all()

@@ -24,7 +24,7 @@ def inputs(split: data.Split) -> torch.Tensor:
 
 
 def test_digits_are_those_of_scikit_learn():
-    pixels, labels, test_pixels, test_labels = sources.images("digits", "nowhere")
+    pixels, labels, test_pixels, test_labels = sources.read_images_and_labels("digits", "nowhere")
     digits = load_digits()
     test = np.arange(len(digits.target)) % 5 == 4
     for rows, of_pixels, of_labels in ((~test, pixels, labels), (test, test_pixels, test_labels)):

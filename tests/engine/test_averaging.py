@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from wdlab.engine.averaging import CHUNK, Average
+from wdlab.engine.averaging import EXAMPLES_PER_PASS, WeightAverage
 
-INPUTS = torch.randn(3 * CHUNK, 6, generator=torch.Generator().manual_seed(0))
+INPUTS = torch.randn(3 * EXAMPLES_PER_PASS, 6, generator=torch.Generator().manual_seed(0))
 
 
 class Inputs:
@@ -43,7 +43,7 @@ class Buffered(nn.Module):
 
 def trained(model, decay=0.5, count=4):
     torch.manual_seed(1)
-    average = Average(model, decay)
+    average = WeightAverage(model, decay)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     for _ in range(count):
         optimizer.zero_grad()
@@ -64,7 +64,7 @@ def test_buffers_are_the_models_at_that_time_and_its_own():
     assert torch.equal(network.seen, model.seen) and torch.equal(network.scale, model.scale)
     model.scale.fill_(7.0)
     assert torch.equal(network.scale, torch.full((4,), 3.0))
-    fresh = Average(copy.deepcopy(model), 0.5)
+    fresh = WeightAverage(copy.deepcopy(model), 0.5)
     fresh.load_state_dict(average.state_dict())
 
 
@@ -76,7 +76,7 @@ def test_it_agrees_with_torchs_average_of_a_model():
     model.seen = theirs.module.seen = torch.zeros(4)  # which torch cannot copy where the size changes
     model.forward = types.MethodType(lambda self, x: self.layer(x) * self.scale * self.rounds, model)
     theirs.update_parameters(model)
-    average = Average(model, 0.5)
+    average = WeightAverage(model, 0.5)
     for _ in range(3):
         with torch.no_grad():
             model.layer.weight.add_(1.0)
@@ -110,8 +110,8 @@ def test_a_shared_batch_norm_has_the_mean_of_all_it_sees(affine):
     network.train()
     network.norm.momentum = 0.0  # which leaves the statistics alone
     with torch.no_grad():
-        for start in range(0, len(INPUTS), CHUNK):
-            network(INPUTS[start : start + CHUNK])
+        for start in range(0, len(INPUTS), EXAMPLES_PER_PASS):
+            network(INPUTS[start : start + EXAMPLES_PER_PASS])
     means = torch.stack([values.mean(0) for values in seen])
     assert len(seen) == 6 and torch.allclose(network.norm.running_mean, means.mean(0), atol=1e-5)
     assert network.norm.num_batches_tracked == 12
@@ -131,7 +131,7 @@ def test_a_frozen_batch_norm_keeps_the_statistics_it_has():
             return self
 
     model = Frozen(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3), nn.BatchNorm1d(3))
-    average = Average(model, 0.5)
+    average = WeightAverage(model, 0.5)
     model.train()
     model[1].running_mean.fill_(0.7)
     average.update()

@@ -87,7 +87,7 @@ def test_what_cannot_be_shared_is_told(rank, tmp_path):
 def test_without_torchrun_there_is_one_process(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    assert parallel.join(torch.device("cpu")) is parallel.ALONE and parallel.broadcast_go(go=True)
-    assert parallel.ALONE.any_true(True) is True and parallel.ALONE.any_true(False) is False
+    assert parallel.connect(torch.device("cpu")) is parallel.SINGLE_PROCESS and parallel.broadcast_decision(go=True)
+    assert parallel.SINGLE_PROCESS.any_true(True) is True and parallel.SINGLE_PROCESS.any_true(False) is False
     model = torch.nn.Linear(2, 2)
-    assert parallel.ALONE.average_gradients(model, torch.device("cpu")) is model
+    assert parallel.SINGLE_PROCESS.average_gradients(model, torch.device("cpu")) is model

@@ -8,7 +8,7 @@ from torch import nn
 
 from wdlab import regularizers
 from wdlab.metrics import norms
-from wdlab.metrics.gradients import PenaltyGradient, cosine_with_sum
+from wdlab.metrics.gradients import GradientComparison, cosine_with_sum
 
 
 def parameter(*values):
@@ -24,7 +24,7 @@ def values_of_step(method, params, gradients, optimizer=None, steps=1):
                 p.grad = None if g is None else torch.tensor(g, dtype=torch.float64)
             live = [p for p in params if p.grad is not None]
             sizes = norms.each_norm([p.grad for p in live]).unbind() if live else []
-            penalty = PenaltyGradient(method, dict(zip(map(id, live), sizes, strict=True)))
+            penalty = GradientComparison(method, dict(zip(map(id, live), sizes, strict=True)))
             optimizer.step()
         return {key: value.item() for key, value in penalty.values().items()}
 

@@ -38,7 +38,7 @@ def test_path_norm_and_active_units():
     second.weight.data = torch.tensor([[2.0, 0.0]])
     paths = unit_path_norms([(first, second)])
     assert norms.path_norm(paths).item() == pytest.approx(10.0)
-    assert sparsity.active_units(paths).item() == 0.5
+    assert sparsity.active_unit_share(paths).item() == 0.5
 
 
 def share_of_zeros(weights):
@@ -52,7 +52,7 @@ def test_zero_weights_are_those_below_the_threshold():
 def test_what_is_not_finite_is_neither_zero_nor_active():
     assert math.isnan(share_of_zeros(tensors([0.0, float("nan")])))
     assert math.isnan(share_of_zeros(tensors([0.0, -float("inf")])))
-    assert math.isnan(sparsity.active_units(tensors([0.0, float("inf")])).item())
+    assert math.isnan(sparsity.active_unit_share(tensors([0.0, float("inf")])).item())
 
 
 def test_cross_entropy_is_over_all_labels():
@@ -64,11 +64,15 @@ def test_cross_entropy_is_over_all_labels():
 def test_evaluation_is_over_the_whole_split_whatever_the_chunks(monkeypatch):
     torch.manual_seed(0)
     model, split = nn.Linear(3, 4), Examples(torch.randn(23, 3), torch.randint(4, (23,)))
-    whole = objective.evaluate(model, split)
+    whole = objective.evaluate_split(model, split)
     expected = nn.functional.cross_entropy(model(split.inputs), split.labels).item()
-    for limit, value in (("CHUNK", 5), ("CHUNK_VALUES", 10), ("CHUNK_VALUES", 2)):
+    for limit, value in (
+        ("MAX_EXAMPLES_PER_PASS", 5),
+        ("MAX_INPUT_VALUES_PER_PASS", 10),
+        ("MAX_INPUT_VALUES_PER_PASS", 2),
+    ):
         monkeypatch.setattr(objective, limit, value)
-        parts = objective.evaluate(model, split)
+        parts = objective.evaluate_split(model, split)
         assert whole[0].item() == pytest.approx(expected, rel=1e-6) == parts[0].item()
         assert whole[1] == parts[1] == (model(split.inputs).argmax(1) == split.labels).double().mean()
 
@@ -76,7 +80,7 @@ def test_evaluation_is_over_the_whole_split_whatever_the_chunks(monkeypatch):
 def test_evaluation_of_text_is_over_all_characters():
     torch.manual_seed(0)
     model, split = nn.Embedding(5, 5), Examples(torch.randint(5, (7, 3)), torch.randint(5, (7, 3)))
-    loss, accuracy = objective.evaluate(model, split)
+    loss, accuracy = objective.evaluate_split(model, split)
     logits = model(split.inputs)
     expected = nn.functional.cross_entropy(logits.flatten(0, 1), split.labels.flatten()).item()
     assert loss.item() == pytest.approx(expected, rel=1e-6)
@@ -87,7 +91,7 @@ def test_evaluation_is_in_evaluation_mode_and_leaves_every_mode_alone():
     model, split = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5)), Examples(torch.eye(4), torch.arange(4))
     model.train()
     model[1].eval()
-    assert objective.evaluate(model, split)[1] == 1.0
+    assert objective.evaluate_split(model, split)[1] == 1.0
     assert [m.training for m in model.modules()] == [True, True, False]
 
 
@@ -95,7 +99,7 @@ def test_evaluation_is_in_evaluation_mode_and_leaves_every_mode_alone():
 def test_a_network_that_blew_up_has_no_accuracy(value):
     model = MLP((1, 4, 4), classes=3, width=8, depth=2)
     model.layers[-1].bias.data.fill_(value)
-    loss, accuracy = objective.evaluate(model, random_images().train)
+    loss, accuracy = objective.evaluate_split(model, random_images().train)
     assert not loss.isfinite() and accuracy.isnan()
 
 
@@ -103,7 +107,7 @@ def test_evaluation_runs_under_autocast_where_asked():
     seen = []
     model, split = nn.Linear(3, 2), Examples(torch.randn(4, 3), torch.zeros(4, dtype=torch.int64))
     model.register_forward_hook(lambda *arguments: seen.append(arguments[2].dtype))
-    objective.evaluate(model, split, lambda: torch.autocast("cpu", dtype=torch.bfloat16))
+    objective.evaluate_split(model, split, lambda: torch.autocast("cpu", dtype=torch.bfloat16))
     assert seen == [torch.bfloat16]
 
 

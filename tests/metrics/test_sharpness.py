@@ -41,16 +41,21 @@ def test_the_top_eigenvalue_of_a_larger_matrix_takes_few_products():
 
 def test_what_is_not_finite_has_no_eigenvalue():
     assert math.isnan(sharpness.top_eigenvalue(lambda v: v * math.nan, 3, torch.zeros(1), iterations=5))
-    assert math.isnan(sharpness.trace(lambda v: v * math.nan, 30, torch.zeros(1), (5, 5))[0])
+    assert math.isnan(sharpness.estimate_trace(lambda v: v * math.nan, 30, torch.zeros(1), (5, 5))[0])
 
 
 def test_the_trace_is_exact_for_small_matrices_and_close_for_large_ones():
     matrix = symmetric(*range(-3, 9))
-    assert sharpness.trace(lambda v: matrix @ v, 12, matrix, (12, 99)) == (pytest.approx(sum(range(-3, 9))), 0.0)
+    assert sharpness.estimate_trace(lambda v: matrix @ v, 12, matrix, (12, 99)) == (
+        pytest.approx(sum(range(-3, 9))),
+        0.0,
+    )
     matrix = symmetric(*torch.linspace(0, 2, 200).tolist())
-    assert sharpness.trace(lambda v: matrix @ v, 200, matrix, (20, 20))[0] == pytest.approx(200, rel=0.05)
+    assert sharpness.estimate_trace(lambda v: matrix @ v, 200, matrix, (20, 20))[0] == pytest.approx(200, rel=0.05)
     diagonal = torch.arange(50.0)
-    assert sharpness.trace(lambda v: diagonal * v, 50, diagonal, (2, 9))[0] == pytest.approx(diagonal.sum().item())
+    assert sharpness.estimate_trace(lambda v: diagonal * v, 50, diagonal, (2, 9))[0] == pytest.approx(
+        diagonal.sum().item()
+    )
 
 
 def network(normalized):
@@ -83,7 +88,7 @@ def dense_hessian(model, names, inputs, labels):
 @pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_sharpness_is_that_of_the_dense_hessian(normalized, dtype, monkeypatch):
-    monkeypatch.setattr(sharpness, "PROBES", (100, 100))  # more than parameters: exact
+    monkeypatch.setattr(sharpness, "TRACE_PROBES", (100, 100))  # more than parameters: exact
     model, inputs, labels = network(normalized), torch.randn(10, 3).double(), torch.randint(3, (10,))
     names = [name for name, _ in model.named_parameters()]
     whole = dense_hessian(model, names, inputs, labels)
@@ -94,7 +99,7 @@ def test_sharpness_is_that_of_the_dense_hessian(normalized, dtype, monkeypatch):
     scaled = scale[:, None] * part * scale
     model = model.to(dtype).train()
     weights = [named[name] for name in decayed]
-    found = sharpness.measure(model, inputs.to(dtype), labels, list(model.parameters()), weights)
+    found = sharpness.measure_sharpness(model, inputs.to(dtype), labels, list(model.parameters()), weights)
     expected = {
         "sharpness/top_eigenvalue": torch.linalg.eigvalsh(whole)[-1].item(),
         "sharpness/trace": whole.trace().item(),
@@ -116,11 +121,11 @@ def test_a_trace_takes_as_many_probes_as_its_error_asks_for():
         calls.append(1)
         return matrix @ v
 
-    mean, error = sharpness.trace(product, 300, matrix, (10, 400))
+    mean, error = sharpness.estimate_trace(product, 300, matrix, (10, 400))
     assert 10 < len(calls) < 400 and 0 < error <= 0.05 * mean
     assert abs(mean - matrix.trace().item()) < 3 * error
     calls.clear()
-    assert sharpness.trace(product, 300, matrix, (10, 12))[1] > 0.05 * mean and len(calls) == 12
+    assert sharpness.estimate_trace(product, 300, matrix, (10, 12))[1] > 0.05 * mean and len(calls) == 12
 
 
 def test_parameters_that_the_loss_does_not_read_have_no_curvature():
@@ -128,7 +133,7 @@ def test_parameters_that_the_loss_does_not_read_have_no_curvature():
     used = list(model.parameters())
     model.unused = nn.Linear(2, 2).double()
     model.forward = nn.Sequential(*list(model)[:-1]).forward
-    everything = sharpness.measure(model, inputs, labels, list(model.parameters()), [model[0].weight])
-    expected = sharpness.measure(model, inputs, labels, used, [model[0].weight])
+    everything = sharpness.measure_sharpness(model, inputs, labels, list(model.parameters()), [model[0].weight])
+    expected = sharpness.measure_sharpness(model, inputs, labels, used, [model[0].weight])
     key = "sharpness/top_eigenvalue"
     assert everything[key] == pytest.approx(expected[key], rel=1e-4)

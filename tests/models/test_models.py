@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from wdlab.build import build
+from wdlab.build import build_parts
 from wdlab.errors import ConfigError
 from wdlab.homogeneous import homogeneous_pairs, weights
 from wdlab.models import GPT, VGG, ResNet
@@ -125,7 +125,7 @@ def test_a_gpts_embedding_is_its_output_layer_and_all_its_layers_are_decayed():
 @pytest.mark.parametrize("dataset", ["cifar10", "mnist"])
 def test_every_network_reads_every_kind_of_image(name, dataset):
     config = compose_config([f"dataset={dataset}", f"model={name}", "model.width=8"])
-    model = build(config)[0]
+    model = build_parts(config)[0]
     images = torch.randn(2, *config["dataset"]["shape"])
     logits = model(images)
     assert logits.shape == (2, 10)
@@ -153,4 +153,4 @@ BAD = {
 @pytest.mark.parametrize("overrides", BAD)
 def test_a_network_that_cannot_be_built_is_told_in_one_line(overrides):
     with pytest.raises(ConfigError, match=f"^{BAD[overrides]}"):
-        build(compose_config(overrides.split()))
+        build_parts(compose_config(overrides.split()))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from wdlab import evaluate, loop, session, train
-from wdlab.build import build
+from wdlab.build import build_parts
 from wdlab.errors import ConfigError
 from wdlab.records.directory import RunDirectory
 from wdlab.validation import check_config, error_in_code
@@ -84,8 +84,8 @@ def test_the_network_of_a_finished_run_can_be_copied_and_saved(own, tmp_path):
 )
 def test_what_is_taken_off_a_network_is_said_with_what_to_use_instead(own, name, instead):
     with pytest.warns(UserWarning, match=f"is removed from the network; {instead}"):
-        model = build(own(name))[0]
-    assert model.state_dict().keys() == build(own("Plain"))[0].state_dict().keys()
+        model = build_parts(own(name))[0]
+    assert model.state_dict().keys() == build_parts(own("Plain"))[0].state_dict().keys()
 
 
 @pytest.mark.parametrize("name", [*KEEPING, "compiled", "parallel", "averaged"])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.regularizers.methods import METHODS, made, network
-from wdlab.build import build
+from wdlab.build import build_parts
 from wdlab.errors import ConfigError
 from wdlab.optimizers import SGDS, AdamS, PAdam
 from wdlab.records.identity import compose_config
@@ -115,4 +115,4 @@ def test_it_is_said_once_at_attach():
 def test_in_a_config_it_is_an_error_that_names_the_key():
     overrides = ["dataset=digits", "regularizer=l2", "regularizer/over_time=early", "regularizer.over_time.epochs=0"]
     with pytest.raises(ConfigError, match=r"regularizer\.strength=0\.\d+: would decay nothing, over_time=Early"):
-        build(compose_config(overrides))
+        build_parts(compose_config(overrides))

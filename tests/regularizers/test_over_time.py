@@ -17,13 +17,13 @@ from wdlab.regularizers import (
     DecoupledDecay,
     Delayed,
     Early,
-    FollowSchedule,
     GradientScale,
     Late,
     OverTime,
     PathProx,
     PNormDecay,
     ScheduledDecay,
+    ScheduleFactor,
     WarmUp,
 )
 from wdlab.schedules import Clock
@@ -329,7 +329,7 @@ def test_a_state_read_on_another_device_goes_to_that_of_the_parameters(make):
 def test_any_learning_rate_schedule_is_a_schedule_of_strength(float64):
     w = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.SGD([w], lr=0.1)
-    method = DecoupledDecay([w], 0.5, FollowSchedule(functools.partial(schedules.cosine, final=0.2)))
+    method = DecoupledDecay([w], 0.5, ScheduleFactor(functools.partial(schedules.cosine, final=0.2)))
     method.clock = Clock(steps=10, steps_per_epoch=2)
     expected = torch.ones(3)
     with method.attach(optimizer):
@@ -343,11 +343,11 @@ def test_any_learning_rate_schedule_is_a_schedule_of_strength(float64):
 
 def test_a_schedule_without_the_length_of_the_run_is_refused_at_attach():
     w = torch.nn.Parameter(torch.ones(3))
-    method = DecoupledDecay([w], 0.5, FollowSchedule(schedules.cosine))
+    method = DecoupledDecay([w], 0.5, ScheduleFactor(schedules.cosine))
     with pytest.raises(ValueError, match="needs the length of the run"):
         method.attach(torch.optim.SGD([w], lr=0.1))
     with pytest.raises(ValueError, match="must be a function of step, steps and steps_per_epoch"):
-        FollowSchedule("cosine")
+        ScheduleFactor("cosine")
 
 
 def test_after_the_last_handle_is_removed_the_optimizer_is_as_it_was():

@@ -7,7 +7,7 @@ from torch import nn
 from wdlab.homogeneous import homogeneous_pairs, input_norms, output_norms, unit_path_norms
 from wdlab.models import MLP, FactorizedMLP
 from wdlab.regularizers import PathProx
-from wdlab.regularizers.pathprox_step import Factors, multiply_, prox_factors
+from wdlab.regularizers.pathprox_step import PairFactors, multiply_pair_, prox_factors
 
 
 def step_without_loss(optimizer) -> None:
@@ -37,9 +37,9 @@ def test_balance_leaves_the_function_alone_and_equalizes_path_norms(model, float
     before = network(inputs)
     rows = [input_norms(first) for first, _ in pairs]
     for pair, row, factors in zip(pairs, rows, factors_of(pairs, [0.0] * 3), strict=True):
-        undone = Factors(torch.ones_like(row), factors.first_bias * row, factors.second_weight, factors.second_bias)
+        undone = PairFactors(torch.ones_like(row), factors.first_bias * row, factors.second_weight, factors.second_bias)
         with torch.no_grad():
-            multiply_(tensors_of(pair), undone)  # the balance alone: input norms are left as they were
+            multiply_pair_(tensors_of(pair), undone)  # the balance alone: input norms are left as they were
     assert torch.allclose(network(inputs), before, rtol=1e-12, atol=1e-12)
     norms = [path.sum().item() for path in unit_path_norms(pairs)]
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-12)

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf, open_dict
 
 from tests.conftest import TINY
 from wdlab import session
-from wdlab.build import build
+from wdlab.build import build_parts
 from wdlab.engine import device
 from wdlab.engine.experiment import Experiment
 from wdlab.errors import explain
@@ -166,7 +166,7 @@ def test_stacks_are_of_one_network_and_length_and_keep_methods_together(compose)
 )
 def test_what_cannot_be_stacked_says_why(compose, overrides, told):
     config = compose(*overrides)
-    parts = build(config)
+    parts = build_parts(config)
     machine = device.set_up(config["runtime"], parts[0])
     experiment = Experiment(parts[0], None, *parts[1:], machine, 0)
     assert told in why_not_stacked(config, experiment)

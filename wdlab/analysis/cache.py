@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wdlab.analysis import records
-from wdlab.analysis.records import Columns, Records
+from wdlab.analysis.records import ColumnTypes, Records
 from wdlab.records.directory import RunDirectory
 
 CACHE = ".records.parquet"
@@ -85,7 +85,7 @@ def _read_cache(path: Path) -> dict[str, Records]:
 
 
 @functools.lru_cache
-def _columns(text: str) -> Columns:
+def _columns(text: str) -> ColumnTypes:
     """Return a run's columns, parsed from JSON. Most runs of a folder share one text, which is parsed only once."""
     return tuple((name, is_integer) for name, is_integer in json.loads(text))
 

@@ -35,7 +35,7 @@ from wdlab.analysis.statistics import STATISTICS
 from wdlab.errors import ConfigError
 
 VERDICTS = ("reproduced", "inconclusive", "contradicted")
-EXPLORATORY_BELOW = 5  # number of seeds
+EXPLORATORY_BELOW_SEEDS = 5  # number of seeds
 RESAMPLES = 10_000  # of the bootstrap
 
 
@@ -126,7 +126,7 @@ def _verdict(claim: Mapping[str, Any], pairs: _Pairs, notes: list[str]) -> dict[
         notes.append("fewer than two seeds")
     return {
         "n": len(differences),
-        "exploratory": len(differences) < EXPLORATORY_BELOW,
+        "exploratory": len(differences) < EXPLORATORY_BELOW_SEEDS,
         "a_mean": _mean(pairs.a),
         "b_mean": _mean(pairs.b),
         "mean_difference": _mean(differences),
@@ -169,7 +169,7 @@ def last_lines(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values("step", kind="stable").groupby(of_a_run, sort=False).tail(1)
 
 
-def over_seeds(rows: pd.DataFrame, by: str, columns: list[str]) -> pd.DataFrame:
+def summarize_over_seeds(rows: pd.DataFrame, by: str, columns: list[str]) -> pd.DataFrame:
     """Return ``mean``, ``min`` and ``max`` over the seeds, for each of ``columns`` and each value of column ``by``.
 
     A value of ``by`` at which a seed has no value is left out, since the mean over only those seeds that did not

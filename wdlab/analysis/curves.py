@@ -24,7 +24,7 @@ from wdlab.analysis.load import load
 from wdlab.errors import ConfigError, WdlabError, explain
 from wdlab.records.directory import RunDirectory
 
-UNITS = {"loss": "nats", "accuracy": "share of examples", "active_units": "share of units"}
+METRIC_UNITS = {"loss": "nats", "accuracy": "share of examples", "active_units": "share of units"}
 CHARACTERS_PER_INCH = 17  # in a line of the note under the picture
 
 
@@ -77,7 +77,7 @@ def _y_label(metrics: Sequence[str]) -> str:
     """Return the label of the y axis: the metrics with units, or their last word if all have the same one."""
     last_words = {metric.rpartition("/")[2] for metric in metrics}
     shown = last_words if len(last_words) == 1 < len(metrics) else metrics
-    units = [UNITS.get(name.rpartition("/")[2]) for name in shown]
+    units = [METRIC_UNITS.get(name.rpartition("/")[2]) for name in shown]
     return "\n".join(name + (f" ({unit})" if unit else "") for name, unit in zip(shown, units, strict=True))
 
 

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from wdlab.analysis import claims, declaration, style, tables
 from wdlab.analysis.declaration import SCALES, FigureRun
-from wdlab.analysis.tables import Files
+from wdlab.analysis.tables import FigureFiles
 from wdlab.errors import ConfigError
 from wdlab.records.identity import PROJECT
 from wdlab.records.provenance import code_version
@@ -144,7 +144,7 @@ def verdict_numbers(claim: Mapping[str, Any]) -> str:
     return f"difference {claim['mean_difference']:.3g} [{low:.3g}, {high:.3g}], {rest}"
 
 
-def verdict_counts(files: Files) -> str:
+def verdict_counts(files: FigureFiles) -> str:
     """Return the number of each verdict in a figure's file: ``2 reproduced, 1 contradicted (exploratory)``."""
     judged = json.loads(files.verdicts.read_text())["claims"]
     by_verdict = Counter(claim["verdict"] for claim in judged)
@@ -162,7 +162,7 @@ def draw_committed(name: str, scale: str, results: str | Path = PROJECT / "resul
         ConfigError: if the figure has not been made at this scale.
     """
     declared = declaration.read(name, scale)
-    files = Files.of(name, scale, results)
+    files = FigureFiles.of(name, scale, results)
     if not files.table.exists():
         raise ConfigError(f"{files.table}: does not exist yet; run make reproduce-{name} SCALE={scale}")
     judged = json.loads(files.verdicts.read_text())
@@ -178,7 +178,9 @@ def draw_committed(name: str, scale: str, results: str | Path = PROJECT / "resul
     return draw(declared, *tables.read(declared, files)), pd.DataFrame(shown)
 
 
-def write(declared: Mapping[str, Any], runs: list[FigureRun], results: str | Path) -> tuple[Files, dict[str, Any]]:
+def write(
+    declared: Mapping[str, Any], runs: list[FigureRun], results: str | Path
+) -> tuple[FigureFiles, dict[str, Any]]:
     """Write the tables of a figure; then read these files, and write the picture and the verdicts.
 
     Args:
@@ -189,7 +191,7 @@ def write(declared: Mapping[str, Any], runs: list[FigureRun], results: str | Pat
     Returns:
         The paths of the files, and the verdicts as :func:`verdicts` returns them.
     """
-    files = Files.of(declared["name"], declared["scale"], results)
+    files = FigureFiles.of(declared["name"], declared["scale"], results)
     for path in (files.table, files.picture, files.verdicts):
         path.parent.mkdir(parents=True, exist_ok=True)
     tables.run_table(declared, runs).to_csv(files.table, index=False)
@@ -203,7 +205,7 @@ def write(declared: Mapping[str, Any], runs: list[FigureRun], results: str | Pat
     return files, judged
 
 
-def write_picture(declared: Mapping[str, Any], files: Files) -> None:
+def write_picture(declared: Mapping[str, Any], files: FigureFiles) -> None:
     """Draw a figure from its table files, and write the picture for the screen (PNG) and for print (PDF)."""
     figure = draw(declared, *tables.read(declared, files))
     with style.context():

@@ -10,7 +10,7 @@ import numpy as np
 from wdlab.errors import WdlabError
 from wdlab.records.directory import RunDirectory
 
-Columns = tuple[tuple[str, bool], ...]  # for each column its name, and True if all its values are integers
+ColumnTypes = tuple[tuple[str, bool], ...]  # for each column its name, and True if all its values are integers
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Records:
 
     source: str
     config: dict[str, Any]
-    columns: Columns
+    columns: ColumnTypes
     values: np.ndarray
 
 

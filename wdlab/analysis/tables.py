@@ -13,11 +13,11 @@ from wdlab.analysis.declaration import FigureRun
 from wdlab.records.directory import RunDirectory
 from wdlab.records.files import write_atomically
 
-IN_A_RUNS_NAME = ("dataset", "model", "optimizer")  # columns that a table of probes does not repeat
+COLUMNS_IN_RUN_NAME = ("dataset", "model", "optimizer")  # columns that a table of probes does not repeat
 
 
 @dataclass(frozen=True)
-class Files:
+class FigureFiles:
     """The paths of a figure's files at one scale. The file ``measured`` exists only if the figure has probes."""
 
     table: Path
@@ -27,7 +27,7 @@ class Files:
     verdicts: Path
 
     @classmethod
-    def of(cls, name: str, scale: str, results: str | Path = "results") -> "Files":
+    def of(cls, name: str, scale: str, results: str | Path = "results") -> "FigureFiles":
         """Return the paths of the files of the figure ``name`` at a scale, in the folder ``results``."""
         root = Path(results)
         return cls(
@@ -39,7 +39,7 @@ class Files:
         )
 
 
-def read(declared: Mapping[str, Any], files: Files) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+def read(declared: Mapping[str, Any], files: FigureFiles) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """Return the tables in a figure's files: the table of the runs, and of the probes (None if there are no probes)."""
     return pd.read_csv(files.table), pd.read_csv(files.measured) if "measure" in declared else None
 
@@ -85,7 +85,7 @@ def probe_table(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFr
     if "measure" not in declared:
         return None
     settings = run_table(declared, runs)
-    dropped = (*_metrics(settings), *IN_A_RUNS_NAME)
+    dropped = (*_metrics(settings), *COLUMNS_IN_RUN_NAME)
     settings = settings[[c for c in settings if c not in dropped]].drop_duplicates(["panel", "run"])
     parts = []
     for directory in run_directories(runs):

@@ -12,7 +12,7 @@
 
 from wdlab.data.batches import Batches, StackedBatches
 from wdlab.data.description import check_batch_size, check_description
-from wdlab.data.load import check, checksum, load
+from wdlab.data.load import check_data_and_batch_size, checksum, load
 from wdlab.data.splits import Data, Images, Split, Text
 
 __all__ = [
@@ -22,8 +22,8 @@ __all__ = [
     "Split",
     "StackedBatches",
     "Text",
-    "check",
     "check_batch_size",
+    "check_data_and_batch_size",
     "check_description",
     "checksum",
     "load",

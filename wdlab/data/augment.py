@@ -16,7 +16,7 @@ from torch import Tensor, nn
 PADDINGS = {"zero": "constant", "reflect": "reflect"}  # name in a config -> name in torch
 
 
-class Drawn(NamedTuple):
+class ImageVariations(NamedTuple):
     """The random numbers that vary n images. An optional field is None if its variation is switched off."""
 
     top: Tensor  # int64 (n,): first row of the crop in the padded image
@@ -76,7 +76,7 @@ class Augment:
         chunks = (nn.functional.pad(chunk.float(), (self.crop,) * 4, mode=mode) for chunk in images.split(4096))
         return torch.cat([chunk.to(images.dtype) for chunk in chunks])
 
-    def draw(self, generator: np.random.Generator, examples: int, size: tuple[int, int]) -> Drawn:
+    def draw(self, generator: np.random.Generator, examples: int, size: tuple[int, int]) -> ImageVariations:
         """Draw the random numbers for an epoch.
 
         Args:
@@ -93,9 +93,11 @@ class Augment:
         angle = generator.uniform(-limit, limit, examples).astype(np.float32) if self.rotation else None
         hidden = generator.integers(0, size, (examples, 2)) - self.cutout // 2 if self.cutout else None
         top, left = torch.from_numpy(corner)
-        return Drawn(top, left, *(None if v is None else torch.from_numpy(v) for v in (mirrored, angle, hidden)))
+        return ImageVariations(
+            top, left, *(None if v is None else torch.from_numpy(v) for v in (mirrored, angle, hidden))
+        )
 
-    def __call__(self, padded: Tensor, drawn: Drawn) -> Tensor:
+    def __call__(self, padded: Tensor, drawn: ImageVariations) -> Tensor:
         """Rotate, crop and mirror padded images.
 
         Args:
@@ -117,7 +119,7 @@ class Augment:
         index, inside = _rotated(rows[:, :, None], columns[:, None, :], drawn.angle[:, None, None], height, width)
         return (_take(padded, index.flatten(1)) * inside.flatten(1)[:, None]).unflatten(2, (rows.shape[1], -1))
 
-    def hide(self, images: Tensor, drawn: Drawn) -> Tensor:
+    def hide(self, images: Tensor, drawn: ImageVariations) -> Tensor:
         """Set the pixels in the cutout's squares to zero, the mean of normalized pixels.
 
         Args:

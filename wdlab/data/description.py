@@ -8,11 +8,11 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from wdlab.data.augment import PADDINGS, Augment
-from wdlab.errors import NAME, ConfigError, is_name
+from wdlab.errors import NAME_RULE, ConfigError, is_name
 
-REQUIRED = ("name", "classes", "val_size", "split_seed")
+REQUIRED_KEYS = ("name", "classes", "val_size", "split_seed")
 REQUIRED_OF_IMAGES = ("mean", "std", "per_class")
-AUGMENTS = tuple(field.name for field in fields(Augment))
+AUGMENT_KEYS = tuple(field.name for field in fields(Augment))
 
 
 def is_text(config: Mapping[str, Any]) -> bool:
@@ -30,10 +30,10 @@ def check_description(config: Mapping[str, Any]) -> None:
     shape = values.get("shape")
     if not (isinstance(shape, list) and len(shape) in (1, 3) and all(_is_int(size, 1) for size in shape)):
         raise ConfigError(f"dataset.shape={shape}: must be channels, height and width, or the context of a text")
-    missing = [key for key in (*REQUIRED, *(() if is_text(values) else REQUIRED_OF_IMAGES)) if key not in values]
+    missing = [key for key in (*REQUIRED_KEYS, *(() if is_text(values) else REQUIRED_OF_IMAGES)) if key not in values]
     if missing:
         raise ConfigError(f"dataset.{missing[0]}: is missing")
-    checks = {key: (values.get(key) is None or is_name(values[key]), NAME) for key in ("name", "source")}
+    checks = {key: (values.get(key) is None or is_name(values[key]), NAME_RULE) for key in ("name", "source")}
     checks |= {"shape": (True, "")}
     checks |= _common_checks(values)
     checks |= _text_checks(values) if is_text(values) else _image_checks(values)
@@ -79,7 +79,7 @@ def _image_checks(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
         "std": (good_std, "a list with a number > 0 per channel"),
         "per_class": (per_class is None or _is_int(per_class, 1), "null or a whole number >= 1"),
         "label_noise": (noise is None or (_is_number(noise) and 0 <= noise <= 1), "null or a share between 0 and 1"),
-        "augment": (augment is None or isinstance(augment, dict), f"null or a mapping: {', '.join(AUGMENTS)}"),
+        "augment": (augment is None or isinstance(augment, dict), f"null or a mapping: {', '.join(AUGMENT_KEYS)}"),
     }
 
 
@@ -89,7 +89,7 @@ def _text_checks(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
 
 
 def _check_augment(augment: Mapping[str, Any], pixels: int) -> None:
-    crop, padding, flip, rotation, cutout = (augment.get(key) for key in AUGMENTS)
+    crop, padding, flip, rotation, cutout = (augment.get(key) for key in AUGMENT_KEYS)
     checks = {
         "crop": (crop is None or (_is_int(crop, 0) and crop < pixels), f"null or a whole number below {pixels}"),
         "padding": (padding is None or (isinstance(padding, str) and padding in PADDINGS), " or ".join(PADDINGS)),

@@ -50,7 +50,7 @@ def load(config: Mapping[str, Any], root: str | Path, device: torch.device) -> D
     return _load_text(config, root, device) if is_text(config) else _load_images(config, root, device)
 
 
-def check(config: Mapping[str, Any], root: str | Path, batch_size: int, ranks: int = 1) -> None:
+def check_data_and_batch_size(config: Mapping[str, Any], root: str | Path, batch_size: int, ranks: int = 1) -> None:
     """Check a data set and the batch size. The data set is downloaded if its files are missing.
 
     Args:
@@ -82,7 +82,7 @@ def checksum(config: Mapping[str, Any], root: str | Path) -> str:
     Raises:
         DataError: if the files are missing and cannot be downloaded, or cannot be read.
     """
-    read = sources.text if is_text(config) else sources.images
+    read = sources.read_text_tokens if is_text(config) else sources.read_images_and_labels
     return _checksum(read, str(config.get("source") or config["name"]), str(root))
 
 
@@ -121,7 +121,7 @@ def _images_as_described(config: Mapping[str, Any], root: str | Path) -> tuple[T
         DataError: if shapes or labels contradict the config.
     """
     source = str(config.get("source") or config["name"])
-    pixels, labels, test_pixels, test_labels = sources.images(source, str(root))
+    pixels, labels, test_pixels, test_labels = sources.read_images_and_labels(source, str(root))
     expected, loaded = (tuple(config["shape"]), config["classes"]), (tuple(pixels.shape[1:]), int(labels.max()) + 1)
     if loaded != expected:
         raise DataError(
@@ -195,7 +195,7 @@ def _load_text(config: Mapping[str, Any], root: str | Path, device: torch.device
         DataError: if the number of different characters is not ``classes``.
         ConfigError: if a split would be too short for one example of ``shape`` characters, or longer than the text.
     """
-    tokens, vocabulary = sources.text(str(config.get("source") or config["name"]), str(root))
+    tokens, vocabulary = sources.read_text_tokens(str(config.get("source") or config["name"]), str(root))
     if vocabulary != config["classes"]:
         raise DataError(
             f"dataset={config['name']}: the text under {root} has {vocabulary} different characters, expected "

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from wdlab.errors import DataError
 
-TORCHVISION = {
+TORCHVISION_CLASSES = {
     "mnist": "MNIST",
     "fashion_mnist": "FashionMNIST",
     "cifar10": "CIFAR10",
@@ -37,7 +37,7 @@ DOWNLOAD_TIMEOUT_S = 20
 
 
 @functools.lru_cache(maxsize=2)
-def images(name: str, root: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def read_images_and_labels(name: str, root: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the images and labels of the training set and of the test set.
 
     The results of the last two different calls are cached, for sweeps.
@@ -57,7 +57,7 @@ def images(name: str, root: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     folder = Path(root) / name
     if (folder / "train.parquet").is_file() and (folder / "test.parquet").is_file():
         return *_read_parquet(folder / "train.parquet"), *_read_parquet(folder / "test.parquet")
-    if name not in TORCHVISION:
+    if name not in TORCHVISION_CLASSES:
         raise DataError(f"dataset={name}: no {name}/train.parquet and {name}/test.parquet under {root}")
     train, test = _torchvision(name, root)
     return *_from_torchvision(train), *_from_torchvision(test)
@@ -121,7 +121,7 @@ def _torchvision(name: str, root: str) -> tuple[Any, Any]:
     """
     import torchvision
 
-    make = getattr(torchvision.datasets, TORCHVISION[name])
+    make = getattr(torchvision.datasets, TORCHVISION_CLASSES[name])
 
     def both(**options: Any) -> tuple[Any, Any]:
         if name == "svhn":
@@ -132,7 +132,7 @@ def _torchvision(name: str, root: str) -> tuple[Any, Any]:
         return both()
     except RuntimeError:
         pass  # the files are missing: download them
-    folders = [Path(root) / TORCHVISION[name] / "raw", Path(root) / TORCHVISION[name], Path(root)]
+    folders = [Path(root) / TORCHVISION_CLASSES[name] / "raw", Path(root) / TORCHVISION_CLASSES[name], Path(root)]
     made = [folder for folder in folders if not folder.exists()]
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
@@ -157,7 +157,7 @@ def _remove_if_empty(folders: list[Path]) -> None:
 
 
 @functools.lru_cache(maxsize=2)
-def text(name: str, root: str) -> tuple[Tensor, int]:
+def read_text_tokens(name: str, root: str) -> tuple[Tensor, int]:
     """Return a text as tokens, one per character.
 
     The results of the last two different calls are cached, for sweeps.

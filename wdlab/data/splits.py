@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wdlab.data.augment import Augment, Drawn, to_device
+from wdlab.data.augment import Augment, ImageVariations, to_device
 
 MAX_NORMALIZED_BYTES = 2**28  # largest split that is stored as normalized float32, else as uint8
 
@@ -87,13 +87,13 @@ class Images(Split):
             unpadded = unpadded[:, :, self._border : -self._border, self._border : -self._border]
         return self._normalize(_take(unpadded, rows)), _take(self.labels, rows)
 
-    def draw(self, generator: np.random.Generator) -> Drawn | None:
+    def draw(self, generator: np.random.Generator) -> ImageVariations | None:
         if self._augment is None:
             return None
         height, width = (size - 2 * self._border for size in self._stored.shape[2:])
         return self._augment.draw(generator, len(self), (height, width))
 
-    def varied(self, rows: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
+    def varied(self, rows: Tensor, drawn: ImageVariations) -> tuple[Tensor, Tensor]:
         pixels = self._augment(self._stored.index_select(0, rows), drawn)
         return self._augment.hide(self._normalize(pixels), drawn), self.labels.index_select(0, rows)
 
@@ -105,7 +105,7 @@ class Images(Split):
         )
 
 
-class Shifts(NamedTuple):
+class TextShifts(NamedTuple):
     """The random variations of n examples of a text: the number of characters by which each begins later than usual."""
 
     characters: Tensor  # int64 (n,)
@@ -143,12 +143,12 @@ class Text(Split):
             rows = torch.arange(len(self), device=self.labels.device)[rows]
         return self._examples_from(rows * self._context)
 
-    def draw(self, generator: np.random.Generator) -> Shifts | None:
+    def draw(self, generator: np.random.Generator) -> TextShifts | None:
         if not self._shift:
             return None
-        return Shifts(torch.from_numpy(generator.integers(0, self._context, len(self))))
+        return TextShifts(torch.from_numpy(generator.integers(0, self._context, len(self))))
 
-    def varied(self, rows: Tensor, drawn: Shifts) -> tuple[Tensor, Tensor]:
+    def varied(self, rows: Tensor, drawn: TextShifts) -> tuple[Tensor, Tensor]:
         return self._examples_from(rows * self._context + drawn.characters)
 
     def _examples_from(self, starts: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,12 +20,12 @@ from wdlab.data import Split
 from wdlab.metrics.objective import Autocast
 from wdlab.models.modes import evaluation
 
-EXAMPLES = 10_000  # the largest number of training examples that batch statistics are computed over
-CHUNK = 500  # examples per forward pass
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # the buffers of a batch norm
+STATISTICS_EXAMPLES = 10_000  # the largest number of training examples that batch statistics are computed over
+EXAMPLES_PER_PASS = 500  # examples per forward pass
+BATCH_NORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # the buffers of a batch norm
 
 
-class Average:
+class WeightAverage:
     """An exponential moving average of a network's weights: ``a <- decay a + (1 - decay) w`` after every update.
 
     If the learning rate does not fall to zero, the weights keep fluctuating, and the average is nearer to the center of
@@ -68,7 +68,7 @@ class Average:
             autocast: returns the context in which each forward pass runs, for mixed precision.
         """
         paths = list(_norms_with_statistics(self._model))
-        own = {f"{path}.{name}".lstrip(".") for path in paths for name in STATISTICS}
+        own = {f"{path}.{name}".lstrip(".") for path in paths for name in BATCH_NORM_BUFFERS}
         for name, buffer in self._model.named_buffers():
             if name not in own:
                 self._copy_buffer(name, buffer)
@@ -136,5 +136,7 @@ def _batches(train: Split) -> Iterator[Tensor]:
 
     An incomplete last batch is left out, unless it is the only batch.
     """
-    for start in range(0, max(1, min(len(train), EXAMPLES) // CHUNK) * CHUNK, CHUNK):
-        yield train.examples(slice(start, min(start + CHUNK, len(train))))[0]
+    for start in range(
+        0, max(1, min(len(train), STATISTICS_EXAMPLES) // EXAMPLES_PER_PASS) * EXAMPLES_PER_PASS, EXAMPLES_PER_PASS
+    ):
+        yield train.examples(slice(start, min(start + EXAMPLES_PER_PASS, len(train))))[0]

@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-FP32_ERROR = 1e-6  # largest relative error of a product that still counts as float32
+MAX_FP32_ERROR = 1e-6  # largest relative error of a product that still counts as float32
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt, from malloc.h
-KEPT_BYTES = 2**30  # value of both thresholds: freed blocks below this size are kept
-OLD_KEPT_BYTES = 2**25  # the largest M_MMAP_THRESHOLD that older versions of glibc accept
+KEPT_BLOCK_BYTES = 2**30  # value of both thresholds: freed blocks below this size are kept
+OLD_GLIBC_LIMIT = 2**25  # the largest M_MMAP_THRESHOLD that older versions of glibc accept
 MIN_MULTIPLY_ADDS = 10_000_000  # in the forward pass of a batch; with fewer, a second thread saves no time
 MIN_CORE_SHARE = 0.8  # share of a core that each thread must get; with less, the machine counts as busy
-TRIALS, TRIAL_SECONDS = 3, 0.03  # number and length of the measurements of the share of a core
+CORE_SHARE_TRIALS, TRIAL_SECONDS = 3, 0.03  # number and length of the measurements of the share of a core
 TIMED_PRODUCTS = 5  # number of timed products per number format
 
 
@@ -77,7 +77,7 @@ def share_of_cores(threads: int) -> float:
     before, values = torch.get_num_threads(), torch.ones(2**18)
     torch.set_num_threads(threads)
     try:
-        return max(_share_in_trial(values, threads) for _ in range(TRIALS))
+        return max(_share_in_trial(values, threads) for _ in range(CORE_SHARE_TRIALS))
     finally:
         torch.set_num_threads(before)
 
@@ -134,7 +134,7 @@ def onednn_is_float32() -> bool:
     torch.set_float32_matmul_precision("medium")
     error = ((left @ right).double() - exact).norm() / exact.norm()
     torch.set_float32_matmul_precision("highest")
-    return error.item() < FP32_ERROR
+    return error.item() < MAX_FP32_ERROR
 
 
 @functools.cache
@@ -151,6 +151,6 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # the C library has no mallopt, or cannot be opened (Windows)
         return False
-    if not mallopt(M_MMAP_THRESHOLD, KEPT_BYTES) and not mallopt(M_MMAP_THRESHOLD, OLD_KEPT_BYTES):
+    if not mallopt(M_MMAP_THRESHOLD, KEPT_BLOCK_BYTES) and not mallopt(M_MMAP_THRESHOLD, OLD_GLIBC_LIMIT):
         return False
-    return bool(mallopt(M_TRIM_THRESHOLD, KEPT_BYTES))
+    return bool(mallopt(M_TRIM_THRESHOLD, KEPT_BLOCK_BYTES))

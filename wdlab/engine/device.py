@@ -17,8 +17,8 @@ from wdlab.engine import cpu, gpus, parallel
 from wdlab.errors import ConfigError
 from wdlab.settings import RuntimeSettings
 
-WIDE = 256  # units of a layer: oneDNN's product was measured faster than MKL's from about here on, and slower below
-UNSAFE_BELOW = 8  # input channels of a strided 1x1 convolution, see `channels_last_is_safe`
+ONEDNN_MIN_WIDTH = 256  # units of a layer; for fewer, oneDNN's product was measured slower than MKL's
+CHANNELS_LAST_MIN_CHANNELS = 8  # input channels of a strided 1x1 convolution, see `channels_last_is_safe`
 
 log = logging.getLogger("wdlab")
 
@@ -44,7 +44,7 @@ class Machine:
     matmul: str
     channels_last: bool = False
     compiled: bool = False
-    group: parallel.Group = parallel.ALONE
+    group: parallel.RunProcesses = parallel.SINGLE_PROCESS
     stacked: bool = False
 
     def autocast(self) -> contextlib.AbstractContextManager:
@@ -124,7 +124,7 @@ def set_up(
     """
     check_runtime(settings)
     device = chosen_device(settings)
-    group = parallel.join(device)
+    group = parallel.connect(device)
     precision = settings.precision
     convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
     if device.type == "cuda":
@@ -139,7 +139,7 @@ def set_up(
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"  # otherwise torch computes convolutions in TF32 with fp32 too
     matmul = "TF32" if precision == "tf32" else "torch default"
-    wide = stacked or _widest(model) >= WIDE
+    wide = stacked or _widest(model) >= ONEDNN_MIN_WIDTH
     if settings.onednn == "auto" and device.type == "cpu" and wide and cpu.onednn_is_float32():
         torch.set_float32_matmul_precision("medium")
         matmul = "oneDNN float32"
@@ -172,7 +172,7 @@ def chosen_device(settings: RuntimeSettings) -> torch.device:
 @functools.cache
 def _own_gpu() -> int:
     """Return the index of this process's GPU: its local rank under torchrun, otherwise a GPU that it claims once."""
-    count, group = torch.cuda.device_count(), parallel.group()
+    count, group = torch.cuda.device_count(), parallel.process_group()
     if count == 1 or group.size > 1:
         return group.local_rank
     return gpus.claim_gpu([str(torch.cuda.get_device_properties(index).uuid) for index in range(count)])
@@ -202,6 +202,6 @@ def channels_last_is_safe(model: nn.Module) -> bool:
         isinstance(m, nn.Conv2d)
         and set(m.kernel_size) == {1}
         and max(m.stride) > 1
-        and m.in_channels // m.groups < UNSAFE_BELOW
+        and m.in_channels // m.groups < CHANNELS_LAST_MIN_CHANNELS
         for m in model.modules()
     )

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from wdlab.engine.averaging import Average
+from wdlab.engine.averaging import WeightAverage
 from wdlab.engine.experiment import Experiment
-from wdlab.metrics import SHARPNESS_EXAMPLES, Evaluated, Metrics
+from wdlab.metrics import SHARPNESS_EXAMPLES, Metrics, ResultsBySplit
 from wdlab.records import checkpoint
 from wdlab.records.directory import RunDirectory
 from wdlab.records.recorder import Recorder
@@ -49,7 +49,7 @@ class RunObserver:
         run: RunDirectory,
         recorder: Recorder,
         steps_per_epoch: int,
-        average: Average | None = None,
+        average: WeightAverage | None = None,
     ) -> None:
         self._average = average
         self._experiment, self._settings, self._run, self._recorder = experiment, settings, run, recorder
@@ -81,7 +81,7 @@ class RunObserver:
         """Measure the update that was made, see ``Metrics.after_step``."""
         self._metrics.after_step()
 
-    def record(self, step: int, finite: Tensor, evaluated: Evaluated | None = None) -> bool:
+    def record(self, step: int, finite: Tensor, evaluated: ResultsBySplit | None = None) -> bool:
         """Write the log line of the state after ``step`` updates.
 
         All numbers are read from the device in one transfer. The sharpness, at steps where it is due, needs more.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from wdlab.data import Batches
-from wdlab.engine.averaging import Average
+from wdlab.engine.averaging import WeightAverage
 from wdlab.engine.device import Machine
 from wdlab.engine.experiment import Experiment, set_random_state
 from wdlab.engine.observer import NullObserver, RunObserver
@@ -16,10 +16,10 @@ from wdlab.records.directory import RunDirectory
 from wdlab.records.recorder import Recorder
 from wdlab.schedules import Clock
 from wdlab.settings import TrainSettings
-from wdlab.strides import match_state
+from wdlab.strides import match_state_strides
 
 
-class Step:
+class BatchGradient:
     """The part of an update before the optimizer's step: the loss of a batch, its gradient, and the clipping.
 
     No method waits for the device.
@@ -98,11 +98,11 @@ class OneRun:
         self._clock = Clock(settings.steps, self._batches.steps_per_epoch)
         self._base_lrs = [group["lr"] for group in self._optimizer.param_groups]
         experiment.regularizer.clock = self._clock
-        self._average = Average(experiment.model, settings.average_decay) if settings.average_decay else None
+        self._average = WeightAverage(experiment.model, settings.average_decay) if settings.average_decay else None
         if start is not None:
             self._restore(start)
         set_random_state(start, machine, experiment.seed)
-        self._step = Step(
+        self._step = BatchGradient(
             machine.training_form(experiment.model),
             self._optimizer,
             machine,
@@ -121,7 +121,7 @@ class OneRun:
         experiment = self._experiment
         experiment.model.load_state_dict(start["model"])
         experiment.optimizer.load_state_dict(start["optimizer"])
-        match_state(experiment.optimizer)
+        match_state_strides(experiment.optimizer)
         experiment.regularizer.load_state_dict(start["regularizer"])
         if self._average:
             self._average.load_state_dict(start["average"])

@@ -15,7 +15,7 @@ from torch import distributed, nn
 
 
 @dataclass(frozen=True)
-class Group:
+class RunProcesses:
     """The processes that share a run, and the place of this process among them.
 
     Attributes:
@@ -54,21 +54,21 @@ class Group:
         return bool(votes)
 
 
-ALONE = Group(rank=0, size=1, local_rank=0)
+SINGLE_PROCESS = RunProcesses(rank=0, size=1, local_rank=0)
 
 
 _channel: distributed.ProcessGroup | None = None  # gloo, for flags in main memory; None until `join` sets it
 
 
-def group() -> Group:
+def process_group() -> RunProcesses:
     """Return the process group that torchrun's environment variables describe, ``ALONE`` without torchrun."""
     rank, size, local_rank = (
         int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     )
-    return Group(rank, size, local_rank) if size > 1 else ALONE
+    return RunProcesses(rank, size, local_rank) if size > 1 else SINGLE_PROCESS
 
 
-def join(device: torch.device) -> Group:
+def connect(device: torch.device) -> RunProcesses:
     """Connect to the other processes of the run, if there are any and this is the first call.
 
     Args:
@@ -77,7 +77,7 @@ def join(device: torch.device) -> Group:
     Returns:
         The group of processes, as :func:`group` returns it.
     """
-    here = group()
+    here = process_group()
     if here.size > 1 and not distributed.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(here.local_rank)
@@ -87,7 +87,7 @@ def join(device: torch.device) -> Group:
     return here
 
 
-def broadcast_go(go: bool | None = None) -> bool:
+def broadcast_decision(go: bool | None = None) -> bool:
     """Return the leader's decision whether to train.
 
     Args:
@@ -99,7 +99,7 @@ def broadcast_go(go: bool | None = None) -> bool:
     return bool(decision[0])
 
 
-def leave() -> None:
+def disconnect() -> None:
     """Disconnect from the other processes, if :func:`join` has connected to them."""
     if distributed.is_initialized():
         distributed.destroy_process_group()

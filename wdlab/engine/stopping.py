@@ -93,7 +93,7 @@ def is_orphan() -> bool:
 
 
 @contextlib.contextmanager
-def exit_requests(stop_files: StopFiles | None = None) -> Iterator[Callable[[], bool]]:
+def watch_stop_requests(stop_files: StopFiles | None = None) -> Iterator[Callable[[], bool]]:
     """Context manager that yields a function which returns True if the run should stop.
 
     A stop is requested by SIGINT, SIGTERM, the sweep's file ``.NAME.interrupted``, or (in a worker) the death of the

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from wdlab.metrics.norms import each_dot, each_norm
 from wdlab.regularizers import Regularizer
-from wdlab.regularizers.views import Section, effective_strength
+from wdlab.regularizers.views import GradientSection, effective_strength
 
 
 class _Sums(NamedTuple):
@@ -17,13 +17,13 @@ class _Sums(NamedTuple):
     ``g`` is the gradient of the loss, ``dR/dw`` that of the penalty with strength 1.
     """
 
-    section: Section
+    section: GradientSection
     loss_square: Tensor  # |g|^2
     product: Tensor  # g . dR/dw
     penalty_square: Tensor  # |dR/dw|^2
 
 
-class PenaltyGradient:
+class GradientComparison:
     """A comparison of the loss gradient ``g`` with the penalty gradient ``r = s dR/dw``, over a method's parameters.
 
     ``s`` is the strength. The object must be created between backward and the step, while ``p.grad`` is the gradient of
@@ -73,7 +73,7 @@ class PenaltyGradient:
         return {"gradient/penalty_norm": penalty_square.sqrt(), "gradient/coherence": coherence}
 
 
-def _sums(regularizer: Regularizer, section: Section, gradient_norms: Mapping[int, Tensor]) -> _Sums:
+def _sums(regularizer: Regularizer, section: GradientSection, gradient_norms: Mapping[int, Tensor]) -> _Sums:
     loss_square = torch.stack([gradient_norms[id(p)] for p in section.params]).square().sum()
     if section.group["strength"] == 0:
         zero = torch.zeros_like(loss_square)

@@ -11,17 +11,17 @@ from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from wdlab.homogeneous import homogeneous_pairs, unit_path_norms
 from wdlab.models.modes import evaluation
-from wdlab.tracing import DROPOUT, IDENTITY, RELU, RESHAPE, Kind, TracedModel
+from wdlab.tracing import DROPOUT, IDENTITY, RELU, RESHAPE, OperationKind, TracedModel
 
 F = nn.functional
-ADD = Kind((), (operator.add, operator.iadd, torch.add), ("add", "add_"))
-IN_PLACE = (operator.iadd, "add_")
-MAX_POOL = Kind((nn.MaxPool2d,), (F.max_pool2d,))
-AVERAGE_POOL = Kind((nn.AvgPool2d,), (F.avg_pool2d,))
-ADAPTIVE_MAX_POOL = Kind((nn.AdaptiveMaxPool2d,), (F.adaptive_max_pool2d,))
-ADAPTIVE_AVERAGE_POOL = Kind((nn.AdaptiveAvgPool2d,), (F.adaptive_avg_pool2d,))
-MEAN = Kind((), (torch.mean,), ("mean",))
-OPTIONS = {  # names of the arguments that the functions of a kind have after the input, in their order
+ADD = OperationKind((), (operator.add, operator.iadd, torch.add), ("add", "add_"))
+IN_PLACE_ADDS = (operator.iadd, "add_")
+MAX_POOL = OperationKind((nn.MaxPool2d,), (F.max_pool2d,))
+AVERAGE_POOL = OperationKind((nn.AvgPool2d,), (F.avg_pool2d,))
+ADAPTIVE_MAX_POOL = OperationKind((nn.AdaptiveMaxPool2d,), (F.adaptive_max_pool2d,))
+ADAPTIVE_AVERAGE_POOL = OperationKind((nn.AdaptiveAvgPool2d,), (F.adaptive_avg_pool2d,))
+MEAN = OperationKind((), (torch.mean,), ("mean",))
+ARGUMENT_NAMES = {  # names of the arguments that the functions of a kind have after the input, in their order
     RELU: ("negative_slope",),
     MAX_POOL: ("kernel_size", "stride", "padding", "dilation"),
     AVERAGE_POOL: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
@@ -132,7 +132,7 @@ class _Bounds:
         return self._bounds[value] if isinstance(value, fx.Node) else None
 
     def _sum(self, node: fx.Node) -> float | None:
-        if node.target in IN_PLACE and len(node.args[0].users) > 1:  # other readers may read the old or the new value
+        if node.target in IN_PLACE_ADDS and len(node.args[0].users) > 1:  # others may read the old or new value
             return None
         bounds = [self._operand(value) for value in node.args]
         broadcasts = any(isinstance(v, fx.Node) and _shape(v) not in (None, _shape(node)) for v in node.args)
@@ -206,7 +206,7 @@ class _Bounds:
             return math.sqrt(windows / math.prod(_as_pair(options["kernel_size"])))
         return math.sqrt(windows)  # at the border a window may average over a single pixel
 
-    def _window(self, node: fx.Node, kind: Kind) -> dict[str, Any]:
+    def _window(self, node: fx.Node, kind: OperationKind) -> dict[str, Any]:
         """Return a pooling's arguments for ``_windows_per_pixel``, by name."""
         options = self._options(node, kind)
         kernel, stride = options["kernel_size"], options.get("stride")
@@ -216,12 +216,12 @@ class _Bounds:
             "dilation": options.get("dilation", 1),
         }
 
-    def _options(self, node: fx.Node, kind: Kind) -> dict[str, Any]:
+    def _options(self, node: fx.Node, kind: OperationKind) -> dict[str, Any]:
         """Return the ``OPTIONS`` of a node's operation by name, from the module or the function's arguments."""
         module = self._traced.module(node)
         if module is not None:
-            return {name: getattr(module, name) for name in OPTIONS[kind] if hasattr(module, name)}
-        return dict(zip(OPTIONS[kind], node.args[1:], strict=False)) | node.kwargs
+            return {name: getattr(module, name) for name in ARGUMENT_NAMES[kind] if hasattr(module, name)}
+        return dict(zip(ARGUMENT_NAMES[kind], node.args[1:], strict=False)) | node.kwargs
 
 
 def _convolution_bound(layer: nn.Conv2d) -> float | None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from wdlab.data import Data, Split
 from wdlab.homogeneous import Pair, homogeneous_pairs, unit_path_norms, weights
 from wdlab.metrics import lipschitz, norms, objective, scale_invariant, sharpness, sparsity
-from wdlab.metrics.gradients import PenaltyGradient
+from wdlab.metrics.gradients import GradientComparison
 from wdlab.regularizers import Regularizer
 
 SHARPNESS_EXAMPLES = 1000  # training examples in the loss whose Hessian is measured
@@ -66,7 +66,7 @@ class Metrics:
         with_gradient = [p for p in self.parameters if p.grad is not None]
         gradient_norms = norms.each_norm([p.grad for p in with_gradient])
         by_parameter = dict(zip(map(id, with_gradient), gradient_norms.unbind(), strict=True))
-        self._penalty = PenaltyGradient(self.regularizer, by_parameter)
+        self._penalty = GradientComparison(self.regularizer, by_parameter)
         zero = torch.zeros_like(gradient_norms[0])
         of_weights = torch.stack([by_parameter.get(id(w), zero) for w in self.weights])
         lr = self.regularizer.optimizer.param_groups[0]["lr"]
@@ -99,7 +99,7 @@ class Metrics:
         self,
         whole_splits: bool,
         sharpness: bool = False,
-        evaluated: objective.Evaluated | None = None,
+        evaluated: objective.ResultsBySplit | None = None,
         also: Mapping[str, Tensor] | None = None,
     ) -> dict[str, float]:
         """Return the metrics of the model's current state, and of the update if it was measured since the last call.
@@ -125,19 +125,21 @@ class Metrics:
         }
         if paths:
             values["norm/path"] = norms.path_norm(paths)
-            values["sparsity/active_units"] = sparsity.active_units(paths)
+            values["sparsity/active_units"] = sparsity.active_unit_share(paths)
         if whole_splits:
-            evaluated = evaluated or objective.evaluate_all(self.model, self.data, self.autocast)
+            evaluated = evaluated or objective.evaluate_splits(self.model, self.data, self.autocast)
             values |= self._evaluations(evaluated, values["norm/weight_l2"], values.get("norm/path"))
         return _to_floats(values | dict(also or {})) | (self._sharpness() if sharpness else {})
 
-    def _evaluations(self, evaluated: objective.Evaluated, weight_l2: Tensor, path: Tensor | None) -> dict[str, Tensor]:
+    def _evaluations(
+        self, evaluated: objective.ResultsBySplit, weight_l2: Tensor, path: Tensor | None
+    ) -> dict[str, Tensor]:
         values = {}
         for name, (loss, accuracy) in evaluated.items():
             values |= {f"{name}/loss": loss, f"{name}/accuracy": accuracy}
         if self._average:
             averaged = self._average(self.data.train, self.autocast)
-            for name, (loss, accuracy) in objective.evaluate_all(averaged, self.data, self.autocast).items():
+            for name, (loss, accuracy) in objective.evaluate_splits(averaged, self.data, self.autocast).items():
                 values |= {f"average/{name}/loss": loss, f"average/{name}/accuracy": accuracy}
         strength, penalty = self.regularizer.strength, self.regularizer.penalty()
         return values | objective.objectives(values["train/loss"], strength, weight_l2, path, penalty)
@@ -145,7 +147,7 @@ class Metrics:
     def _sharpness(self) -> dict[str, float]:
         inputs, labels = self.data.train.examples(slice(0, self.sharpness_examples))
         trained = [w for w in self.weights if w.requires_grad]
-        values = sharpness.measure(self.model, inputs, labels, self.parameters, trained)
+        values = sharpness.measure_sharpness(self.model, inputs, labels, self.parameters, trained)
         images, _ = self.data.test.examples(slice(0, LIPSCHITZ_EXAMPLES))
         if images.is_floating_point():
             values["lipschitz/lower"] = lipschitz.lower_bound(self.model, images)

@@ -10,14 +10,14 @@ from wdlab.data import Data, Split
 from wdlab.models.modes import evaluation
 
 # Limits of one forward pass of an evaluation, to bound its memory.
-CHUNK = 5000  # largest number of examples
-CHUNK_VALUES = 4_000_000  # largest number of values in the inputs of a pass
-VALUES_OF_TOKEN = 256  # values that one token counts as, since an embedding turns a token into a vector
+MAX_EXAMPLES_PER_PASS = 5000  # largest number of examples
+MAX_INPUT_VALUES_PER_PASS = 4_000_000  # largest number of values in the inputs of a pass
+VALUES_PER_TOKEN = 256  # values that one token counts as, since an embedding turns a token into a vector
 
 SPLITS = ("train", "val", "test")
 
 Autocast = Callable[[], contextlib.AbstractContextManager]
-Evaluated = Mapping[str, tuple[Tensor, Tensor]]  # name of a split -> loss and accuracy
+ResultsBySplit = Mapping[str, tuple[Tensor, Tensor]]  # name of a split -> loss and accuracy
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean", label_smoothing: float = 0.0) -> Tensor:
@@ -35,7 +35,9 @@ def cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean", label
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, split: Split, autocast: Autocast = contextlib.nullcontext) -> tuple[Tensor, Tensor]:
+def evaluate_split(
+    model: nn.Module, split: Split, autocast: Autocast = contextlib.nullcontext
+) -> tuple[Tensor, Tensor]:
     """Evaluate a network in evaluation mode on all labels of a split.
 
     Args:
@@ -61,16 +63,16 @@ def evaluate(model: nn.Module, split: Split, autocast: Autocast = contextlib.nul
     return loss, torch.where(loss.isfinite(), accuracy, torch.nan)
 
 
-def evaluate_all(model: nn.Module, data: Data, autocast: Autocast = contextlib.nullcontext) -> Evaluated:
+def evaluate_splits(model: nn.Module, data: Data, autocast: Autocast = contextlib.nullcontext) -> ResultsBySplit:
     """Return the result of ``evaluate`` on each of the three splits, by the split's name."""
-    return {name: evaluate(model, getattr(data, name), autocast) for name in SPLITS}
+    return {name: evaluate_split(model, getattr(data, name), autocast) for name in SPLITS}
 
 
 def _chunk(split: Split) -> int:
     """Return the number of examples per forward pass when ``split`` is evaluated."""
     inputs, _ = split.examples(slice(0, 1))
-    values = inputs.numel() * (1 if inputs.is_floating_point() else VALUES_OF_TOKEN)
-    return min(CHUNK, max(1, CHUNK_VALUES // values))
+    values = inputs.numel() * (1 if inputs.is_floating_point() else VALUES_PER_TOKEN)
+    return min(MAX_EXAMPLES_PER_PASS, max(1, MAX_INPUT_VALUES_PER_PASS // values))
 
 
 def objectives(train_loss: Tensor, strength: float, weight_l2: Tensor, path: Tensor | None, penalty: Tensor) -> dict:

@@ -14,18 +14,18 @@ from wdlab.metrics.objective import cross_entropy
 from wdlab.metrics.scale_invariant import in_units_of_layers
 from wdlab.models.modes import evaluation
 
-ITERATIONS = 60  # largest number of products H v for an eigenvalue
-TOLERANCE = 1e-4  # iteration stops once the residual |Hv - mu v| is at most this share of |mu|
-PROBES = (20, 100)  # smallest and largest number of products H z for a trace
-TRACE_ERROR = 0.05  # probing stops once the standard error is at most this share of the trace
+EIGENVALUE_PRODUCTS = 60  # largest number of products H v for an eigenvalue
+EIGENVALUE_TOLERANCE = 1e-4  # iteration stops once the residual |Hv - mu v| is at most this share of |mu|
+TRACE_PROBES = (20, 100)  # smallest and largest number of products H z for a trace
+RELATIVE_TRACE_ERROR = 0.05  # probing stops once the standard error is at most this share of the trace
 
-SHARPNESS = ("sharpness/top_eigenvalue", "sharpness/trace", "sharpness/trace_error")
-SCALE_INVARIANT = ("scale_invariant/sharpness", "scale_invariant/trace", "scale_invariant/trace_error")
+SHARPNESS_METRICS = ("sharpness/top_eigenvalue", "sharpness/trace", "sharpness/trace_error")
+SCALE_INVARIANT_METRICS = ("scale_invariant/sharpness", "scale_invariant/trace", "scale_invariant/trace_error")
 
-Product = Callable[[Tensor], Tensor]  # v -> H v
+MatrixVectorProduct = Callable[[Tensor], Tensor]  # v -> H v
 
 
-def measure(
+def measure_sharpness(
     model: nn.Module, inputs: Tensor, labels: Tensor, parameters: Sequence[Tensor], weights: Sequence[Tensor]
 ) -> dict[str, float]:
     """Measure the sharpness of the mean cross-entropy of one batch.
@@ -53,10 +53,10 @@ def measure(
         slopes = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
     gradients = dict(zip(parameters, slopes, strict=True))
     values = _spectrum(hessian_product(gradients, parameters), parameters)
-    named = dict(zip(SHARPNESS, values, strict=True))
+    named = dict(zip(SHARPNESS_METRICS, values, strict=True))
     if weights:
         values = _spectrum(in_units_of_layers(hessian_product(gradients, weights), weights), weights)
-        named |= dict(zip(SCALE_INVARIANT, values, strict=True))
+        named |= dict(zip(SCALE_INVARIANT_METRICS, values, strict=True))
     return named
 
 
@@ -71,7 +71,7 @@ def training_loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy(torch.func.functional_call(model, buffers, (inputs,)), labels)
 
 
-def hessian_product(gradients: dict[Tensor, Tensor], parameters: Sequence[Tensor]) -> Product:
+def hessian_product(gradients: dict[Tensor, Tensor], parameters: Sequence[Tensor]) -> MatrixVectorProduct:
     """Return the function ``v -> H v`` for the Hessian H of the loss by ``parameters``.
 
     Args:
@@ -92,14 +92,14 @@ def hessian_product(gradients: dict[Tensor, Tensor], parameters: Sequence[Tensor
     return product
 
 
-def _spectrum(product: Product, parameters: Sequence[Tensor]) -> tuple[float, float, float]:
+def _spectrum(product: MatrixVectorProduct, parameters: Sequence[Tensor]) -> tuple[float, float, float]:
     """Return the largest eigenvalue, the trace and its standard error, of the matrix that ``product`` applies."""
     like = torch.cat([p.detach().reshape(-1)[:1] for p in parameters])
     size = sum(p.numel() for p in parameters)
-    return top_eigenvalue(product, size, like, ITERATIONS), *trace(product, size, like, PROBES)
+    return top_eigenvalue(product, size, like, EIGENVALUE_PRODUCTS), *estimate_trace(product, size, like, TRACE_PROBES)
 
 
-def top_eigenvalue(product: Product, size: int, like: Tensor, iterations: int) -> float:
+def top_eigenvalue(product: MatrixVectorProduct, size: int, like: Tensor, iterations: int) -> float:
     """Return the largest (most positive) eigenvalue of a symmetric matrix; nan if a product is not finite.
 
     The method is the Lanczos recurrence, which keeps three vectors. It finds the best combination of all vectors that
@@ -125,7 +125,7 @@ def top_eigenvalue(product: Product, size: int, like: Tensor, iterations: int) -
         image.sub_(vector, alpha=diagonal[-1])
         beta = image.norm().item()
         largest, residual, scale = _top_of_tridiagonal(diagonal, off_diagonal, beta)
-        if not residual > TOLERANCE * abs(largest) or beta <= torch.finfo(like.dtype).eps * scale:
+        if not residual > EIGENVALUE_TOLERANCE * abs(largest) or beta <= torch.finfo(like.dtype).eps * scale:
             break
         off_diagonal.append(beta)
         previous, vector = vector, image.div_(beta)
@@ -154,7 +154,9 @@ def _top_of_tridiagonal(diagonal: list[float], off_diagonal: list[float], beta: 
     return eigenvalues[-1].item(), beta * abs(vectors[-1, -1].item()), eigenvalues.abs().max().item()
 
 
-def trace(product: Product, size: int, like: Tensor, probes: tuple[int, int] = PROBES) -> tuple[float, float]:
+def estimate_trace(
+    product: MatrixVectorProduct, size: int, like: Tensor, probes: tuple[int, int] = TRACE_PROBES
+) -> tuple[float, float]:
     """Estimate the trace of a matrix as the mean of ``z . H z`` over vectors z of random signs (Hutchinson).
 
     The vectors are the same in every call. Their number is the smallest within ``probes`` for which the standard error
@@ -183,6 +185,6 @@ def trace(product: Product, size: int, like: Tensor, probes: tuple[int, int] = P
         if len(samples) >= least:
             values = torch.tensor(samples, dtype=torch.float64)
             mean, error = values.mean().item(), values.std().item() / math.sqrt(len(samples))
-            if not error > TRACE_ERROR * abs(mean):
+            if not error > RELATIVE_TRACE_ERROR * abs(mean):
                 break
     return mean, error

@@ -25,7 +25,7 @@ def l1_norms_and_zeros(weights: Sequence[Tensor]) -> Tensor:
     return results
 
 
-def active_units(paths: list[Tensor]) -> Tensor:
+def active_unit_share(paths: list[Tensor]) -> Tensor:
     """Return the share of homogeneous units with a non-zero ``|w| |v|``, in [0, 1]; nan if any is not finite.
 
     Args:

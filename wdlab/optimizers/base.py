@@ -15,10 +15,10 @@ from torch import Tensor
 
 from wdlab.regularizers import Regularizer
 from wdlab.regularizers.checks import as_number, check_number
-from wdlab.regularizers.description import Row, describe
+from wdlab.regularizers.description import TensorRow, describe
 from wdlab.regularizers.hooks import run_after_step, run_before_step
 from wdlab.regularizers.views import OptimizerView
-from wdlab.strides import match_state, same_strides, with_strides_of
+from wdlab.strides import match_state_strides, same_strides, with_strides_of
 
 # For adding 1 to Adam's step counters: `_foreach_add_` takes a third of the time with this CPU tensor as with a Python
 # number.
@@ -120,7 +120,7 @@ class DropIn(torch.optim.Optimizer):
                 if fused and gradient.stride() != strides[-1] and not same_strides(gradient, p):
                     misaligned.append((p, gradient))
         if strides != self._strides:
-            match_state(self)
+            match_state_strides(self)
             self._strides = strides
         return misaligned
 
@@ -188,7 +188,7 @@ class DropIn(torch.optim.Optimizer):
         for group in self.param_groups:
             names = {id(p): name for p, name in zip(group["params"], group.get("param_names", ()), strict=False)}
             decayed = self.decayed_group(group)
-            rows += [Row(p, decayed["strength"], names.get(id(p), "")) for p in decayed["params"]]
+            rows += [TensorRow(p, decayed["strength"], names.get(id(p), "")) for p in decayed["params"]]
         return describe(type(self).__name__, rows, ["multiplied by the learning rate"], "weight_decay")
 
 

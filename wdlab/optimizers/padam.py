@@ -9,7 +9,7 @@ from torch import Tensor
 from wdlab.optimizers.base import ONE, DropIn, Params
 from wdlab.regularizers import PNormDecay
 from wdlab.regularizers.checks import as_number, check_number
-from wdlab.regularizers.pnorm_factors import LARGEST, shrink_factor
+from wdlab.regularizers.pnorm_factors import MAX_COEFFICIENT, shrink_factor
 from wdlab.tensors import compiled as compile_once
 from wdlab.tensors import is_sharded, local_shards
 
@@ -132,8 +132,8 @@ class PAdam(DropIn, torch.optim.Adam):
             lists: parameters, gradients, first moments, second moments.
         """
         lr, p, (beta1, beta2) = float(group["lr"]), as_number(group["p"]), map(as_number, group["betas"])
-        c = min(p * lr * as_number(group["weight_decay"]), LARGEST)
-        decays = c > 1 / LARGEST
+        c = min(p * lr * as_number(group["weight_decay"]), MAX_COEFFICIENT)
+        decays = c > 1 / MAX_COEFFICIENT
         bias1, bias2 = 1 - beta1**step, 1 - beta2**step
         numbers = 1 - beta1, beta2, 1 - beta2, lr / bias1, 1 / math.sqrt(bias2), group["eps"], c
         dtype = torch.float64 if lists[0][0].dtype == torch.float64 else torch.float32

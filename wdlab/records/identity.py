@@ -19,7 +19,7 @@ from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 
 from wdlab import interpolations, settings
-from wdlab.errors import NAME, ConfigError, is_name
+from wdlab.errors import NAME_RULE, ConfigError, is_name
 
 settings.register()  # the schema that configs/train.yaml names
 
@@ -73,7 +73,7 @@ def scientific_config(config: DictConfig) -> dict[str, Any]:
     for key in NAMED_KEYS:
         name = whole[key].get("name")
         if not is_name(name):
-            raise ConfigError(f"{key}.name={name}: must be {NAME}")
+            raise ConfigError(f"{key}.name={name}: must be {NAME_RULE}")
     return {key: whole.get(key) for key in SCIENTIFIC_KEYS} | {"precision": whole["runtime"].get("precision")}
 
 

@@ -8,7 +8,7 @@ from wdlab.regularizers.coherent import CoherenceGate, Coherent
 from wdlab.regularizers.decoupled import DecoupledDecay, ScheduledDecay
 from wdlab.regularizers.gradient_scale import GradientScale
 from wdlab.regularizers.in_loss import L1, L2, Lp
-from wdlab.regularizers.over_time import Delayed, Early, FollowSchedule, Late, OverTime, WarmUp
+from wdlab.regularizers.over_time import Delayed, Early, Late, OverTime, ScheduleFactor, WarmUp
 from wdlab.regularizers.pathprox import PathProx
 from wdlab.regularizers.pnorm import PNormDecay, PNormProx
 
@@ -20,7 +20,6 @@ __all__ = [
     "DecoupledDecay",
     "Delayed",
     "Early",
-    "FollowSchedule",
     "GradientScale",
     "Late",
     "Lp",
@@ -29,6 +28,7 @@ __all__ = [
     "PNormProx",
     "PathProx",
     "Regularizer",
+    "ScheduleFactor",
     "ScheduledDecay",
     "WarmUp",
 ]

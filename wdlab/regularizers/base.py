@@ -17,10 +17,10 @@ from wdlab.homogeneous import weights
 from wdlab.regularizers.checks import check_choice
 from wdlab.regularizers.description import describe
 from wdlab.regularizers.gradient_sums import GradientSums
-from wdlab.regularizers.hooks import Handle, Wiring, check_held
+from wdlab.regularizers.hooks import AttachedMethods, Handle, check_params_in_optimizer
 from wdlab.regularizers.over_time import OverTime, check_over_time, on_device
 from wdlab.regularizers.parameters import DecayedParameters, Params, places_of
-from wdlab.regularizers.views import ActiveGroup, Section, View, effective_strength
+from wdlab.regularizers.views import ActiveGroup, GradientSection, ParametersView, effective_strength
 from wdlab.schedules import Clock
 
 SCOPES = ("weights", "all")
@@ -60,7 +60,7 @@ class Regularizer(DecayedParameters):
         self.clock = Clock()
         self.turn: int | None = None  # rank in the order of attachment to the optimizer; None while detached
         self.gradient_sums = GradientSums()
-        self._view: View | None = None
+        self._view: ParametersView | None = None
         self._warned = self.is_copy = False
         super().__init__(params, strength)
 
@@ -97,7 +97,7 @@ class Regularizer(DecayedParameters):
 
     def _check_added(self, tensors: Sequence[Tensor]) -> None:
         if self._view is not None:
-            check_held(self.optimizer, tensors)
+            check_params_in_optimizer(self.optimizer, tensors)
 
     @property
     def strength_in_force(self) -> float:
@@ -175,7 +175,7 @@ class Regularizer(DecayedParameters):
                 active.append(ActiveGroup(params, strength, lr, optimizer_group.get("maximize", False), group))
         return active
 
-    def sections(self) -> list[Section]:
+    def sections(self) -> list[GradientSection]:
         """Return all parameters with a gradient, one section per group of the method and group of the optimizer.
 
         Parameters of strength 0 are included. A sparse gradient raises a RuntimeError.
@@ -185,7 +185,7 @@ class Regularizer(DecayedParameters):
     # -- attachment --------------------------------------------------------------------------------------------------
 
     @property
-    def _bound(self) -> View:
+    def _bound(self) -> ParametersView:
         """The view that this method is bound to. An AssertionError if there is none."""
         assert self._view is not None, "only while the method is attached"
         return self._view
@@ -195,7 +195,7 @@ class Regularizer(DecayedParameters):
         """The optimizer that this method is attached to. An AssertionError if there is none."""
         return self._bound.optimizer
 
-    def bind(self, view: View | None) -> None:
+    def bind(self, view: ParametersView | None) -> None:
         """Act on the parameters of ``view`` from now on; None: on none.
 
         ``attach`` calls this. Code that runs the hooks itself, for example a drop-in optimizer, calls this directly.
@@ -228,7 +228,7 @@ class Regularizer(DecayedParameters):
         if (reason := self._reason_to_be_idle()) and not self._warned:
             self._warned = True
             warnings.warn(f"{type(self).__name__} decays nothing: {reason}", UserWarning, stacklevel=2)
-        return Wiring.attach(self, optimizer)
+        return AttachedMethods.attach(self, optimizer)
 
     @property
     def is_attached(self) -> bool:
@@ -241,7 +241,7 @@ class Regularizer(DecayedParameters):
 
     def detach(self) -> None:
         """Detach the method from its optimizer, as the handle's ``remove()`` does."""
-        Wiring.of(self.optimizer).leave(self, self.optimizer)
+        AttachedMethods.of(self.optimizer).leave(self, self.optimizer)
         self._view, self.is_copy = None, False
 
     def check_parameters(self) -> None:
@@ -267,7 +267,7 @@ class Regularizer(DecayedParameters):
         self.__dict__.update(state)
         if self._view is not None:  # the optimizer was copied together with this method, and its copy has no hooks
             self.is_copy = True
-            Wiring.of(self.optimizer).join(self)
+            AttachedMethods.of(self.optimizer).join(self)
 
     def __copy__(self) -> Self:
         """Return a copy that decays the same parameters and is not attached."""

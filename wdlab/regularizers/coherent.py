@@ -9,7 +9,7 @@ from torch import Tensor
 from wdlab.regularizers.base import Params, Schedules
 from wdlab.regularizers.checks import check_choice, check_number
 from wdlab.regularizers.in_loss import InLoss
-from wdlab.regularizers.over_time import Observed, OverTime, check_over_time
+from wdlab.regularizers.over_time import ObservedMethod, OverTime, check_over_time
 from wdlab.regularizers.penalties import Absolute, HalfSquare
 from wdlab.schedules import Clock
 from wdlab.tensors import dots, local_shards
@@ -66,7 +66,7 @@ class CoherenceGate(OverTime):
         """Return the last step's statistic under the name ``gradient/gate``; {} before the first step."""
         return {} if self.statistic is None else {"gradient/gate": self.statistic}
 
-    def observe(self, method: Observed) -> None:
+    def observe(self, method: ObservedMethod) -> None:
         params = method.params
         with_gradient = [i for i, p in enumerate(params) if p.grad is not None]
         if not with_gradient:
@@ -109,7 +109,7 @@ class CoherenceGate(OverTime):
         self._open = state["open"]
 
 
-def _full_penalty_gradient(method: Observed, params: Sequence[Tensor]) -> list[Tensor]:
+def _full_penalty_gradient(method: ObservedMethod, params: Sequence[Tensor]) -> list[Tensor]:
     """Return the gradient of the penalty at full strength for each of ``params``, times -1 if the optimizer maximizes.
 
     A sharded parameter's gradient is that of its local shard.

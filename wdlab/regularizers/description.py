@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Row(NamedTuple):
+class TensorRow(NamedTuple):
     """One tensor in a text of :func:`describe`."""
 
     tensor: Tensor
@@ -21,7 +21,7 @@ class Row(NamedTuple):
         return self.strength != 0 and self.tensor.requires_grad
 
 
-def describe(title: str, rows: Iterable[Row], remarks: Sequence[str] = (), strength: str = "strength") -> str:
+def describe(title: str, rows: Iterable[TensorRow], remarks: Sequence[str] = (), strength: str = "strength") -> str:
     """Return a text on decayed tensors: a summary in one line, then per tensor a line with name, shape, size, strength.
 
     Args:
@@ -43,7 +43,7 @@ def describe(title: str, rows: Iterable[Row], remarks: Sequence[str] = (), stren
     return "\n".join([", ".join([f"{title}: {size}", strengths, *remarks]), *(_line(row, width) for row in rows)])
 
 
-def _line(row: Row, width: int) -> str:
+def _line(row: TensorRow, width: int) -> str:
     shape = " x ".join(map(str, row.tensor.shape)) or "scalar"
     note = row.note if row.tensor.requires_grad else "frozen: not decayed"
     cells = [row.name.ljust(width), shape.rjust(16), f"{row.tensor.numel():>12,}", f"{row.strength:>10g}"]
@@ -64,7 +64,7 @@ def describe_weight_decay(optimizer: torch.optim.Optimizer, model: nn.Module | N
     for group in optimizer.param_groups:
         given = group.get("param_names", [""] * len(group["params"]))
         strength = float(group.get("weight_decay", 0))
-        rows += [Row(p, strength, n or names.get(id(p), "")) for p, n in zip(group["params"], given, strict=True)]
+        rows += [TensorRow(p, strength, n or names.get(id(p), "")) for p, n in zip(group["params"], given, strict=True)]
     return describe(type(optimizer).__name__, rows, ["multiplied by the learning rate"], "weight_decay")
 
 

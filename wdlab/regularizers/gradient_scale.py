@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from wdlab.regularizers.checks import as_number, is_adam_group, is_sgd_group
-from wdlab.regularizers.over_time import Observed, OverTime
+from wdlab.regularizers.over_time import ObservedMethod, OverTime
 from wdlab.schedules import Clock
 from wdlab.tensors import accumulation_dtype, is_sharded, local_shards, over_shards, square_sums
 
@@ -57,7 +57,7 @@ class GradientScale(OverTime):
     def obstacle_to_stacking(self, optimizer: torch.optim.Optimizer) -> str | None:
         return None if is_sgd_group(optimizer.param_groups[0]) else super().obstacle_to_stacking(optimizer)
 
-    def observe(self, method: Observed) -> None:
+    def observe(self, method: ObservedMethod) -> None:
         optimizer = method.optimizer
         self._order = [p for group in optimizer.param_groups for p in group["params"]]
         averages = dict(zip(self._order, self._loaded, strict=False)) if self._loaded else self._averages
@@ -111,7 +111,7 @@ def check_momentum(momentum: float, dampening: float) -> None:
         raise ValueError(f"dampening={dampening}: must be at most 1 for a scheduled decay")
 
 
-class Scale(NamedTuple):
+class AdamScale(NamedTuple):
     """The result of ``adam_scale``: a factor on the strength, and the averages of ``g^2`` that it is computed from."""
 
     inverse_root: float | Tensor  # 1 / sqrt(V)
@@ -126,7 +126,7 @@ class Scale(NamedTuple):
         return {p: {"mean_square": average, "updates": updates} for p, average, updates in self.averages}
 
 
-def adam_scale(optimizer: torch.optim.Optimizer, memory: MeanSquares) -> Scale | None:
+def adam_scale(optimizer: torch.optim.Optimizer, memory: MeanSquares) -> AdamScale | None:
     """Return ``1 / sqrt(V)`` and the new averages for the gradients now in ``p.grad``, see :class:`GradientScale`.
 
     Args:
@@ -149,7 +149,7 @@ def adam_scale(optimizer: torch.optim.Optimizer, memory: MeanSquares) -> Scale |
                     continue
                 before = memory.get(p)
                 if before is None or "updates" not in before:
-                    before = from_adam(optimizer.state.get(p))
+                    before = mean_square_from_adam(optimizer.state.get(p))
                 size, updates = g.numel(), before["updates"] + 1
                 count += size
                 if type(g) is not Tensor or not g.is_cpu:  # on a device or sharded: no value is read in this loop
@@ -170,10 +170,10 @@ def adam_scale(optimizer: torch.optim.Optimizer, memory: MeanSquares) -> Scale |
             averages = moving_average(before, averages, beta)
         total = total + torch.dot(averages, sizes) / (1 - beta**updates)
         results += [(p, average, updates) for p, average in zip(params, averages, strict=True)]
-    return Scale(_inverse_root(total / count), results) if count else None
+    return AdamScale(_inverse_root(total / count), results) if count else None
 
 
-def from_adam(state: dict[str, Any] | None) -> dict[str, Any]:
+def mean_square_from_adam(state: dict[str, Any] | None) -> dict[str, Any]:
     """Return a parameter's ``mean_square`` and ``updates``, computed from Adam's state of the parameter.
 
     Args:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from wdlab.regularizers.gradient_sums import GradientSums
 from wdlab.regularizers.over_time import OverTime
-from wdlab.regularizers.views import OptimizerView, View
+from wdlab.regularizers.views import OptimizerView, ParametersView
 from wdlab.schedules import Clock
 
 
@@ -33,7 +33,7 @@ class Method(Protocol):
     is_copy: bool
     gradient_sums: GradientSums
 
-    def bind(self, view: View | None) -> None:
+    def bind(self, view: ParametersView | None) -> None:
         """Act on the parameters of ``view`` from now on; None: on none."""
 
     @property
@@ -81,7 +81,7 @@ class Handle:
         self.remove()
 
 
-class Wiring:
+class AttachedMethods:
     """The methods attached to one optimizer, and the step hooks that run them in the order of their attachment.
 
     The optimizer has its wiring as an attribute as long as a method is attached. A copy of an optimizer has no step
@@ -108,7 +108,7 @@ class Wiring:
         kind = type(method).__name__
         if method.is_attached and not method.is_copy:
             raise RuntimeError(f"this {kind} is already attached to an optimizer")
-        check_held(optimizer, method.params)
+        check_params_in_optimizer(optimizer, method.params)
         method.check_optimizer(optimizer)
         for schedule in method.over_time:
             schedule.check(optimizer, method.clock)
@@ -272,7 +272,7 @@ def run_after_step(methods: Sequence[Method]) -> None:
         method.updates += 1
 
 
-def check_held(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> None:
+def check_params_in_optimizer(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> None:
     """Raise a ValueError unless the optimizer holds all of ``params``."""
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = sum(id(p) not in held for p in params)

@@ -2,7 +2,7 @@
 
 For example ``L1(params, 1e-3, over_time=Early(epochs=5, steps_per_epoch=391))``. A method multiplies several factors.
 The factors in this file depend on the number of updates: ``Early``, ``Late``, ``Delayed``, ``WarmUp``, and
-``FollowSchedule`` for any function of ``wdlab.schedules``. The factors ``CoherenceGate`` (P3, in ``coherent.py``) and
+``ScheduleFactor`` for any function of ``wdlab.schedules``. The factors ``CoherenceGate`` (P3, in ``coherent.py``) and
 ``GradientScale`` (P5, in ``gradient_scale.py``) depend on the gradients.
 """
 
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from wdlab import schedules
 from wdlab.regularizers.checks import check_number
-from wdlab.regularizers.views import Section
+from wdlab.regularizers.views import GradientSection
 from wdlab.schedules import Clock
 
 
-class Observed(Protocol):
+class ObservedMethod(Protocol):
     """The attributes and methods of a weight decay method that an ``OverTime`` may use."""
 
     params: list[Tensor]
@@ -28,7 +28,7 @@ class Observed(Protocol):
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer that the method is attached to."""
 
-    def sections(self) -> list[Section]:
+    def sections(self) -> list[GradientSection]:
         """Return all parameters with a gradient: a section for each group of the method and group of the optimizer."""
 
     def penalty_gradient(self, params: Sequence[Tensor]) -> list[Tensor]:
@@ -53,7 +53,7 @@ class OverTime:
             clock: the method's clock, in which a length that this factor needs may be None.
         """
 
-    def observe(self, method: Observed) -> None:
+    def observe(self, method: ObservedMethod) -> None:
         """Hook at the beginning of a step: read the gradients of the loss in ``p.grad``. Does nothing by default."""
 
     def factor(self, step: int, optimizer_group: dict[str, Any], clock: Clock = Clock()) -> float | Tensor:  # noqa: B008
@@ -87,7 +87,7 @@ class OverTime:
         """Restore the result of ``state_dict()``. Does nothing by default."""
 
 
-class FollowSchedule(OverTime):
+class ScheduleFactor(OverTime):
     """Any schedule of ``wdlab.schedules`` as a factor on the strength, for example a cosine.
 
     Args:
@@ -123,13 +123,13 @@ class FollowSchedule(OverTime):
         return clock.steps_per_epoch if self.steps_per_epoch is None else self.steps_per_epoch
 
 
-class _WithLength(FollowSchedule):
+class _WithLength(ScheduleFactor):
     """The base class of the factors that have one length, given in epochs or in steps.
 
     Args:
         epochs: the length in epochs, >= 0; None if it is given in steps.
         steps: the length in updates, >= 0; None if it is given in epochs.
-        steps_per_epoch: as in :class:`FollowSchedule`; only needed for a length in epochs.
+        steps_per_epoch: as in :class:`ScheduleFactor`; only needed for a length in epochs.
 
     Raises:
         ValueError: if ``epochs`` and ``steps`` are both given or both None, or the length is negative or not finite; at

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from wdlab.regularizers.checks import check_strength
-from wdlab.regularizers.description import Row
+from wdlab.regularizers.description import TensorRow
 
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
 
-class Place(NamedTuple):
+class ParameterPlace(NamedTuple):
     """The place of a parameter in a model: an attribute of a module."""
 
     name: str  # full name of the parameter, such as "layers.0.weight"
@@ -26,11 +26,11 @@ class Place(NamedTuple):
         return current is not None and current is not self.tensor
 
 
-def places_of(params: Iterable[Tensor], model: nn.Module) -> list[Place]:
+def places_of(params: Iterable[Tensor], model: nn.Module) -> list[ParameterPlace]:
     """Return all places of ``params`` in a model; a parameter that several modules share has several places."""
     ids = {id(p) for p in params}
     return [
-        Place(f"{path}.{name}".lstrip("."), module, name, p)
+        ParameterPlace(f"{path}.{name}".lstrip("."), module, name, p)
         for path, module in model.named_modules()
         for name, p in module.named_parameters(recurse=False)
         if id(p) in ids
@@ -51,7 +51,7 @@ class DecayedParameters:
     def __init__(self, params: Params, strength: float) -> None:
         self._default_strength = check_strength(strength)
         self._checked: Mapping | None = None  # the last ``group_of`` that ``check_replaced`` has approved
-        self._places: list[Place] = []
+        self._places: list[ParameterPlace] = []
         self.groups: list[dict[str, Any]] = []
         entries = [params] if isinstance(params, Tensor | dict) else list(params)
         if not entries:
@@ -98,14 +98,14 @@ class DecayedParameters:
         """The strength of the first group, without the factors of ``over_time``."""
         return self.groups[0]["strength"]
 
-    def _rows(self) -> list[Row]:
+    def _rows(self) -> list[TensorRow]:
         """Return a row of ``describe`` for each tensor, in the order of ``params``."""
         names = {id(place.tensor): place.name for place in reversed(self._places)}
         rows = []
         for group in self.groups:
             given = group.get("param_names", [""] * len(group["params"]))
             for p, name in zip(group["params"], given, strict=True):
-                rows.append(Row(p, group["strength"], name or names.get(id(p), "")))
+                rows.append(TensorRow(p, group["strength"], name or names.get(id(p), "")))
         return rows
 
     def check_replaced(self, group_of: Mapping[int, dict[str, Any]]) -> None:

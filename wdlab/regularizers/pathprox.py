@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from wdlab.homogeneous import Pair, homogeneous_pairs, output_norms, pairs_form_a_chain, unit_path_norms, weights
 from wdlab.regularizers.base import Regularizer, Schedules
 from wdlab.regularizers.checks import check_strength
-from wdlab.regularizers.description import Row
+from wdlab.regularizers.description import TensorRow
 from wdlab.regularizers.in_loss import ascent_sign
 from wdlab.regularizers.pathprox_step import (
     SMALLEST_NORM,
@@ -137,7 +137,7 @@ class PathProx(Regularizer):
         paired = {id(p) for p in self._paired}
         return [p for p in params if id(p) not in paired]
 
-    def _rows(self) -> list[Row]:
+    def _rows(self) -> list[TensorRow]:
         return [row._replace(note="path-norm") if self._is_paired(row.tensor) else row for row in super()._rows()]
 
     def _replaced(self) -> list[str]:

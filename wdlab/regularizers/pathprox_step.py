@@ -11,7 +11,7 @@ from wdlab.homogeneous import Pair, column_norms, row_norms
 SMALLEST_NORM = 1e-6  # smaller input norms and path-norms count as this in divisions, as in the released code
 
 
-class Factors(NamedTuple):
+class PairFactors(NamedTuple):
     """The factors by which one PathProx step multiplies the weights and biases of a pair of layers."""
 
     first_weight: Tensor  # for each row of the first layer's weight, (units,)
@@ -55,10 +55,12 @@ def prox_step_(
     all_factors = prox_factors(rows, columns, thresholds, balance)
     for pair, factors, threshold in zip(pairs, all_factors, thresholds, strict=True):
         if isinstance(threshold, Tensor):
-            factors = Factors(*(torch.where(threshold > 0, f, 1.0) if isinstance(f, Tensor) else f for f in factors))
+            factors = PairFactors(
+                *(torch.where(threshold > 0, f, 1.0) if isinstance(f, Tensor) else f for f in factors)
+            )
         if regularize_bias:
             factors = factors._replace(first_bias=factors.first_weight)
-        multiply_(pair, factors)
+        multiply_pair_(pair, factors)
 
 
 def prox_step_of_runs_(
@@ -95,7 +97,7 @@ def row_norms_with_bias(weight: Tensor, bias: Tensor | None, with_bias: bool) ->
 
 def prox_factors(
     rows: list[Tensor], columns: list[Tensor], thresholds: list[float | Tensor], balance: bool = True
-) -> list[Factors]:
+) -> list[PairFactors]:
     """Return the factors of a PathProx step on each pair (P1, steps 2 to 4 in one), computed from norms alone.
 
     The computation has no branches on the values of tensors, so it can be compiled and mapped over runs.
@@ -124,12 +126,12 @@ def prox_factors(
         gain = towards_mean[k] if balance else 1.0
         after = (before * gain).clamp(max=largest) if balance else before
         shrunk = (1 - threshold / (column * gain).clamp(min=smallest)).clamp(min=0)
-        factors.append(Factors(1 / row, before / row, gain * shrunk, after))
+        factors.append(PairFactors(1 / row, before / row, gain * shrunk, after))
         before = after
     return factors
 
 
-def multiply_(pair: LayerTensors, factors: Factors) -> None:
+def multiply_pair_(pair: LayerTensors, factors: PairFactors) -> None:
     """Multiply the weights and biases of a pair by ``factors`` in place.
 
     The rows and the bias of the first layer, the columns of the second layer and its bias have their own factors.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wdlab.tensors import accumulation_dtype, add_number_, compiled, scale_
 
-LARGEST = 1e37  # a larger c counts as 1e37, a c below 1e-37 as 0; otherwise products of 0 and infinity would be NaN
+MAX_COEFFICIENT = 1e37  # a larger c counts as 1e37, a c below 1e-37 as 0; else products of 0 and infinity would be NaN
 
 
 def shrink_factors(
@@ -33,7 +33,7 @@ def shrink_factors(
         Tensors in the shapes of the weights, at least float32. If p = 2, or if ``c`` is a number below 1e-37: one
         factor for all weights, in the form of ``c``.
     """
-    if p == 2 or (not isinstance(c, Tensor) and c < 1 / LARGEST):
+    if p == 2 or (not isinstance(c, Tensor) and c < 1 / MAX_COEFFICIENT):
         return 1 / (1 + c)
     if places is None:
         sizes = [x.to(accumulation_dtype(x.dtype)) for x in torch._foreach_abs(weights)]
@@ -48,7 +48,7 @@ def shrink_factors(
             torch._foreach_rsqrt_(sizes)
         if p == 0.5:
             torch._foreach_pow_(sizes, 3)
-        scale_(sizes, c if isinstance(c, Tensor) else min(c, LARGEST))
+        scale_(sizes, c if isinstance(c, Tensor) else min(c, MAX_COEFFICIENT))
         torch._foreach_add_(sizes, 1)
         torch._foreach_reciprocal_(sizes)
     else:  # by the equal form 1 / (1 + exp(log c - (2-p) log |w|))
@@ -56,11 +56,15 @@ def shrink_factors(
         torch._foreach_mul_(sizes, 2 - p)
         add_number_(sizes, -_log(c))
         torch._foreach_sigmoid_(sizes)
-    return [torch.where(c > 1 / LARGEST, x, 1) for x in sizes] if isinstance(c, Tensor) else sizes
+    return [torch.where(c > 1 / MAX_COEFFICIENT, x, 1) for x in sizes] if isinstance(c, Tensor) else sizes
 
 
 def _log(c: float | Tensor) -> float | Tensor:
-    return c.clamp(1 / LARGEST, LARGEST).log() if isinstance(c, Tensor) else math.log(min(c, LARGEST))
+    return (
+        c.clamp(1 / MAX_COEFFICIENT, MAX_COEFFICIENT).log()
+        if isinstance(c, Tensor)
+        else math.log(min(c, MAX_COEFFICIENT))
+    )
 
 
 def compiled_shrink_factors(weights: Sequence[Tensor], c: float | Tensor, p: float) -> list[Tensor]:
@@ -71,13 +75,13 @@ def compiled_shrink_factors(weights: Sequence[Tensor], c: float | Tensor, p: flo
         c: ``p * lr * s`` >= 0, a number or a scalar tensor.
         p: the exponent, > 0.
     """
-    c = c if isinstance(c, Tensor) else torch.tensor(min(c, LARGEST), dtype=torch.float64)
+    c = c if isinstance(c, Tensor) else torch.tensor(min(c, MAX_COEFFICIENT), dtype=torch.float64)
     return compiled(_all_shrink_factors)(list(weights), c, p)
 
 
 def _all_shrink_factors(weights: list[Tensor], c: Tensor, p: float) -> list[Tensor]:
-    within = c.clamp(1 / LARGEST, LARGEST)
-    return [torch.where(c > 1 / LARGEST, shrink_factor(w, within, p), 1.0) for w in weights]
+    within = c.clamp(1 / MAX_COEFFICIENT, MAX_COEFFICIENT)
+    return [torch.where(c > 1 / MAX_COEFFICIENT, shrink_factor(w, within, p), 1.0) for w in weights]
 
 
 def shrink_factor(w: Tensor, c: Tensor, p: float) -> Tensor:
@@ -108,8 +112,17 @@ def shrink_factor(w: Tensor, c: Tensor, p: float) -> Tensor:
 
 # coefficients of Chebyshev fits of log2(1 + r) / r on [-1/4, 1/2) and 2^f on [-1/2, 1/2], in the order of rising
 # powers; the errors of the fits are below float32's rounding
-LOG2 = (1.44269525, -0.721350693, 0.48084751, -0.360335294, 0.290073565, -0.250652196, 0.204127339, -0.09616397)
-EXP2 = (1.00000008, 0.693147207, 0.240221074, 0.0555032721, 0.0096760371, 0.00134004322)
+LOG2_POLYNOMIAL = (
+    1.44269525,
+    -0.721350693,
+    0.48084751,
+    -0.360335294,
+    0.290073565,
+    -0.250652196,
+    0.204127339,
+    -0.09616397,
+)
+EXP2_POLYNOMIAL = (1.00000008, 0.693147207, 0.240221074, 0.0555032721, 0.0096760371, 0.00134004322)
 
 
 def power(x: Tensor, q: float) -> Tensor:
@@ -123,9 +136,9 @@ def power(x: Tensor, q: float) -> Tensor:
     bits = x.view(torch.int32)
     exponent = (bits - 0x3F400000) >> 23
     rest = (bits - (exponent << 23)).view(torch.float32) - 1  # x = 2^exponent (1 + rest), rest in [-1/4, 1/2)
-    log2 = (q * (exponent + rest * _polynomial(LOG2, rest))).clamp(-126, 127)
+    log2 = (q * (exponent + rest * _polynomial(LOG2_POLYNOMIAL, rest))).clamp(-126, 127)
     whole = torch.floor(log2 + 0.5)
-    result = _polynomial(EXP2, log2 - whole) * ((whole.to(torch.int32) + 127) << 23).view(torch.float32)
+    result = _polynomial(EXP2_POLYNOMIAL, log2 - whole) * ((whole.to(torch.int32) + 127) << 23).view(torch.float32)
     return torch.where(x > 0, result, 0.0)
 
 

@@ -15,7 +15,7 @@ from wdlab.schedules import Clock
 from wdlab.tensors import scalar_for
 
 
-class Section(NamedTuple):
+class GradientSection(NamedTuple):
     """Parameters with a gradient that are in the same group of the method and the same group of the optimizer."""
 
     params: list[Tensor]
@@ -47,12 +47,12 @@ class Factor(Protocol):
         """Return the factor for the next update; ``step`` is the number of updates made so far."""
 
 
-class View(Protocol):
+class ParametersView(Protocol):
     """The protocol of the parameters that a method acts on: those of an optimizer, or of a stack of runs."""
 
     optimizer: torch.optim.Optimizer
 
-    def sections(self, groups: Sequence[dict[str, Any]], decayed_only: bool = False) -> list[Section]:
+    def sections(self, groups: Sequence[dict[str, Any]], decayed_only: bool = False) -> list[GradientSection]:
         """Return the tensors to act on, in sections by group of the method and group of the optimizer.
 
         Args:
@@ -115,7 +115,7 @@ class OptimizerView:
             self._group_of = {id(p): group for group in groups for p in group["params"]}
         return self._group_of
 
-    def sections(self, groups: Sequence[dict[str, Any]], decayed_only: bool = False) -> list[Section]:
+    def sections(self, groups: Sequence[dict[str, Any]], decayed_only: bool = False) -> list[GradientSection]:
         """Return the parameters in ``groups`` that have a gradient, a section per group of method and optimizer.
 
         Args:
@@ -138,7 +138,7 @@ class OptimizerView:
             for params in by_optimizer_group.values():
                 optimizer_group = group_of[id(params[0])]
                 lr = scalar_for(params[0], optimizer_group["lr"])
-                sections.append(Section(params, group, optimizer_group, group["strength"], lr))
+                sections.append(GradientSection(params, group, optimizer_group, group["strength"], lr))
         return sections
 
     def tensor(self, p: Tensor) -> Tensor:

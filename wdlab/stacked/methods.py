@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from wdlab.regularizers import Regularizer
-from wdlab.regularizers.views import Section
+from wdlab.regularizers.views import GradientSection
 from wdlab.stacked.network import StackedNetwork
 
 
@@ -58,7 +58,7 @@ class RowsView:
         """Return the only parameter group of the optimizer, which holds every ``p``."""
         return self.optimizer.param_groups[0]
 
-    def sections(self, groups: Sequence[dict[str, Any]], decayed_only: bool = False) -> list[Section]:
+    def sections(self, groups: Sequence[dict[str, Any]], decayed_only: bool = False) -> list[GradientSection]:
         """Return one section with the tensors of all parameters in the only group of the method.
 
         Args:
@@ -67,7 +67,7 @@ class RowsView:
         """
         (group,) = groups
         params = [self.tensor(p) for p in group["params"]]
-        return [Section(params, group, self.optimizer_group(params[0]), self._strengths, self.lr)]
+        return [GradientSection(params, group, self.optimizer_group(params[0]), self._strengths, self.lr)]
 
 
 class StackedMethod:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from wdlab.data import Data, Split
-from wdlab.metrics import SPLITS, Evaluated
+from wdlab.metrics import SPLITS, ResultsBySplit
 from wdlab.tensors import scale_
 
-ALIGNMENT = 16  # elements: 64 bytes of float32
-CHUNK_VALUES = 2**22  # largest number of values in one layer's activations when whole splits are evaluated
+ALIGNMENT_ELEMENTS = 16  # elements: 64 bytes of float32
+MAX_ACTIVATION_VALUES = 2**22  # largest number of values in one layer's activations when whole splits are evaluated
 
 
 class StackedNetwork:
@@ -119,7 +119,7 @@ class StackedNetwork:
         return [*read, torch.bmm(weight, read[-1].transpose(1, 2)).add_(bias.transpose(1, 2))]
 
     @torch.no_grad()
-    def evaluate(self, data: Data) -> list[Evaluated]:
+    def evaluate(self, data: Data) -> list[ResultsBySplit]:
         """Return loss and accuracy on each of the three splits, one dict for each run.
 
         They are computed as by ``wdlab.metrics.objective.evaluate``.
@@ -130,7 +130,7 @@ class StackedNetwork:
     def _evaluate(self, split: Split) -> tuple[Tensor, Tensor]:
         """Return the mean cross-entropy (nats) and the accuracy (in [0, 1]) of every run on a split, each (runs,)."""
         widest = max(max(weight.shape[1:]) for weight in self.weights)
-        size = max(1, CHUNK_VALUES // (self.runs * widest))
+        size = max(1, MAX_ACTIVATION_VALUES // (self.runs * widest))
         losses, hits = [], []
         for start in range(0, len(split), size):
             inputs, labels = split.examples(slice(start, start + size))
@@ -183,4 +183,4 @@ def _aligned(count: int) -> int:
 
     The last bits of a sum depend on the alignment of its operands.
     """
-    return -(-count // ALIGNMENT) * ALIGNMENT
+    return -(-count // ALIGNMENT_ELEMENTS) * ALIGNMENT_ELEMENTS

@@ -21,7 +21,7 @@ from torch import Tensor
 from wdlab.data import StackedBatches
 from wdlab.engine.experiment import Experiment
 from wdlab.engine.observer import RunObserver, is_due
-from wdlab.metrics import Evaluated
+from wdlab.metrics import ResultsBySplit
 from wdlab.records.directory import RunDirectory
 from wdlab.records.recorder import Recorder
 from wdlab.regularizers.checks import is_sgd_group
@@ -188,7 +188,7 @@ class Stack:
     def _lr_factor(self, step: int) -> float:
         return self._experiments[0].lr_factor(step, *self._clock)
 
-    def _evaluated(self, step: int) -> Sequence[Evaluated | None]:
+    def _evaluated(self, step: int) -> Sequence[ResultsBySplit | None]:
         """Return losses and accuracies of each run on the whole splits, or None for each run if they are not due."""
         is_full = is_due(self._settings, "eval_every", step)
         return self._network.evaluate(self._data) if is_full else [None] * len(self._runs)

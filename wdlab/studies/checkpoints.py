@@ -11,15 +11,15 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from wdlab import evaluate
-from wdlab.build import build
+from wdlab.build import build_parts
 from wdlab.homogeneous import homogeneous_pairs, input_norms, output_norms, weights
 from wdlab.metrics.sparsity import ZERO
 from wdlab.records import checkpoint
 from wdlab.records.directory import RunDirectory
 
-DECADES = (-13, 1)  # log10 of the smallest and the largest |w| in a histogram
+LOG10_SIZE_RANGE = (-13, 1)  # log10 of the smallest and the largest |w| in a histogram
 BINS_PER_DECADE = 4
-MIDDLE = 1e-4  # a weight with ZERO <= |w| < MIDDLE is in the middle: neither dead nor alive
+MIDDLE_BELOW = 1e-4  # a weight with ZERO <= |w| < MIDDLE is in the middle: neither dead nor alive
 
 
 def unit_norms(run: RunDirectory) -> pd.DataFrame:
@@ -63,10 +63,13 @@ def weight_sizes(run: RunDirectory) -> pd.DataFrame:
     model, state = _as_begun(run), checkpoint.load_or_raise(run)
     model.load_state_dict(state["model"])
     sizes = torch.cat([w.detach().flatten() for w in weights(model)]).abs().double().numpy()
-    edges = np.linspace(*DECADES, BINS_PER_DECADE * (DECADES[1] - DECADES[0]) + 1)
+    edges = np.linspace(*LOG10_SIZE_RANGE, BINS_PER_DECADE * (LOG10_SIZE_RANGE[1] - LOG10_SIZE_RANGE[0]) + 1)
     alive = sizes[sizes >= ZERO]
     counts, _ = np.histogram(np.log10(alive), edges)
-    shares = {"zero": 1 - len(alive) / len(sizes), "middle": float(np.mean((sizes >= ZERO) & (sizes < MIDDLE)))}
+    shares = {
+        "zero": 1 - len(alive) / len(sizes),
+        "middle": float(np.mean((sizes >= ZERO) & (sizes < MIDDLE_BELOW))),
+    }
     return pd.DataFrame(
         {"step": state["step"], "log10_size": edges[:-1], "share": counts / len(sizes), **shares},
     )
@@ -96,4 +99,4 @@ def pruned(run: RunDirectory) -> pd.DataFrame:
 
 def _as_begun(run: RunDirectory) -> nn.Module:
     """Return a run's network with its initial weights, built from the run's config."""
-    return build(OmegaConf.create(run.read_config()))[0]
+    return build_parts(OmegaConf.create(run.read_config()))[0]

@@ -34,12 +34,12 @@ if TYPE_CHECKING:  # submitit is optional, and slow to import
 # submitit's names of the launcher's settings, where they differ
 SBATCH_NAMES = {"name": "job_name", "timeout_min": "time", "mem_gb": "mem"}
 # smallest values of integer settings; the second dict has the settings that may also be null
-LEAST = {"timeout_min": 1, "signal_delay_s": 0, "array_parallelism": 1, "max_num_timeout": 0}
+SMALLEST_VALUES = {"timeout_min": 1, "signal_delay_s": 0, "array_parallelism": 1, "max_num_timeout": 0}
 LEAST_UNLESS_NULL = {"cpus_per_task": 1, "gpus_per_node": 0, "mem_gb": 1}
 MAX_ARRAY_SIZE = 1000  # SLURM's default limit
 POLL_SECONDS = 1  # between two checks for a job's result
 SQUEUE_SECONDS = 10  # between two calls of squeue
-FILE_SECONDS = 15  # how long a file that another machine has written may take to appear here
+FILE_DELAY_SECONDS = 15  # how long a file that another machine has written may take to appear here
 MISSING_PACKAGES = 'hydra/launcher=slurm: needs submitit and hydra-submitit-launcher, pip install -e ".[slurm]"'
 
 
@@ -72,7 +72,7 @@ class SlurmLauncher(Launcher):
         self._call = RequeueingCall()
         self._call.setup(hydra_context=hydra_context, task_function=task_function, config=config)
         given = self._sbatch | {"max_num_timeout": self._max_num_timeout}
-        for key, least in (LEAST | LEAST_UNLESS_NULL).items():
+        for key, least in (SMALLEST_VALUES | LEAST_UNLESS_NULL).items():
             value = given.get(key)
             if value is None and key in LEAST_UNLESS_NULL:
                 continue
@@ -175,7 +175,7 @@ def _result(job: "submitit.SlurmJob[JobReturn]", queue: _Queue) -> JobReturn:
     while not result.exists() and queue.has(job.job_id):
         time.sleep(POLL_SECONDS)
     ended = time.monotonic()
-    while not result.exists() and time.monotonic() - ended < FILE_SECONDS:
+    while not result.exists() and time.monotonic() - ended < FILE_DELAY_SECONDS:
         any(result.parent.iterdir())  # makes a network file system refresh its list of files
         time.sleep(POLL_SECONDS)
     try:

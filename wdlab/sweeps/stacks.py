@@ -19,7 +19,7 @@ from wdlab.errors import RunFailed, WdlabError, explain
 from wdlab.loop import fit
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import scientific_config
-from wdlab.session import Session, failure_recorded, outcome_of
+from wdlab.session import Session, failure_recorded, status_unless_diverged
 from wdlab.settings import read
 from wdlab.stacked.eligibility import why_not_stacked
 from wdlab.stacked.program import Stack, StackedRun
@@ -132,7 +132,7 @@ def train_stack(
             on_start(job)
             job.outcome = "skipped"
         return
-    with contextlib.ExitStack() as exits, stopping.exit_requests(stop_files) as stop_requested:
+    with contextlib.ExitStack() as exits, stopping.watch_stop_requests(stop_files) as stop_requested:
         by_step: dict[int, list[_Member]] = {}
         neighbour = None
         for job in jobs:
@@ -207,7 +207,7 @@ def _train_together(members: Sequence[_Member], stop_requested: Callable[[], boo
     for job, session, _ in members:
         if job.outcome is None:
             try:
-                job.outcome = outcome_of(session.directory)
+                job.outcome = status_unless_diverged(session.directory)
             except RunFailed as error:
                 job.outcome = error
         if isinstance(job.outcome, Exception):

@@ -64,7 +64,7 @@ class Sweep(Sweeper):
             RunFailed: at the end, if a run has failed, diverged or lost its process.
             KeyboardInterrupt: if SIGINT or SIGTERM ended the sweep.
         """
-        if parallel.group().size > 1:
+        if parallel.process_group().size > 1:
             raise ConfigError("-m: torchrun shares one run between processes; start a sweep without it")
         composer = Composer(self.hydra_context.config_loader, self.config)
         by_run: dict[Path, SweepJob] = {}  # two combinations of values may make the same run

@@ -98,7 +98,7 @@ def fig2(table: pd.DataFrame, pruned: pd.DataFrame, panels: list[Mapping[str, An
 def _points(axes: Axes, rows: pd.DataFrame, looks: Mapping[style.Method, style.Look], x: str, y: str) -> None:
     """Draw a line per method: for each strength a marker at the means of x and y over seeds, with bars over ranges."""
     for _, look, part in style.by_method(rows, looks):
-        spread = claims.over_seeds(part, "regularizer.strength", [x, y])
+        spread = claims.summarize_over_seeds(part, "regularizer.strength", [x, y])
         bars = [[spread[key]["mean"] - spread[key]["min"], spread[key]["max"] - spread[key]["mean"]] for key in (y, x)]
         drawn = {"color": look.color, "linestyle": look.line, "marker": look.marker, "label": look.label}
         axes.errorbar(spread[x]["mean"], spread[y]["mean"], *bars, **drawn, ms=4.5, mfc="white", elinewidth=0.8)
@@ -151,7 +151,7 @@ def _curves(
         reference: reference values by metric, regularizer and step; {} for none.
     """
     for name, look, part in style.by_method(rows, looks):
-        by_step = claims.over_seeds(part, "step", [metric])[metric]
+        by_step = claims.summarize_over_seeds(part, "step", [metric])[metric]
         axes.plot(by_step.index, by_step["mean"], color=look.color, linestyle=look.line, label=look.label)
         axes.fill_between(by_step.index, by_step["min"], by_step["max"], color=look.color, alpha=0.2, linewidth=0)
         points = reference.get(metric, {}).get(name, {})

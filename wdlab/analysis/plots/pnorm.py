@@ -16,12 +16,12 @@ from matplotlib.ticker import NullFormatter, PercentFormatter
 
 from wdlab.analysis import claims, style
 
-FORMS = {"lp": "in the gradient", "pnorm": "decoupled (pWD)"}
+FORM_TITLES = {"lp": "in the gradient", "pnorm": "decoupled (pWD)"}
 STEPS_SHOWN = 80  # of a path; later the weights do not move any more
 # Distances, positive for an accuracy and negative for a loss. NEAR: the distance from AdamW's best value that counts as
 # near. CLOSER: the distance from the best value of all methods down to which the closer view reaches.
-NEAR, NEAR_NATS = 0.01, -0.05
-CLOSER, CLOSER_NATS = 0.08, -0.5
+NEAR_ACCURACY, NEAR_NATS = 0.01, -0.05
+CLOSER_ACCURACY, CLOSER_NATS = 0.08, -0.5
 
 
 def fig4(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
@@ -32,7 +32,7 @@ def fig4(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
     """
     figure, axes = plt.subplots(2, 2, figsize=(7.2, 5.6), sharey="row", layout="constrained")
     titles = {panel["panel"]: panel["title"] for panel in panels}
-    for column, (form, name) in enumerate(FORMS.items()):
+    for column, (form, name) in enumerate(FORM_TITLES.items()):
         rows = table[table["regularizer"] == form]
         _paths(axes[0, column], rows[rows["panel"] == "paths"])
         _ends(axes[1, column], rows[rows["panel"] == "shrinkage"])
@@ -77,7 +77,7 @@ def fig5(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
     The right column is a closer view. The grey region has more than 90 % zeros and an accuracy at most 0.01 below the
     accuracy of AdamW's best strength.
     """
-    figure, grid = _against_density(table, panels, "test/accuracy", "test accuracy", NEAR, CLOSER)
+    figure, grid = _against_density(table, panels, "test/accuracy", "test accuracy", NEAR_ACCURACY, CLOSER_ACCURACY)
     for axes in grid.flat:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     return figure
@@ -121,7 +121,7 @@ def _against_density(
     for axes, panel in zip(grid, panels, strict=True):
         rows = ends[ends["panel"] == panel["panel"]]
         for _, look, part in style.by_method(rows, looks):
-            spread = claims.over_seeds(part, "regularizer.strength", ["density", metric])
+            spread = claims.summarize_over_seeds(part, "regularizer.strength", ["density", metric])
             for one in axes:
                 _strengths(one, spread["density"], spread[metric], look)
         axes[0].set_title(panel["title"])
@@ -198,8 +198,8 @@ def fig6(table: pd.DataFrame, sizes: pd.DataFrame, panels: list[Mapping[str, Any
 def _histogram(axes: Axes, rows: pd.DataFrame, look: style.Look) -> None:
     """Draw the share of weights in each bin, and at the left the share of zeros: means and ranges over seeds."""
     width = float(np.diff(np.sort(rows["log10_size"].unique())[:2])[0])
-    shares = claims.over_seeds(rows, "log10_size", ["share"])["share"]
-    zero = claims.over_seeds(rows.drop_duplicates("run").assign(left=-14), "left", ["zero"])["zero"]
+    shares = claims.summarize_over_seeds(rows, "log10_size", ["share"])["share"]
+    zero = claims.summarize_over_seeds(rows.drop_duplicates("run").assign(left=-14), "left", ["zero"])["zero"]
     for spread, wide in ((shares, width), (zero, 4 * width)):
         bars = np.maximum(0, [spread["mean"] - spread["min"], spread["max"] - spread["mean"]])
         drawn = {"yerr": bars, "align": "edge", "color": look.color, "error_kw": {"elinewidth": 0.6}}
