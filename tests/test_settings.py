@@ -112,7 +112,7 @@ def test_a_run_builds_its_parts_once_and_trains_what_was_checked(compose, monkey
     config, made = compose(), []
     build_one = build.build_parts
     for module in ("wdlab.build", "wdlab.validation"):
-        monkeypatch.setattr(f"{module}.build", lambda config: made.append(build_one(config)) or made[-1])
+        monkeypatch.setattr(f"{module}.build_parts", lambda config: made.append(build_one(config)) or made[-1])
     before = build_one(config).model.state_dict()
     assert session.run(config) == "done"
     (built,) = made

@@ -33,7 +33,7 @@ NAME_RULE = "a name: letters, digits, dots, dashes, underscores"
 
 
 def is_name(value: object) -> bool:
-    """Return True if a config value is a name as ``NAME`` describes it and so can be part of a file name."""
+    """Return True if a config value is a name as ``NAME_RULE`` describes it and so can be part of a file name."""
     return isinstance(value, str) and re.fullmatch(r"\w[\w.-]*", value) is not None
 
 

@@ -112,7 +112,7 @@ def _trace_for_pairs(model: nn.Module) -> TracedModel:
 
 
 def _pair_links(traced: TracedModel, across_pooling: bool) -> list[LayerLink]:
-    """Return the disjoint pairs of ``homogeneous_pairs`` as links in the traced graph (see ``tracing.Link``)."""
+    """Return the disjoint pairs of ``homogeneous_pairs`` as links in the traced graph (see ``tracing.LayerLink``)."""
     kinds = (RELU, IDENTITY, DROPOUT, POOLING) if across_pooling else (RELU, IDENTITY)
 
     def passes(node: fx.Node) -> bool:

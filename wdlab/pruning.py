@@ -75,7 +75,7 @@ def prune_dead_units(model: nn.Module) -> nn.Module:
 
 
 def _prunable_links(traced: TracedModel) -> list[LayerLink]:
-    """Return the links (see ``tracing.Link``) whose units can be removed without changing any other layer."""
+    """Return the links (see ``tracing.LayerLink``) whose units can be removed without changing any other layer."""
     links = [traced.link_from(node, lambda between: _acts_per_channel(traced, between)) for node in traced.graph.nodes]
     return [link for link in links if link is not None and _is_prunable(traced, link)]
 

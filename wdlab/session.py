@@ -44,7 +44,8 @@ def run(config: DictConfig) -> str:
         WdlabError: before training, for input that cannot be used (CheckpointError for a damaged checkpoint).
         RunFailed: if the run diverged (now or in an earlier session), or an error ended it. The traceback of the error
             is in the run's ``status.json``.
-        KeyboardInterrupt: if a stop was requested (see ``stopping.exit_requests``), after a checkpoint was written.
+        KeyboardInterrupt: if a stop was requested (see ``stopping.watch_stop_requests``), after a checkpoint was
+            written.
     """
     directory = RunDirectory.of(config)
     if directory.finished:

@@ -269,7 +269,7 @@ def test_torchvisions_layouts_all_end_up_channels_first(monkeypatch, name, shape
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     made = OfTorchvision(pixels, [0, 1, 2, 3, 4, 5], attribute)
     monkeypatch.setattr(data.sources, "_torchvision", lambda *_: (made, made))
-    read = data.sources.images.__wrapped__(name, "nowhere")
+    read = data.sources.read_images_and_labels.__wrapped__(name, "nowhere")
     assert read[0].shape[1:] == tuple(config(f"dataset={name}")["shape"]) and read[1].tolist() == [0, 1, 2, 3, 4, 5]
     if name != "svhn":  # which is channels first already
         pixels = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)

@@ -112,7 +112,7 @@ def _load_images(config: Mapping[str, Any], root: str | Path, device: torch.devi
 
 
 def _images_as_described(config: Mapping[str, Any], root: str | Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the four tensors of ``sources.images``, checked against the config.
+    """Return the four tensors of ``sources.read_images_and_labels``, checked against the config.
 
     Returns:
         Training pixels, training labels, test pixels, test labels.

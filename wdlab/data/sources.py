@@ -64,7 +64,7 @@ def read_images_and_labels(name: str, root: str) -> tuple[Tensor, Tensor, Tensor
 
 
 def _read_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return scikit-learn's 1,797 digits in the form of ``images``. Every fifth digit is a test image.
+    """Return scikit-learn's 1,797 digits in the form of ``read_images_and_labels``. Every fifth digit is a test image.
 
     Pixels from 0 to 16 are stretched to 0 to 255. The file is read directly, since importing scikit-learn takes longer
     than a short run.

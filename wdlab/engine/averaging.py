@@ -132,7 +132,7 @@ def _columns(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list
 
 
 def _batches(train: Split) -> Iterator[Tensor]:
-    """Yield the inputs of the first ``EXAMPLES`` examples in batches of ``CHUNK``.
+    """Yield the inputs of the first ``STATISTICS_EXAMPLES`` examples in batches of ``EXAMPLES_PER_PASS``.
 
     An incomplete last batch is left out, unless it is the only batch.
     """

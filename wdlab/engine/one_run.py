@@ -152,7 +152,7 @@ class OneRun:
         return not self.any_true(not self._start["finite"] and self._observer.last_step == self.first)
 
     def backward(self, step: int) -> None:
-        """Compute the gradients of update ``step + 1``."""
+        """Set the learning rate of update ``step + 1`` and compute its gradients."""
         self._set_lr(step)
         self._loss = self._step.backward(*self._batches(step))
 

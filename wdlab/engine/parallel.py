@@ -57,11 +57,11 @@ class RunProcesses:
 SINGLE_PROCESS = RunProcesses(rank=0, size=1, local_rank=0)
 
 
-_channel: distributed.ProcessGroup | None = None  # gloo, for flags in main memory; None until `join` sets it
+_channel: distributed.ProcessGroup | None = None  # gloo, for flags in main memory; None until `connect` sets it
 
 
 def process_group() -> RunProcesses:
-    """Return the process group that torchrun's environment variables describe, ``ALONE`` without torchrun."""
+    """Return the process group that torchrun's environment variables describe, ``SINGLE_PROCESS`` without torchrun."""
     rank, size, local_rank = (
         int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     )
@@ -75,7 +75,7 @@ def connect(device: torch.device) -> RunProcesses:
         device: the device of this process, which decides the backend for the gradients: NCCL or gloo.
 
     Returns:
-        The group of processes, as :func:`group` returns it.
+        The group of processes, as :func:`process_group` returns it.
     """
     here = process_group()
     if here.size > 1 and not distributed.is_initialized():
@@ -100,6 +100,6 @@ def broadcast_decision(go: bool | None = None) -> bool:
 
 
 def disconnect() -> None:
-    """Disconnect from the other processes, if :func:`join` has connected to them."""
+    """Disconnect from the other processes, if :func:`connect` has connected to them."""
     if distributed.is_initialized():
         distributed.destroy_process_group()

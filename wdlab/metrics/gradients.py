@@ -12,7 +12,7 @@ from wdlab.regularizers.views import GradientSection, effective_strength
 
 
 class _Sums(NamedTuple):
-    """Sums over the parameters of a section (see ``regularizers.views.Section``), each 0-dim float64.
+    """Sums over the parameters of a section (see ``regularizers.views.GradientSection``), each 0-dim float64.
 
     ``g`` is the gradient of the loss, ``dR/dw`` that of the penalty with strength 1.
     """

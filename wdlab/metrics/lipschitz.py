@@ -217,7 +217,7 @@ class _Bounds:
         }
 
     def _options(self, node: fx.Node, kind: OperationKind) -> dict[str, Any]:
-        """Return the ``OPTIONS`` of a node's operation by name, from the module or the function's arguments."""
+        """Return the ``ARGUMENT_NAMES`` of a node's operation by name, from the module or the function's arguments."""
         module = self._traced.module(node)
         if module is not None:
             return {name: getattr(module, name) for name in ARGUMENT_NAMES[kind] if hasattr(module, name)}

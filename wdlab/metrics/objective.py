@@ -64,7 +64,7 @@ def evaluate_split(
 
 
 def evaluate_splits(model: nn.Module, data: Data, autocast: Autocast = contextlib.nullcontext) -> ResultsBySplit:
-    """Return the result of ``evaluate`` on each of the three splits, by the split's name."""
+    """Return the result of ``evaluate_split`` on each of the three splits, by the split's name."""
     return {name: evaluate_split(model, getattr(data, name), autocast) for name in SPLITS}
 
 

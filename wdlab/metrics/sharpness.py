@@ -44,9 +44,9 @@ def measure_sharpness(
         weights: the decayed ones among ``parameters``; may be empty.
 
     Returns:
-        Numbers by name: those of ``SHARPNESS``, for the Hessian by ``parameters``. If ``weights`` is not empty, also
-        those of ``SCALE_INVARIANT``, for the Hessian by ``weights`` in units of the layers' norms (see
-        ``in_units_of_layers``). The traces are estimates with standard errors.
+        Numbers by name: those of ``SHARPNESS_METRICS``, for the Hessian by ``parameters``. If ``weights`` is not empty,
+            also those of ``SCALE_INVARIANT_METRICS``, for the Hessian by ``weights`` in units of the layers' norms (see
+            ``in_units_of_layers``). The traces are estimates with standard errors.
     """
     with torch.enable_grad():
         loss = training_loss(model, inputs, labels)
@@ -104,7 +104,7 @@ def top_eigenvalue(product: MatrixVectorProduct, size: int, like: Tensor, iterat
 
     The method is the Lanczos recurrence, which keeps three vectors. It finds the best combination of all vectors that
     power iteration computes, and, unlike power iteration, does not converge to a large negative eigenvalue. It always
-    starts from the same random vector. It stops once the result is accurate to ``TOLERANCE``.
+    starts from the same random vector. It stops once the result is accurate to ``EIGENVALUE_TOLERANCE``.
 
     Args:
         product: the function ``v -> H v``.

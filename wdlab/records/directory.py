@@ -5,7 +5,7 @@ Used by ``session`` and ``sweeps`` to create run directories, and by ``analysis`
 
     results/runs/<dataset>-<model>-<optimizer>-<regularizer>-<hash>/
         config.yaml        the config with interpolations resolved; authoritative
-        config.json        the same config as JSON, which is read a hundred times as fast
+        config.json        a copy of the config with the checksum of config.yaml; read a hundred times as fast
         metrics.jsonl      one line per log point, append-only, authoritative
         checkpoint.pt      the newest checkpoint; checkpoint.previous.pt is the checkpoint before it
         summary.json       the last line of metrics.jsonl, and the wall time of the last session
@@ -112,7 +112,10 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
 
     def write_config(self, config: DictConfig) -> None:
-        """Write a config, with its interpolations resolved, as ``config.yaml`` and as ``config.json``."""
+        """Write a config, with its interpolations resolved, as ``config.yaml`` and ``config.json``.
+
+        ``config.json`` has the config under the key ``config``, next to the checksum of ``config.yaml``.
+        """
         resolved = OmegaConf.to_container(config, resolve=True)
         text = yaml.safe_dump(resolved, sort_keys=False)
         write_atomically(self.config, text)

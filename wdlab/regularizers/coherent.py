@@ -146,8 +146,9 @@ class Coherent(InLoss):
 
     [grade C: our reading]
 
-    Park et al. 2018, arXiv 1811.08056 (P3). The penalty's gradient is added to the gradient of the loss, so the
-    optimizer multiplies the decay by its learning rate. Any other method accepts the gate as its ``over_time``.
+    Park et al. 2018, arXiv 1811.08056 (P3). On the default route the penalty's gradient is added to the gradient of the
+    loss, so the optimizer multiplies the decay by its learning rate. Any other method accepts the gate as its
+    ``over_time``.
 
     Args:
         params, strength, over_time: as in :class:`wdlab.regularizers.Regularizer`.

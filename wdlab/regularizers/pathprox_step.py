@@ -109,7 +109,7 @@ def prox_factors(
         balance: True to scale the pairs to equal path-norms first.
 
     Returns:
-        One :class:`Factors` per pair.
+        One :class:`PairFactors` per pair.
     """
     ranges = [torch.finfo(r.dtype) for r in rows]
     largest = min(r.max for r in ranges)  # replaces norms and products that exceed the range of their type

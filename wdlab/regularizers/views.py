@@ -1,7 +1,8 @@
 """Views, the parameters that a method acts on with their strengths and learning rates.
 
 A method is bound to a *view*. ``OptimizerView`` has the parameters of an optimizer. ``wdlab.stacked.methods.RowsView``
-has the parameters of several runs that are trained as one stack of tensors. Both have the members of ``View``.
+has the parameters of several runs that are trained as one stack of tensors. Both have the members of
+``ParametersView``.
 """
 
 import operator

@@ -122,7 +122,7 @@ class StackedNetwork:
     def evaluate(self, data: Data) -> list[ResultsBySplit]:
         """Return loss and accuracy on each of the three splits, one dict for each run.
 
-        They are computed as by ``wdlab.metrics.objective.evaluate``.
+        They are computed as by ``wdlab.metrics.objective.evaluate_split``.
         """
         by_split = {name: self._evaluate(getattr(data, name)) for name in SPLITS}
         return [{name: (loss[run], share[run]) for name, (loss, share) in by_split.items()} for run in range(self.runs)]
@@ -179,7 +179,7 @@ def _blocks(runs: int, shapes: Sequence[tuple[int, int]], like: Tensor) -> list[
 
 
 def _aligned(count: int) -> int:
-    """Return ``count`` rounded up to a multiple of ``ALIGNMENT``, so that the slice of the next run is aligned.
+    """Return ``count`` rounded up to a multiple of ``ALIGNMENT_ELEMENTS``, which aligns the slice of the next run.
 
     The last bits of a sum depend on the alignment of its operands.
     """

@@ -158,7 +158,7 @@ def _strengths(axes: Axes, x: pd.DataFrame, y: pd.DataFrame, look: style.Look) -
 
     Args:
         axes: the axes to draw in.
-        x: ``mean``, ``min`` and ``max`` over seeds for each strength, as ``claims.over_seeds`` returns them.
+        x: ``mean``, ``min`` and ``max`` over seeds for each strength, as ``claims.summarize_over_seeds`` returns them.
         y: the same for the vertical axis.
         look: the look of the method.
     """
