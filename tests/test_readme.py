@@ -91,7 +91,8 @@ def folder(tmp_path_factory) -> Path:
     for strength, runs_in in (("1e-4", "runs"), ("1e-4", "runs_width32"), ("1e-3", "runs_width32")):
         for overrides in sweep.jobs if runs_in == "runs" else sweep.jobs[:1]:
             to = f"paths.runs={there / 'results' / runs_in}"
-            session.run(compose_config([*overrides, *SHORT, *EVERYTHING, f"regularizer.strength={strength}", to]))
+            given = [] if runs_in == "runs" else [f"regularizer.strength={strength}"]
+            session.run(compose_config([*overrides, *SHORT, *EVERYTHING, *given, to]))
     (there / "results" / "examples").mkdir()
     return there
 
