@@ -79,10 +79,11 @@ def evaluate(
         model.load_state_dict(refresh_average(splits.train, machine.autocast).state_dict())
         refresh_average = None
 
-    def measured(network: nn.Module, method: Any, *more: Any) -> dict[str, float]:
+    def measured(network: nn.Module, method: Any, average: Any = None) -> dict[str, float]:
         examples = config["train"].get("sharpness_examples") or metrics.SHARPNESS_EXAMPLES
+        options = {"autocast": machine.autocast, "sharpness_examples": examples, "average": average}
         with attributes_restored(network):
-            return metrics.Metrics(network, splits, method, machine.autocast, examples, *more).measure(True, sharpness)
+            return metrics.Metrics(network, splits, method, **options).measure(True, sharpness)
 
     of_trained = measured(model, built.regularizer, refresh_average)
     network = "averaged" if average else "as trained"

@@ -31,7 +31,7 @@ def random_images(shape=(1, 4, 4), classes=3, count=12, dtype=torch.float32):
 def make_step(metrics, optimizer, inputs, labels):
     """One update with everything that is measured around it."""
     optimizer.zero_grad()
-    torch.nn.functional.cross_entropy(metrics.model(inputs), labels).backward()
+    torch.nn.functional.cross_entropy(metrics.models[0](inputs), labels).backward()
     metrics.before_step()
     optimizer.step()
     metrics.after_step()

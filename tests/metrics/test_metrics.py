@@ -14,7 +14,8 @@ from wdlab.models import GPT, MLP, ResNet
 
 
 def tensors(*values):
-    return [torch.tensor(v, dtype=torch.float32) for v in values]
+    """The tensors as rows of one run."""
+    return norms.as_rows([torch.tensor(v, dtype=torch.float32) for v in values])
 
 
 def test_weight_norms_are_over_all_weights_together():
@@ -29,14 +30,17 @@ def test_products_do_not_depend_on_the_layout_in_memory(layouts):
     expected = (pair[0] * pair[1]).sum().item()
     formats = torch.contiguous_format, torch.channels_last
     left, right = (t.contiguous(memory_format=formats[k]) for t, k in zip(pair, layouts, strict=True))
-    assert norms.each_dot([left], [right]).item() == pytest.approx(expected, rel=1e-5)
+    assert norms.each_dot(norms.as_rows([left]), norms.as_rows([right], like=[left])).item() == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_path_norm_and_active_units():
     first, second = nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)
     first.weight.data = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
     second.weight.data = torch.tensor([[2.0, 0.0]])
-    paths = unit_path_norms([(first, second)])
+    paths = norms.unit_paths([(first.weight.detach()[None], second.weight.detach()[None])])
+    assert torch.equal(paths[0][0], unit_path_norms([(first, second)])[0])
     assert norms.path_norm(paths).item() == pytest.approx(10.0)
     assert sparsity.active_unit_share(paths).item() == 0.5
 
@@ -176,7 +180,9 @@ def test_the_norm_at_a_log_point_is_that_of_the_new_weights():
         make_step(metrics, optimizer, *data.train.examples(slice(None)))
     after_a_step, again = metrics.measure(False), metrics.measure(False)
     assert after_a_step["norm/weight_l2"] == again["norm/weight_l2"]
-    assert again["norm/weight_l2"] == pytest.approx(norms.total_norm(norms.each_norm(metrics.weights)).item())
+    assert again["norm/weight_l2"] == pytest.approx(
+        norms.total_norm(norms.each_norm(norms.as_rows(metrics.weights))).item()
+    )
 
 
 def as_it_is(model):

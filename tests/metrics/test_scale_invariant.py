@@ -55,7 +55,7 @@ def test_the_effective_learning_rate_survives_a_common_factor():
     assert after[key] == pytest.approx(before[key], rel=1e-6)
     assert after["update/relative"] == pytest.approx(before["update/relative"], rel=1e-6)
     weights = [m.weight for m in normalized_network() if isinstance(m, nn.Linear)]
-    assert before[key] == pytest.approx(0.5 / norms.total_norm(norms.each_norm(weights)).item() ** 2)
+    assert before[key] == pytest.approx(0.5 / norms.total_norm(norms.each_norm(norms.as_rows(weights))).item() ** 2)
 
 
 def test_gradient_times_weight_is_a_sum_over_layers():
@@ -65,9 +65,9 @@ def test_gradient_times_weight_is_a_sum_over_layers():
 
 def angle(old, new):
     old, new = torch.tensor(old, dtype=torch.float64), torch.tensor(new, dtype=torch.float64)
-    update = new - old
-    products = norms.each_dot([update], [old])
-    return scale_invariant.angular_update(*(norms.each_norm([t]) for t in (old, new, update)), products).item()
+    old, new, update = ([rows] for rows in norms.as_rows([old, new, new - old]))
+    products = norms.each_dot(update, old)
+    return scale_invariant.angular_update(*map(norms.each_norm, (old, new, update)), products).item()
 
 
 def test_angles_in_radians():

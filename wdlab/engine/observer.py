@@ -1,14 +1,15 @@
 """The measurements, log lines and checkpoints of one run."""
 
 import math
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from wdlab.engine.averaging import WeightAverage
 from wdlab.engine.experiment import Experiment
-from wdlab.metrics import SHARPNESS_EXAMPLES, Metrics, ResultsBySplit
+from wdlab.metrics import SHARPNESS_EXAMPLES, MethodOfRuns, MetricsOfRuns, ResultsBySplit
 from wdlab.records import checkpoint
 from wdlab.records.directory import RunDirectory
 from wdlab.records.recorder import Recorder
@@ -30,104 +31,128 @@ def is_due(settings: TrainSettings, event: str, step: int) -> bool:
     return every is not None and (step % every == 0 or step == settings.steps)
 
 
-class RunObserver:
-    """The part of a run that measures it, writes its log lines and saves its checkpoints.
+class ObservedRun(NamedTuple):
+    """A run to be observed.
 
     Args:
         experiment: the objects that the run trains with.
-        settings: the settings of ``train``.
-        run: the directory of the run.
+        directory: the directory of the run.
         recorder: the recorder of the run's log lines.
+    """
+
+    experiment: Experiment
+    directory: RunDirectory
+    recorder: Recorder
+
+
+class RunObserver:
+    """The part of a program that measures its runs, writes their log lines and saves their checkpoints.
+
+    Args:
+        runs: a run, or several that are trained side by side.
+        settings: the settings of ``train``, which all runs share.
         steps_per_epoch: the number of updates in an epoch.
-        average: the average of the weights, None if none is kept.
+        average: the average of the weights of a single run, None if none is kept.
+        tensor: as in ``MetricsOfRuns``.
+        methods: as in ``MetricsOfRuns``.
     """
 
     def __init__(
         self,
-        experiment: Experiment,
+        runs: Sequence[ObservedRun],
         settings: TrainSettings,
-        run: RunDirectory,
-        recorder: Recorder,
         steps_per_epoch: int,
         average: WeightAverage | None = None,
+        tensor: Callable[[Tensor], Tensor] | None = None,
+        methods: Sequence[MethodOfRuns] = (),
     ) -> None:
-        self._average = average
-        self._experiment, self._settings, self._run, self._recorder = experiment, settings, run, recorder
+        self._average, self._runs, self._settings = average, runs, settings
         self._steps_per_epoch = steps_per_epoch
-        self._metrics = Metrics(
-            experiment.model,
-            experiment.data,
-            experiment.regularizer,
-            experiment.machine.autocast,
+        experiments = [run.experiment for run in runs]
+        self._metrics = MetricsOfRuns(
+            [experiment.model for experiment in experiments],
+            experiments[0].data,
+            [experiment.regularizer for experiment in experiments],
+            experiments[0].machine.autocast,
             settings.sharpness_examples or SHARPNESS_EXAMPLES,
             average.refresh_batch_statistics if average else None,
+            tensor,
+            methods,
         )
 
-    @property
-    def last(self) -> dict[str, Any]:
-        """The newest log line, {} if there is none."""
-        return self._recorder.last
-
-    @property
-    def last_step(self) -> int:
-        """The step of the newest log line."""
-        return self.last["step"]
+    def last(self, run: int = 0) -> dict[str, Any]:
+        """Return the newest log line of the run at a position, {} if it has none."""
+        return self._runs[run].recorder.last
 
     def before_update(self) -> None:
-        """Measure gradients and weights between backward and the update, see ``Metrics.before_step``."""
+        """Measure gradients and weights between backward and the update, see ``MetricsOfRuns.before_step``."""
         self._metrics.before_step()
 
     def after_update(self) -> None:
-        """Measure the update that was made, see ``Metrics.after_step``."""
+        """Measure the update that was made, see ``MetricsOfRuns.after_step``."""
         self._metrics.after_step()
 
-    def record(self, step: int, finite: Tensor, evaluated: ResultsBySplit | None = None) -> bool:
-        """Write the log line of the state after ``step`` updates.
+    def record(
+        self, step: int, finite: Tensor, evaluated: ResultsBySplit | None = None, which: Sequence[int] = (0,)
+    ) -> list[bool]:
+        """Write the log lines of the state after ``step`` updates.
 
         All numbers are read from the device in one transfer. The sharpness, at steps where it is due, needs more.
 
         Args:
             step: the number of updates made.
-            finite: a boolean 0-dim tensor, True if all losses of the updates so far were finite.
+            finite: for each run, True if all losses of its updates so far were finite: boolean (runs,).
             evaluated: losses and accuracies of the whole splits by split; None if they have not been measured yet.
+            which: the positions of the runs to write log lines for.
 
         Returns:
-            True if all losses so far, the weights and (if this log line contains it) the training loss of the whole
-            split are finite.
+            For each run of ``which``, True if all losses so far, the weights and (if this log line contains it) the
+            training loss of the whole split are finite.
         """
         clock = {"step": step, "epoch": step / self._steps_per_epoch}
-        lr = self._experiment.optimizer.param_groups[0]["lr"]
-        strength = self._experiment.regularizer.strength_on_device
-        on_device = {"finite": finite} | ({"strength": strength} if isinstance(strength, Tensor) else {})
+        strengths = [run.experiment.regularizer.strength_on_device for run in self._runs]
+        on_device = {"finite": finite}
+        if any(isinstance(strength, Tensor) for strength in strengths):
+            on_device["strength"] = torch.stack([torch.as_tensor(s, device=finite.device) for s in strengths])
         full = (is_due(self._settings, event, step) for event in ("eval_every", "sharpness_every"))
-        values = self._metrics.measure(*full, evaluated, on_device)
-        losses_are_finite = bool(values.pop("finite"))
-        self._recorder.log(clock | {"lr": lr, "strength": values.pop("strength", strength)} | values)
-        return losses_are_finite and all(math.isfinite(values.get(key, 0.0)) for key in FINITE_KEYS)
+        lines = self._metrics.measure(*full, evaluated, on_device, which)
+        are_finite = []
+        for k, values in zip(which, lines, strict=True):
+            lr, strength = self._runs[k].experiment.optimizer.param_groups[0]["lr"], strengths[k]
+            losses_are_finite = bool(values.pop("finite"))
+            line = clock | {"lr": lr, "strength": values.pop("strength", strength)} | values
+            self._runs[k].recorder.log(line)
+            are_finite.append(losses_are_finite and all(math.isfinite(values.get(key, 0.0)) for key in FINITE_KEYS))
+        return are_finite
 
-    def save(self, step: int, finite: Tensor | bool) -> None:
+    def save(self, step: int, finite: Tensor | Sequence[bool], which: Sequence[int] = (0,)) -> None:
         """Flush the records and write a checkpoint of the state after ``step`` updates.
 
         Args:
             step: the number of updates made.
-            finite: True if the run has not diverged; stored in the checkpoint.
+            finite: for each run, True if it has not diverged, (runs,); stored in the checkpoint.
+            which: the positions of the runs to save.
         """
-        device = self._experiment.machine.device
-        state = {"step": step, "records_bytes": self._recorder.sync(), "finite": bool(finite)}
-        state |= {"rng": torch.get_rng_state(), "data_checksum": self._experiment.data.checksum}
+        rng = {"rng": torch.get_rng_state()}
+        device = self._runs[0].experiment.machine.device
         if device.type != "cpu":
-            state |= {f"rng_{device.type}": torch.get_device_module(device).get_rng_state(device)}
-        parts = ("model", "optimizer", "regularizer")
-        if self._average:
-            state["average"] = self._average.state_dict()
-        checkpoint.save(self._run, state | {name: getattr(self._experiment, name).state_dict() for name in parts})
+            rng |= {f"rng_{device.type}": torch.get_device_module(device).get_rng_state(device)}
+        for k in which:
+            experiment, directory, recorder = self._runs[k]
+            state = {"step": step, "records_bytes": recorder.sync(), "finite": bool(finite[k])} | rng
+            state["data_checksum"] = experiment.data.checksum
+            parts = ("model", "optimizer", "regularizer")
+            if self._average:
+                state["average"] = self._average.state_dict()
+            checkpoint.save(directory, state | {name: getattr(experiment, name).state_dict() for name in parts})
 
 
 class NullObserver:
     """Stand-in for ``RunObserver`` in a process that does not lead. It measures, records and saves nothing."""
 
-    last: ClassVar[dict[str, Any]] = {}
-    last_step = None
+    def last(self, run: int = 0) -> dict[str, Any]:
+        """Return {}."""
+        return {}
 
     def before_update(self) -> None:
         """Measure nothing."""
@@ -135,9 +160,9 @@ class NullObserver:
     def after_update(self) -> None:
         """Measure nothing."""
 
-    def record(self, step: int, finite: Tensor) -> bool:
-        """Write nothing; return ``finite``, which is True if all losses so far were finite."""
-        return bool(finite)
+    def record(self, step: int, finite: Tensor) -> list[bool]:
+        """Write nothing; return ``finite`` as a list, which is True if all losses so far were finite."""
+        return finite.tolist()
 
-    def save(self, step: int, finite: Tensor | bool) -> None:
+    def save(self, step: int, finite: Tensor | Sequence[bool]) -> None:
         """Write nothing."""

@@ -10,7 +10,7 @@ from wdlab.data import Batches
 from wdlab.engine.averaging import WeightAverage
 from wdlab.engine.device import Machine
 from wdlab.engine.experiment import Experiment, set_random_state
-from wdlab.engine.observer import NullObserver, RunObserver
+from wdlab.engine.observer import NullObserver, ObservedRun, RunObserver
 from wdlab.metrics import cross_entropy
 from wdlab.records.directory import RunDirectory
 from wdlab.records.recorder import Recorder
@@ -109,12 +109,11 @@ class OneRun:
             settings.clip_norm,
             settings.label_smoothing,
         )
-        self._finite = torch.tensor(start is None or start["finite"], device=machine.device)
+        self._finite = torch.tensor([start is None or start["finite"]], device=machine.device)
         self._observer: RunObserver | NullObserver = NullObserver()
         if recorder:
-            self._observer = RunObserver(
-                experiment, settings, run, recorder, self._batches.steps_per_epoch, self._average
-            )
+            observed = [ObservedRun(experiment, run, recorder)]
+            self._observer = RunObserver(observed, settings, self._batches.steps_per_epoch, self._average)
 
     def _restore(self, start: dict[str, Any]) -> None:
         """Load the state of model, optimizer, regularizer and average from the checkpoint ``start``."""
@@ -129,7 +128,7 @@ class OneRun:
     @property
     def last(self) -> dict[str, Any]:
         """The newest log line; {} if there is none, or in a process that does not lead."""
-        return self._observer.last
+        return self._observer.last()
 
     def __enter__(self) -> Self:
         self._handle = self._experiment.regularizer.attach(self._optimizer)
@@ -149,7 +148,7 @@ class OneRun:
         if self._start is None:
             self._observer.record(0, self._finite)
             return True
-        return not self.any_true(not self._start["finite"] and self._observer.last_step == self.first)
+        return not self.any_true(not self._start["finite"] and self.last.get("step") == self.first)
 
     def backward(self, step: int) -> None:
         """Set the learning rate of update ``step + 1`` and compute its gradients."""
@@ -175,9 +174,9 @@ class OneRun:
             False if the run has diverged; a checkpoint that says so is then written too.
         """
         self._observer.after_update()
-        is_finite = self._observer.record(step, self._finite)
+        (is_finite,) = self._observer.record(step, self._finite)
         if self.any_true(not is_finite):
-            self._observer.save(step, False)
+            self._observer.save(step, [False])
             return False
         return True
 

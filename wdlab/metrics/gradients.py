@@ -6,13 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from wdlab.metrics.norms import each_dot, each_norm
+from wdlab.metrics.norms import as_rows, each_dot, each_norm
 from wdlab.regularizers import Regularizer
 from wdlab.regularizers.views import GradientSection, effective_strength
 
 
 class _Sums(NamedTuple):
-    """Sums over the parameters of a section (see ``regularizers.views.GradientSection``), each 0-dim float64.
+    """Sums over the parameters of a section (see ``regularizers.views.GradientSection``), each float64 (runs,).
 
     ``g`` is the gradient of the loss, ``dR/dw`` that of the penalty with strength 1.
     """
@@ -35,16 +35,17 @@ class GradientComparison:
     ``dR/dw`` is 0.
 
     Args:
-        regularizer: the method, attached to its optimizer.
-        gradient_norms: ``|g|`` (0-dim float64) of every parameter that has a gradient, by the parameter's id.
+        regularizer: the method, attached to its optimizer or bound to a view of several runs.
+        gradient_norms: ``|g|``, float64 (runs,), of every parameter that has a gradient, by the parameter's id.
+        stacked: True if the method acts on tensors of several runs, (runs, ...).
     """
 
-    def __init__(self, regularizer: Regularizer, gradient_norms: Mapping[int, Tensor]) -> None:
+    def __init__(self, regularizer: Regularizer, gradient_norms: Mapping[int, Tensor], stacked: bool = False) -> None:
         self._regularizer = regularizer
-        self._sums = [_sums(regularizer, section, gradient_norms) for section in regularizer.sections()]
+        self._sums = [_sums(regularizer, section, gradient_norms, stacked) for section in regularizer.sections()]
 
     def values(self) -> dict[str, Tensor]:
-        """Return the metrics of the step, after the step.
+        """Return the metrics of the step, after the step, (runs,) each.
 
         ``gradient/penalty_norm`` is ``|r|`` with the strength that the step used. ``gradient/coherence`` is the cosine
         between ``g`` and ``g + r`` (P3, our reading): 1 without a penalty, 0 if ``g`` or ``g + r`` is zero. Each
@@ -53,10 +54,10 @@ class GradientComparison:
         if self._sums:
             values = self._norm_and_coherence()
         else:
-            zero = torch.zeros((), dtype=torch.float64, device=self._regularizer.params[0].device)
+            zero = torch.zeros(1, dtype=torch.float64, device=self._regularizer.params[0].device)
             values = {"gradient/penalty_norm": zero, "gradient/coherence": zero}
         for schedule in self._regularizer.over_time:
-            values |= schedule.metrics()
+            values |= {name: value.flatten() for name, value in schedule.metrics().items()}
         return values
 
     def _norm_and_coherence(self) -> dict[str, Tensor]:
@@ -67,29 +68,36 @@ class GradientComparison:
             given = section.ascent_sign * section.strength
             group = section.optimizer_group
             strength = effective_strength(given, method.over_time, method.updates - 1, group, method.clock)
+            strength = strength.flatten().double() if isinstance(strength, Tensor) else strength
             product = product + strength * own_product
             penalty_square = penalty_square + strength**2 * own_square
         coherence = cosine_with_sum(loss_square, product, penalty_square)
         return {"gradient/penalty_norm": penalty_square.sqrt(), "gradient/coherence": coherence}
 
 
-def _sums(regularizer: Regularizer, section: GradientSection, gradient_norms: Mapping[int, Tensor]) -> _Sums:
-    loss_square = torch.stack([gradient_norms[id(p)] for p in section.params]).square().sum()
-    if section.group["strength"] == 0:
-        zero = torch.zeros_like(loss_square)
+def _sums(
+    regularizer: Regularizer, section: GradientSection, gradient_norms: Mapping[int, Tensor], stacked: bool
+) -> _Sums:
+    params, strength = section.params, section.strength
+    loss_square = torch.stack([gradient_norms[id(p)] for p in params]).square().sum(0)
+    zero = torch.zeros_like(loss_square)
+    if not isinstance(strength, Tensor) and strength == 0:
         return _Sums(section, loss_square, zero, zero)
-    slopes = regularizer.penalty_gradient(section.params)
-    product = each_dot([p.grad for p in section.params], slopes).sum()
-    return _Sums(section, loss_square, product, each_norm(slopes).square().sum())
+    gradients = as_rows([p.grad for p in params], stacked, params)
+    slopes = as_rows(regularizer.penalty_gradient(params), stacked, params)
+    product, square = each_dot(gradients, slopes).sum(0), each_norm(slopes).square().sum(0)
+    if stacked:  # a run without decay: also where the slope is infinite
+        product, square = (torch.where(strength.flatten() == 0, zero, sums) for sums in (product, square))
+    return _Sums(section, loss_square, product, square)
 
 
 def cosine_with_sum(square: Tensor, product: Tensor, other_square: Tensor) -> Tensor:
-    """Return the cosine between ``g`` and ``g + r``, 0-dim; 0 if ``g`` or ``g + r`` is zero.
+    """Return the cosine between ``g`` and ``g + r``; 0 if ``g`` or ``g + r`` is zero. All tensors have one shape.
 
     Args:
-        square: ``|g|^2``, 0-dim.
-        product: ``g . r``, 0-dim.
-        other_square: ``|r|^2``, 0-dim.
+        square: ``|g|^2``.
+        product: ``g . r``.
+        other_square: ``|r|^2``.
     """
     sum_square = (square + 2 * product + other_square).clamp(min=0)
     length = (square * sum_square).sqrt()

@@ -1,13 +1,15 @@
-"""The metrics of a log line, collected with one transfer from the device."""
+"""The metrics of a log line, of one run or of several side by side, collected with one transfer from the device."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wdlab.data import Data, Split
-from wdlab.homogeneous import Pair, homogeneous_pairs, unit_path_norms, weights
+from wdlab.homogeneous import Pair, homogeneous_pairs, weights
 from wdlab.metrics import lipschitz, norms, objective, scale_invariant, sharpness, sparsity
 from wdlab.metrics.gradients import GradientComparison
 from wdlab.regularizers import Regularizer
@@ -16,78 +18,110 @@ SHARPNESS_EXAMPLES = 1000  # training examples in the loss whose Hessian is meas
 LIPSCHITZ_EXAMPLES = 32  # test examples for the lower bound
 
 
-class Metrics:
-    """The metrics of one model that is trained with one regularizer.
-
-    In an update that is logged, ``before_step`` must be called between backward and the update, and ``after_step`` and
-    ``measure`` after the update. Other updates need no calls, and cost nothing. The regularizer must be attached to its
-    optimizer before the first call.
+@dataclass(frozen=True)
+class MethodOfRuns:
+    """A method together with the consecutive runs that it acts on.
 
     Args:
-        model: the network.
-        data: the splits on which the model is evaluated.
-        regularizer: the method that decays the model's weights.
+        method: the method, attached to its optimizer or bound to a view of the runs.
+        rows: the positions of the runs among all runs.
+        params: the tensors that the method acts on in place of the model's parameters, in the order of the model.
+    """
+
+    method: Regularizer
+    rows: slice
+    params: Sequence[Tensor]
+
+
+class MetricsOfRuns:
+    """The metrics of several models of one shape, each trained with its own regularizer, or of a single model.
+
+    In an update that is logged, ``before_step`` must be called between backward and the update, and ``after_step`` and
+    ``measure`` after the update. Other updates need no calls, and cost nothing. The regularizers must be attached to
+    their optimizers before the first call.
+
+    Args:
+        models: the networks.
+        data: the splits on which the models are evaluated.
+        regularizers: the method that decays each model's weights.
         autocast: returns the context in which each forward pass runs when whole splits are evaluated.
         sharpness_examples: number of training examples in the loss whose Hessian is measured: the first of the split.
         average: function of the training split and ``autocast`` that returns the network with averaged weights, which
-            is then evaluated too; None without averaging.
+            is then evaluated too; None without averaging. Only for a single model.
+        tensor: for several models, a function from a parameter of the first model to the tensor (runs, ...) that holds
+            this parameter of all models, whose ``grad`` holds the gradients. None for a single model.
+        methods: for several models, the methods that act on them, in the order of the models.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        models: Sequence[nn.Module],
         data: Data,
-        regularizer: Regularizer,
+        regularizers: Sequence[Regularizer],
         autocast: objective.Autocast = contextlib.nullcontext,
         sharpness_examples: int = SHARPNESS_EXAMPLES,
         average: Callable[[Split, objective.Autocast], nn.Module] | None = None,
+        tensor: Callable[[Tensor], Tensor] | None = None,
+        methods: Sequence[MethodOfRuns] = (),
     ) -> None:
-        self._average = average
-        self.model, self.data, self.regularizer = model, data, regularizer
-        self.autocast, self.sharpness_examples = autocast, sharpness_examples
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.weights = weights(model)
-        self.pairs = _pairs_if_any(model)
-        self._lists = _lists(self.weights)
+        self._average, self.models, self._regularizers = average, models, regularizers
+        self.data, self.autocast, self.sharpness_examples = data, autocast, sharpness_examples
+        self._stacked, first = tensor is not None, models[0]
+        self._tensor = tensor = tensor or (lambda p: p)
+        self._parameters = [tensor(p) for p in first.parameters() if p.requires_grad]
+        self.weights = [tensor(w) for w in weights(first)]
+        self._methods = methods or [MethodOfRuns(regularizers[0], slice(0, 1), self._parameters)]
+        self._pairs = _pairs_if_any(first)
         self._step_values: dict[str, Tensor] = {}
-        self._state: list[Tensor] | None = None  # the result of _sums after the update
-        self._old_lists: list[list[Tensor]] = []  # copies of the weights; reused, since allocation takes longer
+        self._state: Sequence[Tensor] | None = None  # the result of _sums after the update
+        self._old_parts: list[list[Tensor]] = []  # copies of the weights; reused, since allocation takes longer
 
     @torch.no_grad()
     def before_step(self) -> None:
         """Measure gradients and weights before the update, while ``p.grad`` is the gradient of the loss alone."""
-        if not self._old_lists:
-            self._old_lists = [[torch.empty_like(w) for w in part] for part in self._lists]
+        parts = self._parts()
+        if not self._old_parts:
+            self._old_parts = [[torch.empty_like(w) for w in part] for part in parts]
         old_norms = []
-        for old, part in zip(self._old_lists, self._lists, strict=True):
+        for old, part in zip(self._old_parts, parts, strict=True):
             torch._foreach_copy_(old, part)
             old_norms.append(norms.each_norm(part))
         self._old_norms = torch.cat(old_norms)
-        with_gradient = [p for p in self.parameters if p.grad is not None]
-        gradient_norms = norms.each_norm([p.grad for p in with_gradient])
-        by_parameter = dict(zip(map(id, with_gradient), gradient_norms.unbind(), strict=True))
-        self._penalty = GradientComparison(self.regularizer, by_parameter)
+        live = [p for p in self._parameters if p.grad is not None]
+        gradient_norms = norms.each_norm(norms.as_rows([p.grad for p in live], self._stacked, live))
+        of_parameter = dict(zip(map(id, live), gradient_norms, strict=True))
         zero = torch.zeros_like(gradient_norms[0])
-        of_weights = torch.stack([by_parameter.get(id(w), zero) for w in self.weights])
-        lr = self.regularizer.optimizer.param_groups[0]["lr"]
+        of_weights = torch.stack([of_parameter.get(id(w), zero) for w in self.weights])
+        self._comparisons = [self._comparison(one, of_parameter) for one in self._methods]
+        lrs = self._per_run(regularizer.optimizer.param_groups[0]["lr"] for regularizer in self._regularizers)
         self._step_values = {
             "gradient/loss_norm": norms.total_norm(gradient_norms),
             "scale_invariant/gradient_times_weight": scale_invariant.gradient_times_weight(of_weights, self._old_norms),
-            "scale_invariant/effective_lr": scale_invariant.effective_lr(lr, norms.total_norm(self._old_norms)),
+            "scale_invariant/effective_lr": scale_invariant.effective_lr(lrs, norms.total_norm(self._old_norms)),
         }
+
+    def _comparison(self, one: MethodOfRuns, norms_of: Mapping[int, Tensor]) -> GradientComparison:
+        """Return the comparison of gradients for one method, given the gradients' norms by the id of the parameter."""
+        pairs = zip(one.params, self._parameters, strict=True)
+        of_method = {id(own): norms_of[id(p)][one.rows] for own, p in pairs if id(p) in norms_of}
+        return GradientComparison(one.method, of_method, self._stacked)
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Measure the update from the weights before and after it."""
         sums = []
-        for old, part in zip(self._old_lists, self._lists, strict=True):
+        for old, part in zip(self._old_parts, self._parts(), strict=True):
             torch._foreach_sub_(old, part)  # old - new
             updates = norms.each_norm(old), norms.each_dot(old, part)
             sums.append(torch.stack([*updates, *_sums(part)]))
         update_norms, products, *state = torch.cat(sums, dim=1)
         products = -products - update_norms.square()
         self._state, new_norms = state, state[0]
-        self._step_values |= self._penalty.values()
+        compared = [comparison.values() for comparison in self._comparisons]
+        for name in dict.fromkeys(name for values in compared for name in values):
+            self._step_values[name] = torch.cat(
+                [self._of_rows(*pair, name) for pair in zip(self._methods, compared, strict=True)]
+            )
         self._step_values |= {
             "update/relative": norms.total_norm(update_norms) / norms.total_norm(self._old_norms),
             "scale_invariant/angular_update": scale_invariant.angular_update(
@@ -95,79 +129,129 @@ class Metrics:
             ),
         }
 
+    def _of_rows(self, one: MethodOfRuns, values: Mapping[str, Tensor], name: str) -> Tensor:
+        """Return a metric of a method for all its runs, (rows,); missing values are nan."""
+        count = one.rows.stop - one.rows.start
+        value = values.get(name)
+        if value is None:
+            value = torch.full((1,), torch.nan, dtype=torch.float64, device=self.weights[0].device)
+        return value.double().expand(count)
+
     def measure(
         self,
         whole_splits: bool,
         sharpness: bool = False,
         evaluated: objective.ResultsBySplit | None = None,
         also: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, float]:
-        """Return the metrics of the model's current state, and of the update if it was measured since the last call.
+        which: Sequence[int] = (0,),
+    ) -> list[dict[str, float]]:
+        """Return the metrics of models in their current state, and of an update measured since the last call.
 
         Args:
             whole_splits: True includes losses, accuracies and objectives on the whole splits.
             sharpness: True includes sharpness and Lipschitz bounds, which need many synchronizations with the device.
-            evaluated: losses and accuracies of the whole splits if they were computed before; None computes them.
-            also: further 0-dim tensors by name, read from the device in the same transfer.
+            evaluated: losses and accuracies (runs,) of the whole splits; None computes them, for a single model.
+            also: further tensors (runs,) by name, read from the device in the same transfer.
+            which: the positions of the models to return metrics for.
 
         Returns:
-            A number for every metric and every tensor of ``also``, by name. A metric without a value is left out: those
-            of pairs if the network has no pairs, and the upper Lipschitz bound if there is none.
+            For each model of ``which`` a number for every metric and every tensor of ``also``, by name. A metric without
+            a value is left out: those of pairs if the network has no pairs, and the upper Lipschitz bound if there is
+            none.
         """
-        paths = unit_path_norms(self.pairs)
-        values, state = self._step_values, self._state or _sums(self.weights)
+        paths, parts = self._paths(), self._parts()
+        values, state = self._step_values, self._state
+        if state is None:
+            state = torch.cat([torch.stack(_sums(part)) for part in parts], dim=1)
         self._step_values, self._state = {}, None
         l2, l1, zeros = state
         values |= {
             "norm/weight_l2": norms.total_norm(l2),
-            "norm/weight_l1": l1.sum(),
-            "sparsity/weights": zeros.sum() / sum(w.numel() for w in self.weights),
+            "norm/weight_l1": l1.sum(0),
+            "sparsity/weights": zeros.sum(0) / sum(rows.shape[1] for part in parts for rows in part),
         }
         if paths:
             values["norm/path"] = norms.path_norm(paths)
             values["sparsity/active_units"] = sparsity.active_unit_share(paths)
         if whole_splits:
-            evaluated = evaluated or objective.evaluate_splits(self.model, self.data, self.autocast)
+            if evaluated is None:
+                evaluated = objective.evaluate_splits(self.models[0], self.data, self.autocast)
             values |= self._evaluations(evaluated, values["norm/weight_l2"], values.get("norm/path"))
-        return _to_floats(values | dict(also or {})) | (self._sharpness() if sharpness else {})
+        lines = _lines(values | dict(also or {}))
+        return [lines[k] | (self._sharpness(self.models[k]) if sharpness else {}) for k in which]
+
+    def _parts(self) -> list[list[Tensor]]:
+        """Return the weights as rows, in lists to be processed together: one weight per list on the CPU, else all.
+
+        A single weight stays in the CPU's caches from one operation to the next. On a GPU one launch processes all.
+        """
+        rows = norms.as_rows(self.weights, self._stacked)
+        return [[w] for w in rows] if rows[0].is_cpu else [rows]
+
+    def _paths(self) -> list[Tensor]:
+        """Return ``|w| |v|`` of the homogeneous units, one tensor (runs, units) per pair of layers."""
+        layers = [(self._tensor(w.weight).detach(), self._tensor(v.weight).detach()) for w, v in self._pairs]
+        return norms.unit_paths(layers if self._stacked else [(w[None], v[None]) for w, v in layers])
 
     def _evaluations(
         self, evaluated: objective.ResultsBySplit, weight_l2: Tensor, path: Tensor | None
     ) -> dict[str, Tensor]:
-        values = {}
-        for name, (loss, accuracy) in evaluated.items():
-            values |= {f"{name}/loss": loss, f"{name}/accuracy": accuracy}
+        results = dict(evaluated)
         if self._average:
-            averaged = self._average(self.data.train, self.autocast)
-            for name, (loss, accuracy) in objective.evaluate_splits(averaged, self.data, self.autocast).items():
-                values |= {f"average/{name}/loss": loss, f"average/{name}/accuracy": accuracy}
-        strength, penalty = self.regularizer.strength, self.regularizer.penalty()
-        return values | objective.objectives(values["train/loss"], strength, weight_l2, path, penalty)
+            averaged = objective.evaluate_splits(
+                self._average(self.data.train, self.autocast), self.data, self.autocast
+            )
+            results |= {f"average/{name}": result for name, result in averaged.items()}
+        values = {}
+        for name, (loss, accuracy) in results.items():
+            values |= {f"{name}/loss": loss.reshape(-1), f"{name}/accuracy": accuracy.reshape(-1)}
+        strengths = self._per_run(regularizer.strength for regularizer in self._regularizers)
+        penalties = torch.stack([regularizer.penalty() for regularizer in self._regularizers])
+        return values | objective.objectives(values["train/loss"], strengths, weight_l2, path, penalties)
 
-    def _sharpness(self) -> dict[str, float]:
+    def _per_run(self, numbers: Iterable[Any]) -> Tensor:
+        """Return a number of each run as a float64 tensor (runs,) on the device of the weights."""
+        numbers, device = list(numbers), self.weights[0].device
+        if any(isinstance(number, Tensor) for number in numbers):
+            return torch.stack([torch.as_tensor(n, dtype=torch.float64, device=device).reshape(()) for n in numbers])
+        return torch.tensor(numbers, dtype=torch.float64).to(device, non_blocking=True)
+
+    def _sharpness(self, model: nn.Module) -> dict[str, float]:
         inputs, labels = self.data.train.examples(slice(0, self.sharpness_examples))
-        trained = [w for w in self.weights if w.requires_grad]
-        values = sharpness.measure_sharpness(self.model, inputs, labels, self.parameters, trained)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        trained = [w for w in weights(model) if w.requires_grad]
+        values = sharpness.measure_sharpness(model, inputs, labels, parameters, trained)
         images, _ = self.data.test.examples(slice(0, LIPSCHITZ_EXAMPLES))
         if images.is_floating_point():
-            values["lipschitz/lower"] = lipschitz.lower_bound(self.model, images)
-            upper = lipschitz.upper_bound(self.model, images[:1])
+            values["lipschitz/lower"] = lipschitz.lower_bound(model, images)
+            upper = lipschitz.upper_bound(model, images[:1])
             if upper is not None:
                 values["lipschitz/upper"] = upper
         return values
 
 
-def _lists(weights: list[Tensor]) -> list[list[Tensor]]:
-    """Return lists of weights to be processed together: one weight per list on the CPU, else all in one list.
+class Metrics(MetricsOfRuns):
+    """The metrics of one model that is trained with one regularizer, see :class:`MetricsOfRuns`.
 
-    A single weight stays in the CPU's caches from one operation to the next. On a GPU one launch processes all weights.
+    Args:
+        model: the network.
+        data: the splits on which the model is evaluated.
+        regularizer: the method that decays the model's weights.
+        options: further keyword arguments of ``MetricsOfRuns``: ``autocast``, ``sharpness_examples``, ``average``.
     """
-    return [[w] for w in weights] if weights[0].device.type == "cpu" else [weights]
+
+    def __init__(self, model: nn.Module, data: Data, regularizer: Regularizer, **options: Any) -> None:
+        super().__init__([model], data, [regularizer], **options)
+
+    def measure(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Return the metrics of the model, with the arguments of ``MetricsOfRuns.measure``."""
+        (line,) = super().measure(*args, **kwargs)
+        return line
 
 
-def _sums(weights: list[Tensor]) -> list[Tensor]:
-    """Return three tensors (len(weights),): the L2 norm, the L1 norm and the number of zeros of every weight."""
-    return [norms.each_norm(weights), *sparsity.l1_norms_and_zeros(weights)]
+def _sums(rows: Sequence[Tensor]) -> list[Tensor]:
+    """Return three tensors (tensors, runs): L2 norm, L1 norm and number of zeros of the rows of every tensor."""
+    return [norms.each_norm(rows), *sparsity.l1_norms_and_zeros(rows)]
 
 
 def _pairs_if_any(model: nn.Module) -> list[Pair]:
@@ -177,6 +261,7 @@ def _pairs_if_any(model: nn.Module) -> list[Pair]:
         return []
 
 
-def _to_floats(values: Mapping[str, Tensor]) -> dict[str, float]:
-    numbers = torch.stack([v.double() for v in values.values()]).tolist()
-    return dict(zip(values, numbers, strict=True))
+def _lines(values: Mapping[str, Tensor]) -> list[dict[str, float]]:
+    """Return a dict of numbers for each run, from tensors (runs,) by name, in one transfer from the device."""
+    numbers = torch.stack([value.double() for value in values.values()], dim=1).tolist()
+    return [dict(zip(values, of_run, strict=True)) for of_run in numbers]

@@ -1,33 +1,76 @@
-"""Norms of the decayed weights and the path-norm of the homogeneous pairs."""
+"""Norms and products of the tensors of one run, or of several runs that are trained side by side.
+
+The functions take tensors as *rows*: shape (runs, n), with the n values of one tensor of a run in each row. ``as_rows``
+makes them. Results have one value per tensor and run.
+"""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-
-def each_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the L2 norm of each tensor as one float64 tensor (len(tensors),)."""
-    return torch.stack(torch._foreach_norm([t.detach() for t in tensors])).double()
+from wdlab.tensors import accumulation_dtype
 
 
-def total_norm(norms: Tensor) -> Tensor:
-    """Return the L2 norm of several tensors together, 0-dim, from the L2 ``norms`` (tensors,) of the single tensors."""
-    return torch.linalg.vector_norm(norms)
+def as_rows(tensors: Sequence[Tensor], stacked: bool = False, like: Sequence[Tensor] | None = None) -> list[Tensor]:
+    """Return each tensor, detached, in the shape (runs, n); without a copy if the tensor is dense in memory.
+
+    Args:
+        tensors: tensors of any shape; if ``stacked``, (runs, ...).
+        stacked: True if the first dimension is the runs; False for the tensors of one run.
+        like: a tensor for each of ``tensors``, in its shape. The values of a row are in the order in which this tensor
+            has them in memory, so that rows with the same ``like`` can be combined; None for ``tensors`` themselves.
+    """
+    if stacked:
+        return [t.detach().flatten(1) for t in tensors]
+    return [_as_row(t.detach(), layout) for t, layout in zip(tensors, like or tensors, strict=True)]
+
+
+def _as_row(tensor: Tensor, like: Tensor) -> Tensor:
+    if like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last):
+        tensor = tensor.permute(0, 2, 3, 1)
+    return tensor.reshape(1, -1)
+
+
+def each_norm(rows: Sequence[Tensor]) -> Tensor:
+    """Return the L2 norm of each row of each tensor: float64 (tensors, runs)."""
+    if rows[0].shape[0] == 1:
+        return torch.stack(torch._foreach_norm(rows)).double().unsqueeze(1)
+    return torch.stack([torch.linalg.vector_norm(t, dim=1) for t in rows]).double()
 
 
 def each_dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """Return ``sum(a * b)`` of each pair of tensors of equal shape, summed in their own type: float64 (len(left),)."""
-    return torch.stack([_dot(a.detach(), b.detach()) for a, b in zip(left, right, strict=True)]).double()
+    """Return ``sum(a * b)`` of the rows of each pair of tensors, summed in their own type: float64 (tensors, runs)."""
+    return torch.stack([torch.linalg.vecdot(a, b) for a, b in zip(left, right, strict=True)]).double()
 
 
-def _dot(left: Tensor, right: Tensor) -> Tensor:
-    if left.dim() == 4 and left.is_contiguous(memory_format=torch.channels_last):
-        # Permuted to the order in memory, since flattening in any other order would copy.
-        left, right = left.permute(0, 2, 3, 1), right.permute(0, 2, 3, 1)
-    return torch.dot(left.reshape(-1), right.reshape(-1))
+def total_norm(norms: Tensor) -> Tensor:
+    """Return the L2 norm of several tensors together, (runs,), from the norms of the single tensors (tensors, runs)."""
+    return torch.linalg.vector_norm(norms, dim=0)
 
 
-def path_norm(paths: list[Tensor]) -> Tensor:
-    """Return the sum over units of ``|w| |v|``, 0-dim float64; ``paths``: result of ``homogeneous.unit_path_norms``."""
-    return torch.cat(paths).double().sum()
+def path_norm(paths: Sequence[Tensor]) -> Tensor:
+    """Return the sum over units of ``|w| |v|``, float64 (runs,).
+
+    Args:
+        paths: ``|w| |v|`` of the units of each pair of layers, (runs, units).
+    """
+    return torch.cat(list(paths), dim=1).double().sum(1)
+
+
+def unit_paths(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Return ``|w| |v|`` of every homogeneous unit, one tensor (runs, units) per pair of layers.
+
+    Args:
+        pairs: the weights of the first and the second layer of each pair, (runs, out, in, ...).
+    """
+    return [_row_lengths(first) * _column_lengths(second) for first, second in pairs]
+
+
+def _row_lengths(weight: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(weight.flatten(2), dim=2, dtype=accumulation_dtype(weight.dtype))
+
+
+def _column_lengths(weight: Tensor) -> Tensor:
+    others = [d for d in range(1, weight.dim()) if d != 2]
+    return weight.to(accumulation_dtype(weight.dtype)).square().sum(others).sqrt()

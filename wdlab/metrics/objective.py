@@ -17,7 +17,7 @@ VALUES_PER_TOKEN = 256  # values that one token counts as, since an embedding tu
 SPLITS = ("train", "val", "test")
 
 Autocast = Callable[[], contextlib.AbstractContextManager]
-ResultsBySplit = Mapping[str, tuple[Tensor, Tensor]]  # name of a split -> loss and accuracy
+ResultsBySplit = Mapping[str, tuple[Tensor, Tensor]]  # name of a split -> loss and accuracy, 0-dim or (runs,) each
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean", label_smoothing: float = 0.0) -> Tensor:
@@ -75,8 +75,8 @@ def _chunk(split: Split) -> int:
     return min(MAX_EXAMPLES_PER_PASS, max(1, MAX_INPUT_VALUES_PER_PASS // values))
 
 
-def objectives(train_loss: Tensor, strength: float, weight_l2: Tensor, path: Tensor | None, penalty: Tensor) -> dict:
-    """Return the objectives of a log line, in nats (P1).
+def objectives(train_loss: Tensor, strength: Tensor, weight_l2: Tensor, path: Tensor | None, penalty: Tensor) -> dict:
+    """Return the objectives of a log line, in nats (P1). All tensors have the shape (runs,).
 
     Args:
         train_loss: mean cross-entropy on the training split.
@@ -86,7 +86,7 @@ def objectives(train_loss: Tensor, strength: float, weight_l2: Tensor, path: Ten
         penalty: the regularizer's own penalty, multiplied by its strength.
 
     Returns:
-        0-dim tensors by name: ``objective/weight_decay`` = train loss + s/2 |w|^2, ``objective/total`` = train loss +
+        Tensors by name: ``objective/weight_decay`` = train loss + s/2 |w|^2, ``objective/total`` = train loss +
         penalty, and if ``path`` is given, ``objective/path_norm`` = train loss + s * path-norm.
     """
     values = {

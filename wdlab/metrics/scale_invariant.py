@@ -11,40 +11,40 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from wdlab.metrics.norms import each_norm
+from wdlab.metrics.norms import as_rows, each_norm
 
 
 def gradient_times_weight(gradient_norms: Tensor, weight_norms: Tensor) -> Tensor:
-    """Return the sum over layers l of ``|g_l| |w_l|``, which is unchanged by ``w_l -> c w_l``.
+    """Return the sum over layers l of ``|g_l| |w_l|``, which is unchanged by ``w_l -> c w_l``: (runs,).
 
     Args:
-        gradient_norms: ``|g_l|`` of the gradient by each layer's weight, (layers,).
-        weight_norms: ``|w_l|`` of each layer's weight, (layers,).
+        gradient_norms: ``|g_l|`` of the gradient by each layer's weight, (layers, runs).
+        weight_norms: ``|w_l|`` of each layer's weight, (layers, runs).
     """
-    return torch.dot(gradient_norms, weight_norms)
+    return (gradient_norms * weight_norms).sum(0)
 
 
 def angular_update(weight_norms: Tensor, new_norms: Tensor, update_norms: Tensor, products: Tensor) -> Tensor:
-    """Return the mean over layers l of the angle in radians between ``w_l`` before and after a step.
+    """Return the mean over layers l of the angle in radians between ``w_l`` before and after a step: (runs,).
 
     The angle is unchanged by ``w_l -> c w_l`` together with ``lr -> c^2 lr``. The angle is computed from the part
     of the update that is perpendicular to the weight, since the cosine of a tiny angle is 1 in floating point. The
     angle of a weight that is zero before or after the step counts as 0.
 
     Args:
-        weight_norms: ``|w_l|`` before the step, (layers,).
-        new_norms: ``|w_l|`` after the step, (layers,).
-        update_norms: ``|u_l|`` of the update ``u_l``, new weight minus old, (layers,).
-        products: ``u_l . w_l`` with the weight before the step, (layers,).
+        weight_norms: ``|w_l|`` before the step, (layers, runs).
+        new_norms: ``|w_l|`` after the step, (layers, runs).
+        update_norms: ``|u_l|`` of the update ``u_l``, new weight minus old, (layers, runs).
+        products: ``u_l . w_l`` with the weight before the step, (layers, runs).
     """
     along = products / weight_norms
     across = (update_norms.square() - along.square()).clamp(min=0).sqrt()
     angles = torch.atan2(across, weight_norms + along)
-    return torch.where(weight_norms * new_norms == 0, 0.0, angles).mean()
+    return torch.where(weight_norms * new_norms == 0, 0.0, angles).mean(0)
 
 
 def effective_lr(lr: float | Tensor, weight_norm: Tensor) -> Tensor:
-    """Return ``lr / |w|^2``, where ``weight_norm`` is the norm ``|w|`` of all decayed weights, 0-dim.
+    """Return ``lr / |w|^2``, where ``weight_norm`` is the norm ``|w|`` of all decayed weights, (runs,).
 
     The result is unchanged by ``w -> c w`` together with ``lr -> c^2 lr``.
     """
@@ -61,5 +61,5 @@ def in_units_of_layers(product: Callable[[Tensor], Tensor], weights: Sequence[Te
         weights: the weight ``w_l`` of each layer.
     """
     counts = torch.tensor([w.numel() for w in weights], device=weights[0].device)
-    scale = each_norm(weights).to(weights[0].dtype).repeat_interleave(counts)
+    scale = each_norm(as_rows(weights)).flatten().to(weights[0].dtype).repeat_interleave(counts)
     return lambda vector: scale * product(scale * vector)
