@@ -155,9 +155,9 @@ class MetricsOfRuns:
             which: the positions of the models to return metrics for.
 
         Returns:
-            For each model of ``which`` a number for every metric and every tensor of ``also``, by name. A metric without
-            a value is left out: those of pairs if the network has no pairs, and the upper Lipschitz bound if there is
-            none.
+            For each model of ``which`` a number for every metric and every tensor of ``also``, by name. A metric
+            without a value is left out: those of pairs if the network has no pairs, and the upper Lipschitz bound if
+            there is none.
         """
         paths, parts = self._paths(), self._parts()
         values, state = self._step_values, self._state

@@ -47,7 +47,8 @@ class _Bridged(Regularizer):
         return sum((Bridge(g["p"]).value(g["params"]) * g["strength"] for g in self.groups), super().penalty())
 
     def penalty_gradient(self, params: Sequence[Tensor]) -> list[Tensor]:
-        powers = {id(w): group["p"] for group in self.groups for w in group["params"]}
+        tensor = self._bound.tensor if self.is_attached else lambda w: w
+        powers = {id(tensor(w)): group["p"] for group in self.groups for w in group["params"]}
         return [Bridge(powers[id(w)]).gradient([w])[0] for w in params]
 
 

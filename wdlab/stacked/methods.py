@@ -40,12 +40,10 @@ class RowsView:
     ) -> None:
         self.optimizer, self.rows = optimizer, rows
         self._strengths = self.lr = as_column(strengths)
-        parameters = network.in_model_order(network.parameters)
-        gradients = network.in_model_order(network.gradients)
         self._tensors = {}
-        for p, stacked, gradient in zip(model.parameters(), parameters, gradients, strict=True):
+        for p, stacked in zip(model.parameters(), network.parameters, strict=True):
             tensor = self._tensors[id(p)] = stacked[rows]
-            tensor.grad = gradient[rows]
+            tensor.grad = stacked.grad[rows]
 
     def tensor(self, p: Tensor) -> Tensor:
         """Return the tensor on which the method acts in place of ``p``, a parameter of the first run's model.
@@ -76,14 +74,21 @@ class StackedMethod:
     Args:
         method: the method of the first of these runs, which is bound to ``view`` here.
         view: the view of these runs.
+        acts: False if the strength is 0 in all these runs, so that the method only has metrics.
 
     Attributes:
         method: as given.
+        rows: the positions of the runs in the stack.
+        acts: as given.
     """
 
-    def __init__(self, method: Regularizer, view: RowsView) -> None:
-        self.method, self._view = method, view
+    def __init__(self, method: Regularizer, view: RowsView, acts: bool) -> None:
+        self.method, self._view, self.rows, self.acts = method, view, view.rows, acts
         method.bind(view)
+
+    def tensor(self, p: Tensor) -> Tensor:
+        """Return the tensor on which the method acts in place of ``p``, see ``RowsView.tensor``."""
+        return self._view.tensor(p)
 
     def set_lr(self, lr: Tensor) -> None:
         """Set the learning rates of the next update; ``lr`` holds the rates of all runs of the stack, (runs, 1, 1)."""

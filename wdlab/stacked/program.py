@@ -20,8 +20,8 @@ from torch import Tensor
 
 from wdlab.data import StackedBatches
 from wdlab.engine.experiment import Experiment
-from wdlab.engine.observer import RunObserver, is_due
-from wdlab.metrics import ResultsBySplit
+from wdlab.engine.observer import ObservedRun, RunObserver, is_due
+from wdlab.metrics import MethodOfRuns, ResultsBySplit
 from wdlab.records.directory import RunDirectory
 from wdlab.records.recorder import Recorder
 from wdlab.regularizers.checks import is_sgd_group
@@ -89,14 +89,16 @@ class Stack:
                     getattr(run.experiment, part).load_state_dict(run.start[part])
         self._network = StackedNetwork([experiment.model for experiment in experiments])
         group = experiments[0].optimizer.param_groups[0]
-        self._step = (SGDStep if is_sgd_group(group) else AdamStep)(self._network, group, self.first > 0)
+        kind = SGDStep if is_sgd_group(group) else AdamStep
+        self._step = kind(self._network, group, self._base_lrs, self.first > 0)
         self._share_moments()
         self._lrs = as_column(self._numbers(self._base_lrs))
-        self._methods = self._methods_of_runs()
+        regularizers, self._acting = self._methods_of_runs()
         finite = torch.tensor([run.start is None or run.start["finite"] for run in runs])
-        self._finite = finite.to(self._network.weights[0].device)
-        per_epoch = self._batches.steps_per_epoch
-        self._observers = [RunObserver(run.experiment, settings, run.run, run.recorder, per_epoch) for run in runs]
+        self._finite = finite.to(self._network.parameters[0].device)
+        observed = [ObservedRun(run.experiment, run.run, run.recorder) for run in runs]
+        per_epoch, tensor = self._batches.steps_per_epoch, self._network.tensor
+        self._observer = RunObserver(observed, settings, per_epoch, tensor=tensor, methods=regularizers)
         self.last: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
@@ -115,11 +117,10 @@ class Stack:
             False if every run has diverged, so that there is nothing to train.
         """
         self._write_back(self.first, self._lr_factor(self.first))
-        evaluated = self._evaluated(0) if self.first == 0 else []
-        for k, run in enumerate(self._runs):
-            if run.start is None:
-                self._observers[k].record(0, self._finite[k], evaluated[k])
-            elif not self._finite[k] and self._observers[k].last_step == self.first:
+        if self.first == 0:
+            self._observer.record(0, self._finite, self._evaluated(0), range(len(self._runs)))
+        for k, (run, is_finite) in enumerate(zip(self._runs, self._finite.tolist(), strict=True)):
+            if not is_finite and self._observer.last(k).get("step") == self.first:
                 run.outcome = "diverged"
         return bool(self._active())
 
@@ -130,20 +131,20 @@ class Stack:
     def observe(self, step: int) -> None:
         """Measure gradients and weights of every run between backward and the update."""
         self._write_back(step, self._lr_factor(step))
-        for k in self._active():
-            self._observers[k].before_update()
+        self._observer.before_update()
 
     def update(self, step: int) -> None:
         """Make update ``step + 1`` of every run: clip the gradients, run the methods and the optimizer."""
         if self._settings.clip_norm is not None:
             self._network.clip(self._settings.clip_norm)
-        lr = self._lrs * self._lr_factor(step)
-        for stacked in self._methods:
+        factor = self._lr_factor(step)
+        lr = self._lrs * factor
+        for stacked in self._acting:
             stacked.set_lr(lr)
             run_before_step([stacked.method])
-        self._step(lr, step)
+        self._step(factor, step)
         # in reverse: an optimizer's own decay is part of its step, and follows the regularizer in the list
-        for stacked in reversed(self._methods):
+        for stacked in reversed(self._acting):
             run_after_step([stacked.method])
         self._finite &= torch.isfinite(self._losses)
 
@@ -156,15 +157,16 @@ class Stack:
             False if every run has diverged.
         """
         self._write_back(step, self._lr_factor(step - 1))
-        evaluated = self._evaluated(step)
-        for k in self._active():
-            self._observers[k].after_update()
-            if not self._observers[k].record(step, self._finite[k], evaluated[k]):
-                self._finite[k] = False
-                self._save(step, [k])
-                self._runs[k].outcome = "diverged"
+        self._observer.after_update()
         active = self._active()
-        self.last = self._observers[active[0]].last if active else {}
+        are_finite = self._observer.record(step, self._finite, self._evaluated(step), active)
+        if diverged := [k for k, is_finite in zip(active, are_finite, strict=True) if not is_finite]:
+            self._finite[diverged] = False
+            self._save(step, diverged)
+            for k in diverged:
+                self._runs[k].outcome = "diverged"
+            active = self._active()
+        self.last = self._observer.last(active[0]) if active else {}
         return bool(active)
 
     def save(self, step: int) -> None:
@@ -178,8 +180,7 @@ class Stack:
     def _save(self, step: int, which: Sequence[int]) -> None:
         """Write a checkpoint of the state after ``step`` updates for the runs at the positions ``which``."""
         self._write_back(step, self._lr_factor(max(0, step - 1)))
-        for k in which:
-            self._observers[k].save(step, self._finite[k])
+        self._observer.save(step, self._finite.tolist(), which)
 
     def _active(self) -> list[int]:
         """Return the positions of the runs that have not diverged."""
@@ -188,10 +189,9 @@ class Stack:
     def _lr_factor(self, step: int) -> float:
         return self._experiments[0].lr_factor(step, *self._clock)
 
-    def _evaluated(self, step: int) -> Sequence[ResultsBySplit | None]:
-        """Return losses and accuracies of each run on the whole splits, or None for each run if they are not due."""
-        is_full = is_due(self._settings, "eval_every", step)
-        return self._network.evaluate(self._data) if is_full else [None] * len(self._runs)
+    def _evaluated(self, step: int) -> ResultsBySplit | None:
+        """Return losses and accuracies (runs,) on the whole splits, None if they are not due."""
+        return self._network.evaluate(self._data) if is_due(self._settings, "eval_every", step) else None
 
     def _write_back(self, steps: int, factor: float) -> None:
         """Write the values that are not slices of the stack to the experiments of the runs.
@@ -217,30 +217,32 @@ class Stack:
                         place.copy_(state[name])
                     state[name] = place
 
-    def _methods_of_runs(self) -> list[StackedMethod]:
-        """Return the methods that act on the stack.
+    def _methods_of_runs(self) -> tuple[list[MethodOfRuns], list[StackedMethod]]:
+        """Return the regularizers of the runs, for their metrics, and the methods that act in the updates.
 
-        For each group of runs that share a ``method_key`` they are the regularizer and, with a drop-in optimizer, the
-        method of its weight decay. A method whose strength is 0 in all runs of the group is left out.
+        The acting methods are, for each group of runs that share a ``method_key``, the regularizer and, with a drop-in
+        optimizer, the method of its weight decay; except those whose strength is 0 in all runs of the group.
         """
-        methods, first = [], 0
+        regularizers, acting, first = [], [], 0
         for _, same in itertools.groupby(self._runs, key=lambda run: run.method_key):
             experiments = [run.experiment for run in same]
-            rows = slice(first, first + len(experiments))
-            first = rows.stop
+            rows = slice(first, first := first + len(experiments))
             one, optimizer = experiments[0], experiments[0].optimizer
             decays = [(copy.copy(one.regularizer), [experiment.regularizer.strength for experiment in experiments])]
             if getattr(optimizer, "stacked_settings", ()):  # a drop-in optimizer, whose weight decay is a method
                 own = [experiment.optimizer.param_groups[0]["weight_decay"] for experiment in experiments]
                 decays.append((optimizer.make_method([optimizer.decayed_group(optimizer.param_groups[0])]), own))
+            methods = []
             for method, strengths in decays:
-                if any(strengths):
-                    method.updates, method.clock = self.first, self._clock
-                    view = RowsView(optimizer, one.model, self._network, rows, self._numbers(strengths))
-                    methods.append(StackedMethod(method, view))
-        return methods
+                method.updates, method.clock = self.first, self._clock
+                view = RowsView(optimizer, one.model, self._network, rows, self._numbers(strengths))
+                methods.append(StackedMethod(method, view, acts=any(strengths)))
+            params = [methods[0].tensor(p) for p in one.model.parameters()]
+            regularizers.append(MethodOfRuns(methods[0].method, rows, params))
+            acting += [method for method in methods if method.acts]
+        return regularizers, acting
 
     def _numbers(self, values: Sequence[float]) -> Tensor:
         """Return ``values`` as a tensor with the device and dtype of the weights."""
-        like = self._network.weights[0]
+        like = self._network.parameters[0]
         return torch.tensor(values, device=like.device, dtype=like.dtype)

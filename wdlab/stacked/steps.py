@@ -1,47 +1,72 @@
-"""The steps of torch's optimizers on the batched tensors of a stack, with a learning rate for each run."""
+"""The steps of torch's optimizers on the tensors of a stack, fused, with a learning rate for each run."""
 
-import math
-from collections.abc import Mapping
-from typing import Any
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from wdlab.stacked.network import StackedNetwork
-from wdlab.tensors import scale_
+from wdlab.stacked.network import StackedNetwork, StackedTensors
 
 
-class SGDStep:
-    """The step of ``torch.optim.SGD`` on the parameters of a stack.
+class _Part(NamedTuple):
+    """Neighbouring runs with one learning rate, and the memory of their tensors: lists of (runs, n)."""
+
+    lr: float
+    params: list[Tensor]
+    gradients: list[Tensor]
+    moments: list[list[Tensor]]  # one list for each name in the step's state
+
+
+class Step:
+    """The base class of the steps: the state of an optimizer on a stack, and its parts with one learning rate each.
 
     Args:
         network: the network of the stack.
         group: a parameter group of the optimizer, from which its settings are read.
-        begun: True if the runs are resumed, so that the state holds moments of earlier updates.
+        lrs: the learning rate of each run, without the factor of the schedule.
+        names: torch's names of the optimizer's moments.
 
     Attributes:
-        state: the moments of the optimizer by torch's name for them; a list of tensors in the order and the shapes of
-            ``network.parameters``.
+        state: the moments by name, zeros at first.
     """
 
-    def __init__(self, network: StackedNetwork, group: Mapping[str, Any], begun: bool) -> None:
-        self._params, self._gradients, self._begun = network.parameters, network.gradients, begun
-        self._momentum, self._dampening, self._nesterov = group["momentum"], group["dampening"], group["nesterov"]
-        self.state = {"momentum_buffer": [torch.zeros_like(p) for p in self._params]} if self._momentum else {}
+    def __init__(
+        self, network: StackedNetwork, group: Mapping[str, Any], lrs: Sequence[float], names: Sequence[str]
+    ) -> None:
+        self._group = group
+        self.state: dict[str, StackedTensors] = {name: network.zeros() for name in names}
+        self._parts, first = [], 0
+        for lr, same in itertools.groupby(lrs):
+            rows = slice(first, first := first + len(list(same)))
+            tensors = [network.memory, network.gradient_memory, *self.state.values()]
+            params, gradients, *moments = ([t[rows] for t in one.rows] for one in tensors)
+            self._parts.append(_Part(lr, params, gradients, moments))
 
-    def __call__(self, lr: Tensor, step: int) -> None:
-        """Make update ``step + 1`` of every run; ``lr`` holds their learning rates, (runs, 1, 1)."""
-        directions = self._gradients
-        if self._momentum:
-            means = self.state["momentum_buffer"]
-            if self._begun:
-                torch._foreach_mul_(means, self._momentum)
-                torch._foreach_add_(means, directions, alpha=1 - self._dampening)
-            else:
-                torch._foreach_copy_(means, directions)
-            directions = torch._foreach_add(directions, means, alpha=self._momentum) if self._nesterov else means
-        for p, direction in zip(self._params, directions, strict=True):
-            p.addcmul_(direction, lr, value=-1)
+
+class SGDStep(Step):
+    """The step of ``torch.optim.SGD`` on the parameters of a stack.
+
+    Args:
+        network: as in ``Step``.
+        group: as in ``Step``.
+        lrs: as in ``Step``.
+        begun: True if the runs are resumed, so that the state holds moments of earlier updates.
+    """
+
+    def __init__(self, network: StackedNetwork, group: Mapping[str, Any], lrs: Sequence[float], begun: bool) -> None:
+        super().__init__(network, group, lrs, ["momentum_buffer"] if group["momentum"] else [])
+        self._begun = begun
+
+    def __call__(self, factor: float, step: int) -> None:
+        """Make update ``step + 1`` of every run; ``factor`` multiplies the learning rates."""
+        names = ("momentum", "dampening", "nesterov", "maximize")
+        settings = {name: self._group[name] for name in names}
+        for part in self._parts:
+            moments = part.moments[0] if part.moments else []
+            numbers = {"lr": part.lr * factor, "weight_decay": 0.0, "is_first_step": not self._begun}
+            torch._fused_sgd_(part.params, part.gradients, moments, **numbers, **settings)
         self._begun = True
 
     def scalars(self, step: int) -> dict[str, Tensor]:
@@ -49,31 +74,27 @@ class SGDStep:
         return {}
 
 
-class AdamStep:
+class AdamStep(Step):
     """The step of ``torch.optim.Adam`` and ``AdamW`` on the parameters of a stack.
 
-    Arguments and attributes are the same as those of ``SGDStep``; ``begun`` has no effect.
+    Arguments are the same as those of ``SGDStep``; ``begun`` has no effect.
     """
 
-    def __init__(self, network: StackedNetwork, group: Mapping[str, Any], begun: bool) -> None:
-        self._params, self._gradients = network.parameters, network.gradients
-        (self._beta1, self._beta2), self._eps = group["betas"], group["eps"]
+    def __init__(self, network: StackedNetwork, group: Mapping[str, Any], lrs: Sequence[float], begun: bool) -> None:
+        names = ["exp_avg", "exp_avg_sq"] + (["max_exp_avg_sq"] if group["amsgrad"] else [])
+        super().__init__(network, group, lrs, names)
+        self._steps = [torch.zeros((), device=p.device) for p in network.parameters[:1]] * len(network.parameters)
         self._decay = group["weight_decay"] if group.get("decoupled_weight_decay") else 0.0
-        self.state = {name: [torch.zeros_like(p) for p in self._params] for name in ("exp_avg", "exp_avg_sq")}
 
-    def __call__(self, lr: Tensor, step: int) -> None:
-        """Make update ``step + 1`` of every run; ``lr`` holds their learning rates, (runs, 1, 1)."""
-        if self._decay:
-            scale_(self._params, 1 - lr * self._decay)
-        means, squares = self.state["exp_avg"], self.state["exp_avg_sq"]
-        torch._foreach_lerp_(means, self._gradients, 1 - self._beta1)
-        torch._foreach_mul_(squares, self._beta2)
-        torch._foreach_addcmul_(squares, self._gradients, self._gradients, value=1 - self._beta2)
-        roots = torch._foreach_sqrt(squares)
-        torch._foreach_div_(roots, math.sqrt(1 - self._beta2 ** (step + 1)))
-        torch._foreach_add_(roots, self._eps)
-        for p, mean, root in zip(self._params, means, roots, strict=True):
-            p.addcmul_(torch.div(mean, root, out=root), lr, value=-1 / (1 - self._beta1 ** (step + 1)))
+    def __call__(self, factor: float, step: int) -> None:
+        """Make update ``step + 1`` of every run; ``factor`` multiplies the learning rates."""
+        self._steps[0].fill_(step + 1)
+        settings = {name: self._group[name] for name in ("eps", "amsgrad", "maximize")}
+        settings["beta1"], settings["beta2"] = self._group["betas"]
+        for part in self._parts:
+            means, squares, *largest = part.moments
+            lists = part.params, part.gradients, means, squares, largest[0] if largest else [], self._steps
+            torch._fused_adamw_(*lists, lr=part.lr * factor, weight_decay=self._decay, **settings)
 
     def scalars(self, step: int) -> dict[str, Tensor]:
         """Return the scalars that torch keeps in the state of a parameter after ``step`` updates: ``step``."""
