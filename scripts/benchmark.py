@@ -11,7 +11,7 @@ import wdlab  # noqa: F401, before torch: sets how long torch's threads spin whi
 
 # isort: split
 import torch
-from benchmarks import busy, figures, gpu, inputs, ledger, loop, optimizers, pages, stacked, training
+from benchmarks import busy, commits, figures, gpu, inputs, ledger, loop, optimizers, pages, stacked, training
 from benchmarks.timing import Options
 
 from wdlab.engine import cpu
@@ -26,6 +26,7 @@ SECTIONS = {
     "busy": busy.table,
     "figures": figures.table,
     "gpu": gpu.table,
+    "commits": commits.table,
 }
 
 
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("results/benchmarks"), help="folder in which the tables are written"
     )
+    parser.add_argument("--against", type=Path, help="a checkout of another commit, for the section commits")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.sections if name not in SECTIONS]
     if unknown:
@@ -56,13 +58,19 @@ def main() -> None:
         parser.error("--device cuda: no CUDA device is visible here")
     device = torch.device("cuda" if arguments.device != "cpu" and torch.cuda.is_available() else "cpu")
     options = Options(
-        device, arguments.repeats, arguments.milliseconds, arguments.width, not arguments.no_compiled, arguments.quick
+        device,
+        arguments.repeats,
+        arguments.milliseconds,
+        arguments.width,
+        not arguments.no_compiled,
+        arguments.quick,
+        arguments.against,
     )
     cpu.available_threads()  # counted once, before a section sets torch's number of threads
     for name in arguments.sections or SECTIONS:
         table = SECTIONS[name](options)
         if table is None:
-            print(f"{name}: left out, it does not apply on this device ({device.type})", file=sys.stderr)
+            print(f"{name}: left out, it does not apply here (device {device.type})", file=sys.stderr)
             continue
         page = pages.write(table, name, options, arguments.out)
         print(page.read_text(), end="")

@@ -5,10 +5,11 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torchvision.transforms import RandomCrop, RandomHorizontalFlip
 
 from benchmarks import loaders
@@ -22,6 +23,7 @@ from wdlab.metrics import Metrics
 from wdlab.records.directory import RunDirectory
 from wdlab.records.recorder import Recorder
 from wdlab.records.wandb_mirror import Mirror
+from wdlab.settings import read
 
 LOOP_TARGET = 1.03
 WARM = 10  # untimed steps before the clock starts
@@ -74,7 +76,7 @@ class Fit:
 
     def __init__(self, setup: Setup, data: Data, steps: int, folder: Path, options: Options) -> None:
         self._setup, self._data, self._steps, self._options = setup, data, steps, options
-        self._settings = dict(setup.config["train"])
+        self._settings = read(setup.config).train
         self._run = RunDirectory(folder, setup.config["model"]["name"])
         self._run.create()
         self._start = {name: value.clone() for name, value in setup.model.state_dict().items()}
@@ -85,7 +87,7 @@ class Fit:
         parts = setup.model, self._data, setup.optimizer, setup.regularizer, setup.lr_factor, setup.machine
         experiment = Experiment(*parts, seed=0)
         recorder = Recorder(self._run.metrics, 0, Mirror())
-        settings = OmegaConf.create(self._settings | {"log_every": log_every})
+        settings = replace(self._settings, log_every=log_every)
         outcome = loop.fit(OneRun(experiment, settings, self._run, recorder), settings, float("inf"), clock)
         recorder.close()
         if outcome != "interrupted":  # the clock ends the run by a stop request
@@ -96,7 +98,7 @@ class Fit:
     def bare(self) -> float:
         """Return the mean seconds of a step in a bare loop with the same network, optimizer, batches and precision."""
         setup, clock = self._begin(), _Clock(self._steps, self._options)
-        batches = Batches(self._data.train, self._settings["batch_size"], seed=0)
+        batches = Batches(self._data.train, self._settings.batch_size, seed=0)
         step = plain_step(setup.model, setup.optimizer, lambda: None)
         setup.model.train()
         for k in itertools.count():
@@ -178,7 +180,11 @@ class _LogPoint:
         self._setup.regularizer.attach(self._setup.optimizer)
         machine = self._setup.machine
         self.metrics = Metrics(
-            self._setup.model, data, self._setup.regularizer, machine.autocast, options.sized(1000, 20)
+            self._setup.model,
+            data,
+            self._setup.regularizer,
+            autocast=machine.autocast,
+            sharpness_examples=options.sized(1000, 20),
         )
         self._update = BatchGradient(machine.training_form(self._setup.model), self._setup.optimizer, machine)
         self._batches = Batches(data.train, self._setup.config["train"]["batch_size"], 0)

@@ -24,6 +24,7 @@ from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import PROJECT, compose_config, run_name
 from wdlab.records.recorder import Recorder
 from wdlab.records.wandb_mirror import Mirror
+from wdlab.settings import TrainSettings, read
 from wdlab.stacked.program import Stack, StackedRun
 
 TRAINING_TARGET, END_TO_END_TARGET, WIDE_TARGET = 7, 3, 0.98
@@ -62,7 +63,7 @@ class Sweep:
     def side_by_side(self) -> float:
         """Return the seconds that a step of all runs takes if they are trained side by side."""
 
-        def fit(members: list[StackedRun], settings: DictConfig) -> None:
+        def fit(members: list[StackedRun], settings: TrainSettings) -> None:
             loop.fit(Stack(members, settings), settings, NEVER)
 
         return self._timed(fit, together=True)
@@ -70,7 +71,7 @@ class Sweep:
     def one_by_one(self) -> float:
         """Return the seconds that a step of all runs takes if they are trained one after another."""
 
-        def fit(members: list[StackedRun], settings: DictConfig) -> None:
+        def fit(members: list[StackedRun], settings: TrainSettings) -> None:
             for member in members:
                 loop.fit(OneRun(member.experiment, settings, member.run, member.recorder), settings, NEVER)
 
@@ -85,7 +86,7 @@ class Sweep:
         machine.place(model)
         return Experiment(model, self._data, optimizer, regularizer, lr_factor, machine, config["seed"])
 
-    def _timed(self, fit: Callable[[list[StackedRun], DictConfig], object], together: bool = False) -> float:
+    def _timed(self, fit: Callable[[list[StackedRun], TrainSettings], object], together: bool = False) -> float:
         TORCH_DEFAULTS()
         with tempfile.TemporaryDirectory() as folder:
             members, previous = [], None
@@ -95,7 +96,7 @@ class Sweep:
                 run = RunDirectory(folder, run_name(config))
                 run.create()
                 members.append(StackedRun(experiment, run, Recorder(run.metrics, 0, Mirror())))
-            settings = self._configs[0]["train"]
+            settings = read(self._configs[0]).train
             self._options.synchronize()
             start = time.perf_counter()
             fit(members, settings)
@@ -103,7 +104,7 @@ class Sweep:
             seconds = time.perf_counter() - start
             for member in members:
                 member.recorder.close()
-        return seconds / settings["steps"]
+        return seconds / settings.steps
 
 
 def _training(options: Options) -> Part:

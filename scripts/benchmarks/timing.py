@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -31,6 +32,7 @@ class Options:
     width: int  # width of the MLP
     compiled: bool  # include the cases that need a compiler
     quick: bool = False  # tiny sizes, to test that everything runs
+    against: Path | None = None  # another checkout to compare steps with
 
     def sized(self, full: Any, quick: Any) -> Any:
         """Return ``quick`` if the option ``quick`` is set, else ``full``."""

@@ -1,0 +1,71 @@
+"""Time the steps of a case with the ``wdlab`` that Python finds, and print the seconds of a step. See ``commits``.
+
+PYTHONPATH=CHECKOUT python scripts/benchmarks/step_of_checkout.py "24 MLPs, L2"
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+
+import wdlab  # noqa: F401, before torch: sets how long torch's threads spin while they wait
+
+# isort: split
+from wdlab.build import build_experiment
+from wdlab.engine.one_run import OneRun
+from wdlab.records.directory import RunDirectory
+from wdlab.records.identity import compose_config, run_name
+from wdlab.records.recorder import Recorder
+from wdlab.records.wandb_mirror import Mirror
+from wdlab.settings import read
+from wdlab.stacked.program import Stack, StackedRun
+
+NEVER = 10**6  # more than the steps of a measurement
+WARM, STEPS, REPEATS = 30, 60, 7
+PLACE = ("runtime.device=cpu", "logger=disabled", f"train.steps={NEVER}")
+QUIET = (*PLACE, f"train.log_every={NEVER}", f"train.eval_every={NEVER}")
+SMALL = ("dataset=digits", "model=mlp", "model.width=128", "model.depth=6", "train.batch_size=50")
+WIDE = ("dataset=digits", "model=mlp", "model.width=400", "model.depth=6", "train.batch_size=200")
+# name of a case -> number of runs (1: trained alone), overrides
+CASES = {
+    "24 MLPs, L2": (24, (*SMALL, "regularizer=l2", "regularizer.strength=1e-3")),
+    "24 MLPs, PathProx": (24, (*SMALL, "regularizer=pathprox", "regularizer.strength=1e-3")),
+    "24 MLPs, L2 on Adam": (24, (*SMALL, "optimizer=adam", "regularizer=l2", "regularizer.strength=1e-3")),
+    "one MLP 400 wide, Adam": (1, (*WIDE, "optimizer=adam", "regularizer=none")),
+}
+
+
+def seconds_of_a_step(runs: int, overrides: tuple[str, ...]) -> float:
+    """Return the median seconds of a step of a stack of ``runs`` runs, or of one run by itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        members, previous = [], None
+        for seed in range(runs):
+            config = compose_config([*QUIET, *overrides, f"seed={seed}"])
+            previous = build_experiment(config, previous, runs if runs > 1 else 0)
+            directory = RunDirectory(folder, run_name(config))
+            directory.create()
+            members.append(StackedRun(previous, directory, Recorder(directory.metrics, 0, Mirror()), "one method"))
+        settings, one = read(config).train, members[0]
+        alone = runs == 1
+        program = OneRun(one.experiment, settings, one.run, one.recorder) if alone else Stack(members, settings)
+        with program:
+            program.begin()
+            steps = iter(range(NEVER))
+            times = [_seconds(program, steps, WARM), *(_seconds(program, steps, STEPS) for _ in range(REPEATS))]
+        for member in members:
+            member.recorder.close()
+    return statistics.median(times[1:])
+
+
+def _seconds(program: Stack | OneRun, steps: object, count: int) -> float:
+    """Return the mean seconds of the next ``count`` steps."""
+    start = time.perf_counter()
+    for _ in range(count):
+        step = next(steps)
+        program.backward(step)
+        program.update(step)
+    return (time.perf_counter() - start) / count
+
+
+if __name__ == "__main__":
+    print(seconds_of_a_step(*CASES[sys.argv[1]]))
