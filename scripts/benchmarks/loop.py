@@ -148,9 +148,6 @@ def _name(options: Options) -> str:
     return f"ReLU MLP 784-{'-'.join([str(options.width)] * 5)}-10, batches of {options.sized(200, 20)}, SGD, fp32"
 
 
-# -- the loop
-
-
 def _overhead(options: Options) -> Part:
     setup, steps = Setup(options, *_mlp(options)), options.sized(100, 20)
     data = setup.data(options.sized(10_000, 100), 10)
@@ -179,13 +176,9 @@ class _LogPoint:
         self._options, data = options, self._setup.data(train, others)
         self._setup.regularizer.attach(self._setup.optimizer)
         machine = self._setup.machine
-        self.metrics = Metrics(
-            self._setup.model,
-            data,
-            self._setup.regularizer,
-            autocast=machine.autocast,
-            sharpness_examples=options.sized(1000, 20),
-        )
+        self.examples = options.sized(1000, 20)
+        how = {"autocast": machine.autocast, "sharpness_examples": self.examples}
+        self.metrics = Metrics(self._setup.model, data, self._setup.regularizer, **how)
         self._update = BatchGradient(machine.training_form(self._setup.model), self._setup.optimizer, machine)
         self._batches = Batches(data.train, self._setup.config["train"]["batch_size"], 0)
         self._steps = itertools.count()
@@ -238,7 +231,7 @@ def _seldom(options: Options) -> Part:
         Case(
             "measure(False, True)",
             partial(point.measure, False, True),
-            note=f"sharpness of {point.metrics.sharpness_examples} examples, Lipschitz bounds",
+            note=f"sharpness of {point.examples} examples, Lipschitz bounds",
         ),
     ]
     problem = f"what the fuller log lines take, train.eval_every and train.sharpness_every; {_name(options)}"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from benchmarks import functional
 from benchmarks.setups import TORCH_DEFAULTS, Setup
 from benchmarks.timing import SPEED_UP, Case, Options, Page, Part, part
 from wdlab import loop
@@ -27,7 +28,7 @@ from wdlab.records.wandb_mirror import Mirror
 from wdlab.settings import TrainSettings, read
 from wdlab.stacked.program import Stack, StackedRun
 
-TRAINING_TARGET, END_TO_END_TARGET, WIDE_TARGET = 7, 3, 0.98
+TRAINING_TARGET, END_TO_END_TARGET, WIDE_TARGET = 12, 5, 0.98
 RUNS, WIDE_RUNS = 32, 8
 FEW, FEWER = 5, 3  # repeats
 NEVER = 10**6  # more than the steps or seconds of any run here
@@ -35,7 +36,7 @@ NEVER = 10**6  # more than the steps or seconds of any run here
 
 def table(options: Options) -> Page:
     """Return the times of sweeps, stacked and run after run, with records in temporary folders."""
-    parts = [_training(options), _wide(options)]
+    parts = [_training(options), _wide(options), *functional.parts(options)]
     if not options.quick:  # every launch takes seconds
         parts.append(_end_to_end(options))
     return Page("Sweeps of MLPs, stacked", parts)
