@@ -31,9 +31,8 @@ def random_pairs(units, runs=()):
     """Weights and biases of pairs with so many units; for a stack of ``runs`` with its leading dimension."""
     torch.manual_seed(0)
     biases = [(*runs, 1, n) if runs else (n,) for n in (*units, 3)]
-    ends = [torch.randn(biases[-1]), None]
     return [
-        (torch.randn(*runs, n, 5), torch.randn(biases[k]), torch.randn(*runs, 3, n), ends[k % 2])
+        (torch.randn(*runs, n, 5), torch.randn(biases[k]), torch.randn(*runs, 3, n), None if k else torch.randn(biases[-1]))
         for k, n in enumerate(units)
     ]
 
