@@ -65,10 +65,12 @@ def test_cheap_and_whole_split_metrics_have_their_own_cadence(compose):
     ]
 
 
-def test_training_equals_a_bare_torch_loop_bit_for_bit(compose):
-    config = compose("regularizer=none", "optimizer.momentum=0.9")
+@pytest.mark.parametrize("fused", ["auto", "never"])
+def test_training_equals_a_bare_torch_loop_bit_for_bit(fused, compose):
+    config = compose("regularizer=none", "optimizer.momentum=0.9", f"runtime.fused={fused}")
     session.run(config)
-    model, optimizer, _, _ = build_parts(config)
+    model = build_parts(config).model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused == "auto")
     loaded = data.load(config["dataset"], "", torch.device("cpu"))
     batches = data.Batches(loaded.train, 64, seed=0)
     for step in range(20):
@@ -316,7 +318,7 @@ def test_another_precision_or_layout_is_reported_on_resume(compose, caplog):
         session.run(config)
     assert "resumed on another machine or setting; equal up to rounding only" in caplog.text
     sessions = json.loads((RunDirectory.of(config).path / "provenance.json").read_text())["sessions"]
-    keys = {"device", "threads", "precision", "matmul", "channels_last", "compile", "processes"}
+    keys = {"device", "threads", "precision", "matmul", "channels_last", "compile", "processes", "fused"}
     assert len(sessions) == 2 and all(keys <= session.keys() for session in sessions)
     assert sessions[0]["threads"] != sessions[1]["threads"]
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from wdlab import data
-from wdlab.engine import device
+from wdlab.engine import device, fused
 from wdlab.engine.experiment import Experiment
 from wdlab.errors import ConfigError
 from wdlab.models.wrappers import unwrapped
@@ -168,6 +168,7 @@ def build_experiment(
     else:
         machine, loaded = neighbour.machine, neighbour.data
     machine.place(built.model)
+    fused.choose_step(built.model, built.optimizer, machine.fused)
     return Experiment(built.model, loaded, built.optimizer, built.regularizer, built.lr_factor, machine, config["seed"])
 
 

@@ -176,7 +176,7 @@ class Session:
         settings = scientific_config(self._config)
         self._mirror = wandb_mirror.make_mirror(self._config["logger"], directory.path, directory.name, settings)
         self.records = recorder.Recorder(directory.metrics, start["records_bytes"] if start else 0, self._mirror)
-        same_machine = directory.write_provenance(trained.data.checksum, **trained.machine.provenance)
+        same_machine = directory.write_provenance(trained.data.checksum, **trained.provenance)
         if start and not same_machine:
             log.warning("%s: resumed on another machine or setting; equal up to rounding only", directory.name)
         directory.write_status("running", step=start["step"] if start else 0)

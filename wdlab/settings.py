@@ -105,6 +105,8 @@ class RuntimeSettings:
             finds it exact enough; ``never`` does not.
         channels_last: ``auto`` keeps the channels of a pixel together in memory in networks with convolutions, if torch
             computes the convolutions correctly in this layout; ``never`` does not.
+        fused: ``auto`` lets Adam, AdamW, SGD and the drop-in optimizers take torch's fused step where torch has one for
+            their parameters; ``never`` does not. ``optimizer.fused`` and ``optimizer.foreach`` take precedence.
         compile: True compiles the network by ``torch.compile``.
         checkpoint_seconds: seconds from one checkpoint to the next; 0 writes one after every update.
     """
@@ -114,6 +116,7 @@ class RuntimeSettings:
     threads: Whole | None = field(default=None, metadata=THREADS_OR_NULL)
     onednn: Text = field(default=MISSING, metadata=_one_of(*AUTO_OR_NEVER))
     channels_last: Text = field(default=MISSING, metadata=_one_of(*AUTO_OR_NEVER))
+    fused: Text = field(default=MISSING, metadata=_one_of(*AUTO_OR_NEVER))
     compile: Switch = field(default=MISSING, metadata=SWITCH)
     checkpoint_seconds: Number = field(default=MISSING, metadata=SECONDS)
 

@@ -7,7 +7,7 @@ from torch import nn
 from wdlab.homogeneous import homogeneous_pairs, input_norms, output_norms, unit_path_norms
 from wdlab.models import MLP, FactorizedMLP
 from wdlab.regularizers import PathProx
-from wdlab.regularizers.pathprox_step import PairFactors, multiply_pair_, prox_factors
+from wdlab.regularizers.pathprox_step import PairFactors, multiply_pair_, prox_factors, prox_step_
 
 
 def step_without_loss(optimizer) -> None:
@@ -25,6 +25,58 @@ def factors_of(pairs, thresholds, balance=True):
 
 def tensors_of(pair):
     return tuple(t.detach() for layer in pair for t in (layer.weight, layer.bias))
+
+
+def random_pairs(units, runs=()):
+    """Weights and biases of pairs with so many units; for a stack of ``runs`` with its leading dimension."""
+    torch.manual_seed(0)
+    biases = [(*runs, 1, n) if runs else (n,) for n in (*units, 3)]
+    return [
+        (torch.randn(*runs, n, 5), torch.randn(biases[k]), torch.randn(*runs, 3, n), None if k else torch.randn(biases[-1]))
+        for k, n in enumerate(units)
+    ]
+
+
+def copies_of(pairs):
+    return [tuple(t if t is None else t.clone() for t in pair) for pair in pairs]
+
+
+def assert_close(pairs, others):
+    for pair, other in zip(pairs, others, strict=True):
+        for t, o in zip(pair, other, strict=True):
+            assert (t is None and o is None) or torch.allclose(t, o, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("thresholds", [(0.5, 0.5, 0.5), (0.5, 0.1, 2.0), (0.5, torch.tensor(0.1), torch.tensor(0.0))])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_pairs_of_several_widths_are_computed_at_once_as_each_alone(thresholds, with_bias, float64):
+    thresholds = [t.double() if isinstance(t, torch.Tensor) else t for t in thresholds]
+    together = random_pairs([7, 4, 9])
+    apart = copies_of(together)
+    prox_step_(together, thresholds, balance=False, regularize_bias=with_bias)
+    for pair, threshold in zip(apart, thresholds, strict=True):
+        prox_step_([pair], [threshold], balance=False, regularize_bias=with_bias)
+    assert_close(together, apart)
+
+
+@pytest.mark.parametrize("balance", [False, True])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_the_step_of_a_stack_is_the_step_of_each_run(balance, with_bias, float64):
+    stack = random_pairs([7, 4, 9], runs=(3,))
+    singles = [
+        [
+            tuple(t if t is None else (t[run, 0] if k % 2 else t[run]).clone() for k, t in enumerate(pair))
+            for pair in stack
+        ]
+        for run in range(3)
+    ]
+    thresholds = torch.tensor([0.5, 0.0, 0.1])
+    prox_step_(stack, [thresholds] * 3, balance, with_bias)
+    for run, pairs in enumerate(singles):
+        prox_step_(pairs, [thresholds[run]] * 3, balance, with_bias)
+        assert_close(
+            [tuple(t if t is None else (t[run, 0] if k % 2 else t[run]) for k, t in enumerate(p)) for p in stack], pairs
+        )
 
 
 @pytest.mark.parametrize("model", [MLP, FactorizedMLP])

@@ -1,4 +1,4 @@
-"""The device that a run computes on, and its threads, precision, memory layout and matrix product.
+"""The device that a run computes on, and its threads, precision, memory layout, matrix product and optimizer step.
 
 They are chosen from ``configs/runtime``, the network and the machine. A faster variant is used only if it is correct.
 """
@@ -36,6 +36,7 @@ class Machine:
         compiled: True if the network is compiled by ``torch.compile``.
         group: the processes that share the run; a group of one unless torchrun started several.
         stacked: True if several runs are trained side by side in this process (``wdlab.stacked``).
+        fused: True if optimizers take torch's fused step where torch has one, see :mod:`wdlab.engine.fused`.
     """
 
     device: torch.device
@@ -46,6 +47,7 @@ class Machine:
     compiled: bool = False
     group: parallel.RunProcesses = parallel.SINGLE_PROCESS
     stacked: bool = False
+    fused: bool = False
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Return the context in which a forward pass runs: torch's autocast for ``bf16``, otherwise a null context."""
@@ -144,7 +146,17 @@ def set_up(
         torch.set_float32_matmul_precision("medium")
         matmul = "oneDNN float32"
     channels_last = settings.channels_last == "auto" and convolves and channels_last_is_safe(model)
-    return Machine(device, precision, device_name(device), matmul, channels_last, settings.compile, group, stacked)
+    return Machine(
+        device,
+        precision,
+        device_name(device),
+        matmul,
+        channels_last,
+        settings.compile,
+        group,
+        stacked,
+        settings.fused == "auto",
+    )
 
 
 @functools.cache  # the time is measured and the warning logged once per process, not once per run

@@ -9,6 +9,7 @@ from torch import nn
 
 from wdlab.data import Data
 from wdlab.engine.device import Machine
+from wdlab.engine.fused import uses_fused_step
 from wdlab.regularizers import Regularizer
 
 
@@ -33,6 +34,11 @@ class Experiment:
     lr_factor: Callable[[int, int, int], float]
     machine: Machine
     seed: int
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Everything about the machine and the optimizer's step that affects rounding, for ``provenance.json``."""
+        return self.machine.provenance | {"fused": uses_fused_step(self.optimizer)}
 
 
 def set_random_state(start: dict[str, Any] | None, machine: Machine, seed: int) -> None:

@@ -66,6 +66,7 @@ class PAdam(DropIn, torch.optim.Adam):
         if compiled and (foreach or fused):
             raise ValueError("compiled=True: not together with foreach or fused")
         p = self._p = check_number("p", p, above=0.0)  # set before super().__init__, which adds and checks the groups
+        fused = False if compiled else fused
         super().__init__(params, lr, betas, eps, weight_decay, foreach=foreach, maximize=maximize, fused=fused)
         self.defaults["p"] = p
         self.defaults["compiled"] = compiled

@@ -20,7 +20,6 @@ from wdlab.regularizers.pathprox_step import (
     along_rows,
     layer_tensors,
     prox_step_,
-    prox_step_of_runs_,
     row_norms_with_bias,
 )
 from wdlab.regularizers.penalties import HalfSquare
@@ -163,20 +162,20 @@ class PathProx(Regularizer):
         rates: dict[int, float | Tensor] = {}
         for part in self.active_groups():
             rate = part.lr * part.strength
-            if isinstance(rate, Tensor) or rate > 0:
-                rates |= dict.fromkeys(map(id, part.params), rate)
+            if not isinstance(rate, Tensor) and rate <= 0:
+                continue
+            if is_per_run(rate):
+                rate = rate.flatten()
+            elif self.compiled and not isinstance(rate, Tensor):  # a number would be compiled anew for each value
+                rate = torch.tensor(rate, dtype=torch.float64)
+            rates |= dict.fromkeys(map(id, part.params), rate)
         active = [pair for pair in self.pairs if all(id(tensor(layer.weight)) in rates for layer in pair)]
         if active:
             tensors = [layer_tensors(pair, tensor) for pair in active]
             balance = self.balance and len(active) == len(self.pairs)
             thresholds = [rates[id(tensor(second.weight))] for _, second in active]
-            if is_per_run(thresholds[0]):
-                prox_step_of_runs_(tensors, thresholds[0].flatten(), balance, self.regularize_bias)
-            elif self.compiled:
-                thresholds = [t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64) for t in thresholds]
-                compile_once(prox_step_)(tensors, thresholds, balance, self.regularize_bias)
-            else:
-                prox_step_(tensors, thresholds, balance, self.regularize_bias)
+            step = compile_once(prox_step_) if self.compiled and not is_per_run(thresholds[0]) else prox_step_
+            step(tensors, thresholds, balance, self.regularize_bias)
 
     def penalty(self) -> Tensor:
         paths = unit_path_norms(self.pairs)

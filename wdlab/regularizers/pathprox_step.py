@@ -1,12 +1,18 @@
-"""The arithmetic of a PathProx step (P1, Yang et al. 2022, arXiv 2210.03069) as functions of tensors."""
+"""The arithmetic of a PathProx step (P1, Yang et al. 2022, arXiv 2210.03069) as functions of tensors.
+
+The same code serves one network and a stack of runs, whose tensors have the runs as their first dimension. ``...`` in a
+shape stands for that dimension, and for nothing in the tensors of one network.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from wdlab.homogeneous import Pair, column_norms, row_norms
+from wdlab.tensors import is_per_run
 
 SMALLEST_NORM = 1e-6  # smaller input norms and path-norms count as this in divisions, as in the released code
 
@@ -14,10 +20,10 @@ SMALLEST_NORM = 1e-6  # smaller input norms and path-norms count as this in divi
 class PairFactors(NamedTuple):
     """The factors by which one PathProx step multiplies the weights and biases of a pair of layers."""
 
-    first_weight: Tensor  # for each row of the first layer's weight, (units,)
-    first_bias: Tensor  # for each element of the first layer's bias, (units,)
-    second_weight: Tensor  # for each column of the second layer's weight, (units,)
-    second_bias: Tensor | float  # for the second layer's whole bias, (); the number 1 without balancing
+    first_weight: Tensor  # for each row of the first layer's weight, (..., units)
+    first_bias: Tensor  # for each element of the first layer's bias, (..., units)
+    second_weight: Tensor  # for each column of the second layer's weight, (..., units)
+    second_bias: Tensor | None  # for the second layer's whole bias, (..., 1); None without balancing
 
 
 LayerTensors = tuple[Tensor, Tensor | None, Tensor, Tensor | None]  # weight and bias of the first and the second layer
@@ -46,66 +52,45 @@ def prox_step_(
 
     Args:
         pairs: per pair, weight and bias (or None) of the first layer, weight and bias (or None) of the second layer.
-        thresholds: per pair, ``t = lr * s``. A pair whose threshold is a scalar tensor of value 0 is not changed.
+            For a stack the weights have the shape (runs, out, in) and the biases (runs, 1, out).
+        thresholds: per pair, ``t = lr * s``: a number, a scalar tensor, or for a stack a number per run, (runs,). A
+            pair whose threshold is a tensor is not changed where it is 0.
         balance: as in :class:`PathProx`.
         regularize_bias: as in :class:`PathProx`.
     """
-    rows = [row_norms_with_bias(weight, bias, regularize_bias) for weight, bias, _, _ in pairs]
-    columns = [column_norms(weight) for _, _, weight, _ in pairs]
-    all_factors = prox_factors(rows, columns, thresholds, balance)
-    for pair, factors, threshold in zip(pairs, all_factors, thresholds, strict=True):
-        if isinstance(threshold, Tensor):
-            factors = PairFactors(
-                *(torch.where(threshold > 0, f, 1.0) if isinstance(f, Tensor) else f for f in factors)
-            )
-        if regularize_bias:
-            factors = factors._replace(first_bias=factors.first_weight)
-        multiply_pair_(pair, factors)
+    stacked = is_per_run(thresholds[0])
+    if stacked:
+        pairs = [tuple(t if t is None or k % 2 == 0 else t[:, 0] for k, t in enumerate(pair)) for pair in pairs]
+    rows = [row_norms_with_bias(weight, bias, regularize_bias, stacked) for weight, bias, _, _ in pairs]
+    columns = [column_norms(weight, stacked) for _, _, weight, _ in pairs]
+    for pair, factors in zip(pairs, prox_factors(rows, columns, thresholds, balance), strict=True):
+        multiply_pair_(pair, factors._replace(first_bias=factors.first_weight) if regularize_bias else factors)
 
 
-def prox_step_of_runs_(
-    pairs: Sequence[LayerTensors], thresholds: Tensor, balance: bool = True, regularize_bias: bool = False
-) -> None:
-    """Take one PathProx step for each run of a stack, see :func:`prox_step_`.
-
-    Args:
-        pairs: per pair, weights (runs, out, in) and biases (runs, 1, out) or None, in the order of ``LayerTensors``.
-        thresholds: ``t = lr * s`` of each run, (runs,), the same for all pairs.
-        balance: as in :class:`PathProx`.
-        regularize_bias: as in :class:`PathProx`.
-    """
-    pairs = [tuple(t if t is None or k % 2 == 0 else t[:, 0] for k, t in enumerate(pair)) for pair in pairs]
-
-    def prox_of_one_run(pairs: list[LayerTensors], threshold: Tensor) -> Tensor:
-        prox_step_(pairs, [threshold] * len(pairs), balance, regularize_bias)
-        return threshold
-
-    torch.vmap(prox_of_one_run)(pairs, thresholds)
-
-
-def row_norms_with_bias(weight: Tensor, bias: Tensor | None, with_bias: bool) -> Tensor:
-    """Return the norm of each unit's input weights, shape (units,).
+def row_norms_with_bias(weight: Tensor, bias: Tensor | None, with_bias: bool, stacked: bool = False) -> Tensor:
+    """Return the norm of each unit's input weights, shape (..., units).
 
     Args:
         weight: the layer's weight, one row per unit.
-        bias: the layer's bias, shape (units,), or None.
+        bias: the layer's bias, shape (..., units), or None.
         with_bias: True to count a unit's bias among its input weights.
+        stacked: True if the first dimension is the runs of a stack.
     """
-    norms = row_norms(weight.detach())
+    norms = row_norms(weight.detach(), stacked)
     return torch.hypot(norms, bias.detach().to(norms.dtype)) if with_bias and bias is not None else norms
 
 
 def prox_factors(
-    rows: list[Tensor], columns: list[Tensor], thresholds: list[float | Tensor], balance: bool = True
+    rows: list[Tensor], columns: list[Tensor], thresholds: Sequence[float | Tensor], balance: bool = True
 ) -> list[PairFactors]:
     """Return the factors of a PathProx step on each pair (P1, steps 2 to 4 in one), computed from norms alone.
 
-    The computation has no branches on the values of tensors, so it can be compiled and mapped over runs.
+    The computation has no branches on the values of tensors, so it can be compiled. All pairs are computed at once.
 
     Args:
-        rows: per pair, input norms ``|w|`` after the gradient step, shape (units,).
-        columns: per pair, output norms ``|v|`` after the gradient step, shape (units,).
-        thresholds: per pair, ``t = lr * s``.
+        rows: per pair, input norms ``|w|`` after the gradient step, shape (..., units).
+        columns: per pair, output norms ``|v|`` after the gradient step, shape (..., units).
+        thresholds: per pair, ``t = lr * s``, see :func:`prox_step_`.
         balance: True to scale the pairs to equal path-norms first.
 
     Returns:
@@ -114,21 +99,45 @@ def prox_factors(
     ranges = [torch.finfo(r.dtype) for r in rows]
     largest = min(r.max for r in ranges)  # replaces norms and products that exceed the range of their type
     smallest = max(r.tiny for r in ranges)
-    rows = [r.clamp(SMALLEST_NORM, largest) for r in rows]
-    columns = [c.clamp(max=largest) for c in columns]
-    factors = []
-    before: Tensor | float = 1.0  # factor by which the pairs so far scale the input of the next pair
+    units = [r.shape[-1] for r in rows]
+    row = _all_pairs(rows).clamp(SMALLEST_NORM, largest)
+    column = _all_pairs(columns).clamp(max=largest)
+    threshold = _joint(thresholds, row)
+    gain: Tensor | float = 1.0  # factor on the path-norm of a pair
+    first_weight = first_bias = row.reciprocal()
+    second_bias = None
     if balance:
-        path_norms = torch.stack([(r * c).sum() for r, c in zip(rows, columns, strict=True)])
-        path_norms = path_norms.clamp(SMALLEST_NORM, largest)
-        towards_mean = (path_norms.log().mean().exp() / path_norms).clamp(max=largest)
-    for k, (row, column, threshold) in enumerate(zip(rows, columns, thresholds, strict=True)):
-        gain = towards_mean[k] if balance else 1.0
-        after = (before * gain).clamp(max=largest) if balance else before
-        shrunk = (1 - threshold / (column * gain).clamp(min=smallest)).clamp(min=0)
-        factors.append(PairFactors(1 / row, before / row, gain * shrunk, after))
-        before = after
-    return factors
+        path_norms = (row * column).sum(-1, keepdim=True).clamp(SMALLEST_NORM, largest)
+        gain = (path_norms.log().mean(-2, keepdim=True).exp() / path_norms).clamp(max=largest)
+        # the factor by which the pairs so far scale the input of the next pair
+        second_bias = gain.cumprod(-2).clamp(max=largest)
+        first_bias = first_weight * pad(second_bias[..., :-1, :], (0, 0, 1, 0), value=1.0)
+    second_weight = (gain - threshold / column.clamp(min=smallest)).clamp(min=0)  # gain (1 - t / (gain |v|))
+    factors = PairFactors(first_weight, first_bias, second_weight, second_bias)
+    if isinstance(threshold, Tensor):
+        factors = PairFactors(*(f if f is None else torch.where(threshold > 0, f, 1.0) for f in factors))
+    return [
+        PairFactors(*(f if f is None else f[..., k, : min(count, f.shape[-1])] for f in factors))
+        for k, count in enumerate(units)
+    ]
+
+
+def _all_pairs(norms: list[Tensor]) -> Tensor:
+    """Return the norms of all pairs, (..., pairs, units); pairs with fewer units than others are filled with zeros."""
+    most = max(n.shape[-1] for n in norms)
+    return torch.stack([n if n.shape[-1] == most else pad(n, (0, most - n.shape[-1])) for n in norms], -2)
+
+
+def _joint(thresholds: Sequence[float | Tensor], like: Tensor) -> float | Tensor:
+    """Return the thresholds of all pairs in a form that broadcasts with ``like``, (..., pairs, units).
+
+    It is a number or a scalar tensor if all pairs have the same.
+    """
+    first = thresholds[0]
+    if all(t is first or (not isinstance(t, Tensor) and t == first) for t in thresholds):
+        return first[..., None, None] if is_per_run(first) else first
+    tensors = [t.to(like) if isinstance(t, Tensor) else like.new_full((), t) for t in thresholds]
+    return torch.stack(tensors, -1)[..., None]
 
 
 def multiply_pair_(pair: LayerTensors, factors: PairFactors) -> None:
@@ -141,15 +150,15 @@ def multiply_pair_(pair: LayerTensors, factors: PairFactors) -> None:
     second_weight.mul_(along_columns(factors.second_weight, second_weight))
     if first_bias is not None:
         first_bias.mul_(factors.first_bias)
-    if second_bias is not None:
+    if second_bias is not None and factors.second_bias is not None:
         second_bias.mul_(factors.second_bias)
 
 
 def along_rows(units: Tensor, weight: Tensor) -> Tensor:
-    """Return ``units``, one value per row of ``weight``, in the shape (units, 1, ...) that multiplies the rows."""
-    return units.reshape(-1, *[1] * (weight.dim() - 1))
+    """Return ``units``, one value per row of ``weight``, as (..., units, 1, ...) to multiply the rows."""
+    return units.reshape(*units.shape, *[1] * (weight.dim() - units.dim()))
 
 
 def along_columns(units: Tensor, weight: Tensor) -> Tensor:
-    """Return ``units``, one value per column of ``weight``, as (1, units, 1, ...), which multiplies the columns."""
-    return units.reshape(1, -1, *[1] * (weight.dim() - 2))
+    """Return ``units``, one value per column of ``weight``, as (..., 1, units, 1, ...) to multiply the columns."""
+    return along_rows(units.unsqueeze(-2), weight)
