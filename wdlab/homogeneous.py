@@ -8,7 +8,7 @@ For the regularizers, the metrics, and users who need lists of parameters for an
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, fx, nn
@@ -173,9 +173,18 @@ def column_norms(weight: Tensor, stacked: bool = False) -> Tensor:
     return weight.to(_norm_dtype(weight)).square().sum(other).sqrt()
 
 
-def unit_path_norms(pairs: Iterable[Pair]) -> list[Tensor]:
-    """Return ``|w| |v|`` of every unit, in one tensor (units,) per pair; its sum is the pair's path-norm."""
-    return [input_norms(first) * output_norms(second) for first, second in pairs]
+def unit_path_norms(
+    pairs: Iterable[Pair], tensor: Callable[[Tensor], Tensor] = lambda weight: weight, stacked: bool = False
+) -> list[Tensor]:
+    """Return ``|w| |v|`` of every unit, in one tensor (units,) per pair; its sum is the pair's path-norm.
+
+    Args:
+        pairs: the pairs of layers.
+        tensor: function from a layer's weight to the tensor to use in its place.
+        stacked: True if these tensors have the runs of a stack as their first dimension, as the results have then.
+    """
+    layers = ((tensor(first.weight).detach(), tensor(second.weight).detach()) for first, second in pairs)
+    return [row_norms(first, stacked) * column_norms(second, stacked) for first, second in layers]
 
 
 def _norm_dtype(weight: Tensor) -> torch.dtype:

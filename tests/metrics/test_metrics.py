@@ -39,8 +39,7 @@ def test_path_norm_and_active_units():
     first, second = nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)
     first.weight.data = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
     second.weight.data = torch.tensor([[2.0, 0.0]])
-    paths = norms.unit_paths([(first.weight.detach()[None], second.weight.detach()[None])])
-    assert torch.equal(paths[0][0], unit_path_norms([(first, second)])[0])
+    paths = norms.as_rows(unit_path_norms([(first, second)]))
     assert norms.path_norm(paths).item() == pytest.approx(10.0)
     assert sparsity.active_unit_share(paths).item() == 0.5
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wdlab.data import Data, Split
-from wdlab.homogeneous import Pair, homogeneous_pairs, weights
+from wdlab.homogeneous import Pair, homogeneous_pairs, unit_path_norms, weights
 from wdlab.metrics import lipschitz, norms, objective, scale_invariant, sharpness, sparsity
 from wdlab.metrics.gradients import GradientComparison
 from wdlab.regularizers import Regularizer
@@ -190,8 +190,8 @@ class MetricsOfRuns:
 
     def _paths(self) -> list[Tensor]:
         """Return ``|w| |v|`` of the homogeneous units, one tensor (runs, units) per pair of layers."""
-        layers = [(self._tensor(w.weight).detach(), self._tensor(v.weight).detach()) for w, v in self._pairs]
-        return norms.unit_paths(layers if self._stacked else [(w[None], v[None]) for w, v in layers])
+        paths = unit_path_norms(self._pairs, self._tensor, self._stacked)
+        return paths if self._stacked else [path.unsqueeze(0) for path in paths]
 
     def _evaluations(
         self, evaluated: objective.ResultsBySplit, weight_l2: Tensor, path: Tensor | None

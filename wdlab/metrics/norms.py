@@ -9,8 +9,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from wdlab.tensors import accumulation_dtype
-
 
 def as_rows(tensors: Sequence[Tensor], stacked: bool = False, like: Sequence[Tensor] | None = None) -> list[Tensor]:
     """Return each tensor, detached, in the shape (runs, n); without a copy if the tensor is dense in memory.
@@ -56,21 +54,3 @@ def path_norm(paths: Sequence[Tensor]) -> Tensor:
         paths: ``|w| |v|`` of the units of each pair of layers, (runs, units).
     """
     return torch.cat(list(paths), dim=1).double().sum(1)
-
-
-def unit_paths(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    """Return ``|w| |v|`` of every homogeneous unit, one tensor (runs, units) per pair of layers.
-
-    Args:
-        pairs: the weights of the first and the second layer of each pair, (runs, out, in, ...).
-    """
-    return [_row_lengths(first) * _column_lengths(second) for first, second in pairs]
-
-
-def _row_lengths(weight: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(weight.flatten(2), dim=2, dtype=accumulation_dtype(weight.dtype))
-
-
-def _column_lengths(weight: Tensor) -> Tensor:
-    others = [d for d in range(1, weight.dim()) if d != 2]
-    return weight.to(accumulation_dtype(weight.dtype)).square().sum(others).sqrt()

@@ -9,7 +9,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from wdlab.homogeneous import Pair, homogeneous_pairs, output_norms, pairs_form_a_chain, unit_path_norms, weights
+from wdlab.homogeneous import (
+    Pair,
+    column_norms,
+    homogeneous_pairs,
+    output_norms,
+    pairs_form_a_chain,
+    unit_path_norms,
+    weights,
+)
 from wdlab.regularizers.base import Regularizer, Schedules
 from wdlab.regularizers.checks import check_strength
 from wdlab.regularizers.description import TensorRow
@@ -193,12 +201,16 @@ class PathProx(Regularizer):
 
     @torch.no_grad()
     def penalty_gradient(self, params: Sequence[Tensor]) -> list[Tensor]:
+        tensor = self._bound.tensor if self.is_attached else lambda p: p
+        stacked = tensor(self.params[0]).dim() > self.params[0].dim()
         slopes = {}
         for first, second in self.pairs:
-            row = row_norms_with_bias(first.weight, first.bias, self.regularize_bias).clamp(min=SMALLEST_NORM)
-            column = output_norms(second).clamp(min=SMALLEST_NORM)
-            slopes[id(first.weight)] = first.weight * along_rows(column / row, first.weight)
-            slopes[id(second.weight)] = second.weight * along_columns(row / column, second.weight)
+            w, bias, v, _ = layer_tensors((first, second), tensor)
+            bias = bias[:, 0] if stacked and bias is not None else bias
+            row = row_norms_with_bias(w, bias, self.regularize_bias, stacked).clamp(min=SMALLEST_NORM)
+            column = column_norms(v, stacked).clamp(min=SMALLEST_NORM)
+            slopes[id(tensor(first.weight))] = w * along_rows(column / row, w)
+            slopes[id(tensor(second.weight))] = v * along_columns(row / column, v)
         return [slopes[id(p)] if id(p) in slopes else p.detach() for p in params]
 
 
