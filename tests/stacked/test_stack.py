@@ -27,6 +27,11 @@ POINTS = (  # what may differ within a stack
     ("seed=2", "regularizer.strength=1e-3", "optimizer.lr=0.0"),
 )
 PLAIN = ("regularizer=l2",)
+EARLY = ("regularizer/over_time=early", "++regularizer.over_time.epochs=0.1")
+DELAYED = ("regularizer/over_time=delayed", "++regularizer.over_time.epochs=0.1")
+GATES = {"running_mean": 0.4, "total_gradient": 0.999, "norm_ratio": 20}  # open in some steps and runs, not in all
+ROUTES = [(name, route) for name in ("l2", "l1", "lp") for route in ("first", "second", "separate")]
+BIG_EPS = ("optimizer=adam", "optimizer.eps=0.1")  # so that no weight without a gradient takes a step of lr s w / eps
 SETTINGS = {
     "l2": PLAIN,
     "l2 decoupled": ("regularizer=l2", "regularizer.route=decoupled", "regularizer.scope=all"),
@@ -53,6 +58,30 @@ SETTINGS = {
     "adamw": ("regularizer=pnorm", "optimizer=adamw"),
     "padam": (*PLAIN, "optimizer=padam", "optimizer.weight_decay=0.1"),
     "sgds": (*PLAIN, "optimizer=sgds", "optimizer.weight_decay=0.1"),
+    **{
+        f"gate by {name}": (
+            "regularizer=coherent",
+            f"regularizer.coherence={name}",
+            f"regularizer.threshold={threshold}",
+        )
+        for name, threshold in GATES.items()
+    },
+    "gate over l1 of all": ("regularizer=coherent", "regularizer.penalty=l1", "regularizer.scope=all"),
+    "gate over decoupled l2": ("regularizer=coherent", "regularizer.route=decoupled", "optimizer=adam"),
+    "gate over p-norm": ("regularizer=pnorm", "regularizer/over_time=coherent"),
+    "gate over pathprox": ("regularizer=pathprox", "regularizer/over_time=coherent"),
+    "gate over a route": ("regularizer=coherent", "regularizer.route=first", *BIG_EPS),
+    "scheduled, adam": ("regularizer=scheduled", "optimizer=adam"),
+    "scheduled, adamw": ("regularizer=scheduled", "regularizer.scope=all", "optimizer=adamw"),
+    "scale over p-norm": ("regularizer=pnorm", "regularizer.p=1.5", "regularizer/over_time=gradient_scale", *BIG_EPS),
+    "scale over pathprox": ("regularizer=pathprox", "regularizer/over_time=gradient_scale", *BIG_EPS),
+    "adams": ("regularizer=none", "optimizer=adams"),
+    "adams with l2": (*PLAIN, "optimizer=adams", "optimizer.weight_decay=0.1"),
+    "adams without decay": (*PLAIN, "optimizer=adams", "optimizer.weight_decay=0"),
+    **{f"{name} {route}": (f"regularizer={name}", f"regularizer.route={route}", *BIG_EPS) for name, route in ROUTES},
+    "route, adamw": ("regularizer=l2", "regularizer.route=first", "regularizer.scope=all", *BIG_EPS, "optimizer=adamw"),
+    "early route": ("regularizer=l2", "regularizer.route=separate", *EARLY, *BIG_EPS),
+    "delayed route": ("regularizer=l2", "regularizer.route=separate", *DELAYED, *BIG_EPS),
 }
 
 
@@ -98,9 +127,9 @@ def rows(member):
 
 
 def state(member):
-    """What a checkpoint holds of the numbers; a factor that SGD's momentum decides has nothing to remember."""
+    """What a checkpoint holds of the numbers."""
     saved = checkpoint.load(member.run)
-    del saved["records_bytes"], saved["rng"], saved["regularizer"]["over_time"]
+    del saved["records_bytes"], saved["rng"]
     return saved
 
 
@@ -138,4 +167,4 @@ def assert_nearly_equal(ours, theirs):
     elif isinstance(theirs, torch.Tensor):
         assert ours.shape == theirs.shape and torch.allclose(ours.double(), theirs.double(), rtol=1e-4, atol=ATOL)
     else:
-        assert ours == theirs
+        assert ours == (nearly(theirs) if isinstance(theirs, float) else theirs)
