@@ -73,7 +73,7 @@ SETTINGS = {
     "gate over a route": ("regularizer=coherent", "regularizer.route=first", *BIG_EPS),
     "scheduled, adam": ("regularizer=scheduled", "optimizer=adam"),
     "scheduled, adamw": ("regularizer=scheduled", "regularizer.scope=all", "optimizer=adamw"),
-    "scale over p-norm": ("regularizer=pnorm", "regularizer.p=1.5", "regularizer/over_time=gradient_scale", *BIG_EPS),
+    "scale over p-norm": ("regularizer=pnorm", "regularizer.p=3", "regularizer/over_time=gradient_scale", *BIG_EPS),
     "scale over pathprox": ("regularizer=pathprox", "regularizer/over_time=gradient_scale", *BIG_EPS),
     "adams": ("regularizer=none", "optimizer=adams"),
     "adams with l2": (*PLAIN, "optimizer=adams", "optimizer.weight_decay=0.1"),
@@ -113,11 +113,14 @@ def fit_stacked(of, folder, kinds=None, **options):
     return runs_of_it
 
 
-def fit_one_by_one(of, folder):
-    done = members(of, folder)
+def fit_one_by_one(of, folder, until=None, **options):
+    """Train one run after another, each to an interrupt after so many updates if ``until`` is given."""
+    done = members(of, folder, **options)
     for config, member in zip(of, done, strict=True):
-        program = OneRun(member.experiment, config["train"], member.run, member.recorder)
-        member.outcome = loop.fit(program, config["train"], checkpoint_seconds=float("inf"))
+        program = OneRun(member.experiment, config["train"], member.run, member.recorder, member.start)
+        asked = itertools.count(1)
+        stop = (lambda asked=asked: next(asked) >= until) if until else (lambda: False)
+        member.outcome = loop.fit(program, config["train"], float("inf"), stop)
         member.recorder.close()
     return done
 
