@@ -123,7 +123,10 @@ class GradientScale(OverTime):
         roots: Any = [1.0] * len(runs)
         averages: Any = [[] for _ in self._order]
         if self._averages:  # read from the CPU as numbers; elsewhere as scalars, so that nothing waits for the device
-            roots, *averages = self._inverse_root.flatten(), *(a["mean_square"] for a in self._averages.values())
+            roots, *averages = (
+                self._inverse_root.flatten().double(),
+                *(a["mean_square"] for a in self._averages.values()),
+            )
             if roots.is_cpu:
                 roots, *averages = (values.tolist() for values in (roots, *averages))
         updates = [average["updates"] for average in self._averages.values()]
