@@ -247,7 +247,8 @@ def assert_equal(there, on_cpu, tolerance: float = 0.0, at: str = ""):
         for k, (a, b) in enumerate(zip(there, on_cpu, strict=True)):
             assert_equal(a, b, tolerance, f"{at}/{k}")
     elif isinstance(there, torch.Tensor) or isinstance(on_cpu, float):  # a number on the CPU may be a tensor there
-        ours, theirs = (torch.as_tensor(t).detach().cpu().double() for t in (there, on_cpu))
+        dtype = there.dtype if isinstance(there, torch.Tensor) and isinstance(on_cpu, float) else None
+        ours, theirs = (torch.as_tensor(t, dtype=dtype).detach().cpu().double() for t in (there, on_cpu))
         assert ours.shape == theirs.shape and torch.allclose(ours, theirs, tolerance, tolerance / 100, True), at
     else:
         assert there == on_cpu, at
@@ -458,6 +459,10 @@ STACKS = (
     "regularizer=l1 optimizer=sgds optimizer.weight_decay=0.1",
     "regularizer=scheduled optimizer.momentum=0.5 model=mlp_factorized",
     "regularizer=l2 optimizer=adamw regularizer.route=decoupled",
+    "regularizer=coherent",
+    "regularizer=coherent regularizer.coherence=norm_ratio optimizer=adam optimizer.eps=0.1 regularizer.route=separate",
+    "regularizer=scheduled regularizer.scope=all optimizer=adam",
+    "regularizer=l1 optimizer=adams optimizer.weight_decay=0.1",
 )
 
 

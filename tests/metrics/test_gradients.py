@@ -23,7 +23,7 @@ def values_of_step(method, params, gradients, optimizer=None, steps=1):
             for p, g in zip(params, gradients, strict=True):
                 p.grad = None if g is None else torch.tensor(g, dtype=torch.float64)
             live = [p for p in params if p.grad is not None]
-            sizes = norms.each_norm(norms.as_rows([p.grad for p in live])) if live else []
+            sizes = norms.each_norm(norms.as_rows([p.grad for p in live])).unbind(1) if live else []
             penalty = GradientComparison(method, dict(zip(map(id, live), sizes, strict=True)))
             optimizer.step()
         return {key: value.item() for key, value in penalty.values().items()}

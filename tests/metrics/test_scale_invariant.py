@@ -59,7 +59,7 @@ def test_the_effective_learning_rate_survives_a_common_factor():
 
 
 def test_gradient_times_weight_is_a_sum_over_layers():
-    products = scale_invariant.gradient_times_weight(torch.tensor([2.0, 3.0]), torch.tensor([5.0, 7.0]))
+    products = scale_invariant.gradient_times_weight(torch.tensor([[2.0, 3.0]]), torch.tensor([[5.0, 7.0]]))
     assert products.item() == 31.0
 
 

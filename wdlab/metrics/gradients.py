@@ -79,13 +79,13 @@ def _sums(
     regularizer: Regularizer, section: GradientSection, gradient_norms: Mapping[int, Tensor], stacked: bool
 ) -> _Sums:
     params, strength = section.params, section.strength
-    loss_square = torch.stack([gradient_norms[id(p)] for p in params]).square().sum(0)
+    loss_square = torch.stack([gradient_norms[id(p)] for p in params], dim=1).square().sum(1)
     zero = torch.zeros_like(loss_square)
     if not isinstance(strength, Tensor) and strength == 0:
         return _Sums(section, loss_square, zero, zero)
     gradients = as_rows([p.grad for p in params], stacked, params)
     slopes = as_rows(regularizer.penalty_gradient(params), stacked, params)
-    product, square = each_dot(gradients, slopes).sum(0), each_norm(slopes).square().sum(0)
+    product, square = each_dot(gradients, slopes).sum(1), each_norm(slopes).square().sum(1)
     if stacked:  # a run without decay: also where the slope is infinite
         product, square = (torch.where(strength.flatten() == 0, zero, sums) for sums in (product, square))
     return _Sums(section, loss_square, product, square)

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,14 @@ class MethodOfRuns:
     method: Regularizer
     rows: slice
     params: Sequence[Tensor]
+
+
+class _Entry(NamedTuple):
+    """One metric of neighbouring runs."""
+
+    name: str
+    rows: slice  # the positions of the runs
+    value: Tensor  # (rows,), or (1,) if it is the same for all of them
 
 
 class MetricsOfRuns:
@@ -72,7 +80,8 @@ class MetricsOfRuns:
         self.weights = [tensor(w) for w in weights(first)]
         self._methods = methods or [MethodOfRuns(regularizers[0], slice(0, 1), self._parameters)]
         self._pairs = _pairs_if_any(first)
-        self._step_values: dict[str, Tensor] = {}
+        self._all = slice(0, len(models))
+        self._of_step: list[_Entry] = []  # the metrics of the update
         self._state: Sequence[Tensor] | None = None  # the result of _sums after the update
         self._old_parts: list[list[Tensor]] = []  # copies of the weights; reused, since allocation takes longer
 
@@ -86,19 +95,20 @@ class MetricsOfRuns:
         for old, part in zip(self._old_parts, parts, strict=True):
             torch._foreach_copy_(old, part)
             old_norms.append(norms.each_norm(part))
-        self._old_norms = torch.cat(old_norms)
+        self._old_norms = torch.cat(old_norms, dim=1)
         live = [p for p in self._parameters if p.grad is not None]
         gradient_norms = norms.each_norm(norms.as_rows([p.grad for p in live], self._stacked, live))
-        of_parameter = dict(zip(map(id, live), gradient_norms, strict=True))
-        zero = torch.zeros_like(gradient_norms[0])
-        of_weights = torch.stack([of_parameter.get(id(w), zero) for w in self.weights])
+        of_parameter = dict(zip(map(id, live), gradient_norms.unbind(1), strict=True))
+        zero = torch.zeros_like(gradient_norms[:, 0])
+        of_weights = torch.stack([of_parameter.get(id(w), zero) for w in self.weights], dim=1)
         self._comparisons = [self._comparison(one, of_parameter) for one in self._methods]
         lrs = self._per_run(regularizer.optimizer.param_groups[0]["lr"] for regularizer in self._regularizers)
-        self._step_values = {
+        values = {
             "gradient/loss_norm": norms.total_norm(gradient_norms),
             "scale_invariant/gradient_times_weight": scale_invariant.gradient_times_weight(of_weights, self._old_norms),
             "scale_invariant/effective_lr": scale_invariant.effective_lr(lrs, norms.total_norm(self._old_norms)),
         }
+        self._of_step = self._entries(values)
 
     def _comparison(self, one: MethodOfRuns, norms_of: Mapping[int, Tensor]) -> GradientComparison:
         """Return the comparison of gradients for one method, given the gradients' norms by the id of the parameter."""
@@ -114,28 +124,22 @@ class MetricsOfRuns:
             torch._foreach_sub_(old, part)  # old - new
             updates = norms.each_norm(old), norms.each_dot(old, part)
             sums.append(torch.stack([*updates, *_sums(part)]))
-        update_norms, products, *state = torch.cat(sums, dim=1)
+        update_norms, products, *state = torch.cat(sums, dim=2)
         products = -products - update_norms.square()
         self._state, new_norms = state, state[0]
-        compared = [comparison.values() for comparison in self._comparisons]
-        for name in dict.fromkeys(name for values in compared for name in values):
-            self._step_values[name] = torch.cat(
-                [self._of_rows(*pair, name) for pair in zip(self._methods, compared, strict=True)]
-            )
-        self._step_values |= {
+        for one, comparison in zip(self._methods, self._comparisons, strict=True):
+            self._of_step += [_Entry(name, one.rows, value) for name, value in comparison.values().items()]
+        values = {
             "update/relative": norms.total_norm(update_norms) / norms.total_norm(self._old_norms),
             "scale_invariant/angular_update": scale_invariant.angular_update(
                 self._old_norms, new_norms, update_norms, products
             ),
         }
+        self._of_step += self._entries(values)
 
-    def _of_rows(self, one: MethodOfRuns, values: Mapping[str, Tensor], name: str) -> Tensor:
-        """Return a metric of a method for all its runs, (rows,); missing values are nan."""
-        count = one.rows.stop - one.rows.start
-        value = values.get(name)
-        if value is None:
-            value = torch.full((1,), torch.nan, dtype=torch.float64, device=self.weights[0].device)
-        return value.double().expand(count)
+    def _entries(self, values: Mapping[str, Tensor]) -> list[_Entry]:
+        """Return metrics of all runs, (runs,) each, as entries of the log lines."""
+        return [_Entry(name, self._all, value) for name, value in values.items()]
 
     def measure(
         self,
@@ -160,15 +164,15 @@ class MetricsOfRuns:
             there is none.
         """
         paths, parts = self._paths(), self._parts()
-        values, state = self._step_values, self._state
+        of_step, state = self._of_step, self._state
         if state is None:
-            state = torch.cat([torch.stack(_sums(part)) for part in parts], dim=1)
-        self._step_values, self._state = {}, None
+            state = torch.cat([torch.stack(_sums(part)) for part in parts], dim=2)
+        self._of_step, self._state = [], None
         l2, l1, zeros = state
-        values |= {
+        values = {
             "norm/weight_l2": norms.total_norm(l2),
-            "norm/weight_l1": l1.sum(0),
-            "sparsity/weights": zeros.sum(0) / sum(rows.shape[1] for part in parts for rows in part),
+            "norm/weight_l1": l1.sum(1),
+            "sparsity/weights": zeros.sum(1) / sum(rows.shape[1] for part in parts for rows in part),
         }
         if paths:
             values["norm/path"] = norms.path_norm(paths)
@@ -177,7 +181,7 @@ class MetricsOfRuns:
             if evaluated is None:
                 evaluated = objective.evaluate_splits(self.models[0], self.data, self.autocast)
             values |= self._evaluations(evaluated, values["norm/weight_l2"], values.get("norm/path"))
-        lines = _lines(values | dict(also or {}))
+        lines = self._lines(of_step + self._entries(values | dict(also or {})))
         return [lines[k] | (self._sharpness(self.models[k]) if sharpness else {}) for k in which]
 
     def _parts(self) -> list[list[Tensor]]:
@@ -187,6 +191,16 @@ class MetricsOfRuns:
         """
         rows = norms.as_rows(self.weights, self._stacked)
         return [[w] for w in rows] if rows[0].is_cpu else [rows]
+
+    def _lines(self, entries: Sequence[_Entry]) -> list[dict[str, float]]:
+        """Return the numbers of each run by name, in one transfer from the device."""
+        values = [entry.value.double().expand(entry.rows.stop - entry.rows.start) for entry in entries]
+        numbers = iter(torch.cat(values).tolist())
+        lines: list[dict[str, float]] = [{} for _ in self.models]
+        for entry in entries:
+            for line in lines[entry.rows]:
+                line[entry.name] = next(numbers)
+        return lines
 
     def _paths(self) -> list[Tensor]:
         """Return ``|w| |v|`` of the homogeneous units, one tensor (runs, units) per pair of layers."""
@@ -250,7 +264,7 @@ class Metrics(MetricsOfRuns):
 
 
 def _sums(rows: Sequence[Tensor]) -> list[Tensor]:
-    """Return three tensors (tensors, runs): L2 norm, L1 norm and number of zeros of the rows of every tensor."""
+    """Return three tensors (runs, tensors): L2 norm, L1 norm and number of zeros of the rows of every tensor."""
     return [norms.each_norm(rows), *sparsity.l1_norms_and_zeros(rows)]
 
 
@@ -259,9 +273,3 @@ def _pairs_if_any(model: nn.Module) -> list[Pair]:
         return homogeneous_pairs(model)
     except ValueError:  # the forward cannot be traced: the run has no path metrics, but does not fail
         return []
-
-
-def _lines(values: Mapping[str, Tensor]) -> list[dict[str, float]]:
-    """Return a dict of numbers for each run, from tensors (runs,) by name, in one transfer from the device."""
-    numbers = torch.stack([value.double() for value in values.values()], dim=1).tolist()
-    return [dict(zip(values, of_run, strict=True)) for of_run in numbers]

@@ -1,7 +1,8 @@
 """Norms and products of the tensors of one run, or of several runs that are trained side by side.
 
 The functions take tensors as *rows*: shape (runs, n), with the n values of one tensor of a run in each row. ``as_rows``
-makes them. Results have one value per tensor and run.
+makes them. Results have one value per run and tensor: (runs, tensors). Sums over the tensors are thereby sums over
+neighbouring numbers, whose rounding does not depend on the number of runs.
 """
 
 from collections.abc import Sequence
@@ -31,20 +32,20 @@ def _as_row(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def each_norm(rows: Sequence[Tensor]) -> Tensor:
-    """Return the L2 norm of each row of each tensor: float64 (tensors, runs)."""
-    if rows[0].shape[0] == 1:
-        return torch.stack(torch._foreach_norm(rows)).double().unsqueeze(1)
-    return torch.stack([torch.linalg.vector_norm(t, dim=1) for t in rows]).double()
+    """Return the L2 norm of each row of each tensor: float64 (runs, tensors)."""
+    if not rows[0].is_cpu and rows[0].shape[0] == 1:  # one launch for all tensors
+        return torch.stack(torch._foreach_norm(rows)).double().unsqueeze(0)
+    return torch.stack([torch.linalg.vector_norm(t, dim=1) for t in rows], dim=1).double()
 
 
 def each_dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """Return ``sum(a * b)`` of the rows of each pair of tensors, summed in their own type: float64 (tensors, runs)."""
-    return torch.stack([torch.linalg.vecdot(a, b) for a, b in zip(left, right, strict=True)]).double()
+    """Return ``sum(a * b)`` of the rows of each pair of tensors, summed in their own type: float64 (runs, tensors)."""
+    return torch.stack([torch.linalg.vecdot(a, b) for a, b in zip(left, right, strict=True)], dim=1).double()
 
 
 def total_norm(norms: Tensor) -> Tensor:
-    """Return the L2 norm of several tensors together, (runs,), from the norms of the single tensors (tensors, runs)."""
-    return torch.linalg.vector_norm(norms, dim=0)
+    """Return the L2 norm of several tensors together, (runs,), from the norms of the single tensors (runs, tensors)."""
+    return torch.linalg.vector_norm(norms, dim=1)
 
 
 def path_norm(paths: Sequence[Tensor]) -> Tensor:

@@ -18,10 +18,10 @@ def gradient_times_weight(gradient_norms: Tensor, weight_norms: Tensor) -> Tenso
     """Return the sum over layers l of ``|g_l| |w_l|``, which is unchanged by ``w_l -> c w_l``: (runs,).
 
     Args:
-        gradient_norms: ``|g_l|`` of the gradient by each layer's weight, (layers, runs).
-        weight_norms: ``|w_l|`` of each layer's weight, (layers, runs).
+        gradient_norms: ``|g_l|`` of the gradient by each layer's weight, (runs, layers).
+        weight_norms: ``|w_l|`` of each layer's weight, (runs, layers).
     """
-    return (gradient_norms * weight_norms).sum(0)
+    return (gradient_norms * weight_norms).sum(1)
 
 
 def angular_update(weight_norms: Tensor, new_norms: Tensor, update_norms: Tensor, products: Tensor) -> Tensor:
@@ -32,15 +32,15 @@ def angular_update(weight_norms: Tensor, new_norms: Tensor, update_norms: Tensor
     angle of a weight that is zero before or after the step counts as 0.
 
     Args:
-        weight_norms: ``|w_l|`` before the step, (layers, runs).
-        new_norms: ``|w_l|`` after the step, (layers, runs).
-        update_norms: ``|u_l|`` of the update ``u_l``, new weight minus old, (layers, runs).
-        products: ``u_l . w_l`` with the weight before the step, (layers, runs).
+        weight_norms: ``|w_l|`` before the step, (runs, layers).
+        new_norms: ``|w_l|`` after the step, (runs, layers).
+        update_norms: ``|u_l|`` of the update ``u_l``, new weight minus old, (runs, layers).
+        products: ``u_l . w_l`` with the weight before the step, (runs, layers).
     """
     along = products / weight_norms
     across = (update_norms.square() - along.square()).clamp(min=0).sqrt()
     angles = torch.atan2(across, weight_norms + along)
-    return torch.where(weight_norms * new_norms == 0, 0.0, angles).mean(0)
+    return torch.where(weight_norms * new_norms == 0, 0.0, angles).mean(1)
 
 
 def effective_lr(lr: float | Tensor, weight_norm: Tensor) -> Tensor:

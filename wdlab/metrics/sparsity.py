@@ -15,14 +15,14 @@ def l1_norms_and_zeros(rows: Sequence[Tensor]) -> Tensor:
         rows: weights as ``norms.as_rows`` returns them, (runs, n) each.
 
     Returns:
-        float64 (2, tensors, runs): the norms first, then the numbers. A number is nan if the norm is not finite.
+        float64 (2, runs, tensors): the norms first, then the numbers. A number is nan if the norm is not finite.
     """
     norms, counts = [], []
     for w in rows:  # one copy at a time; much faster than torch's L1 norm and a bool mask
         size = w.abs()
         norms.append(size.sum(1))
         counts.append(size.lt_(ZERO).sum(1))  # in place: 0 or 1 in the weight's own type
-    results = torch.stack(norms + counts).double().unflatten(0, (2, -1))
+    results = torch.stack([torch.stack(values, dim=1) for values in (norms, counts)]).double()
     results[1].masked_fill_(~torch.isfinite(results[0]), torch.nan)
     return results
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from wdlab.optimizers.base import ONE, DropIn, Params, unhooked_step
+from wdlab.regularizers import Regularizer, ScheduledDecay
 from wdlab.regularizers.checks import as_number
 from wdlab.regularizers.gradient_scale import adam_scale
 from wdlab.regularizers.in_loss import shrink_
@@ -43,6 +44,8 @@ class AdamS(DropIn, torch.optim.Adam):
         ValueError: if a value is out of its range, or a parameter is complex.
     """
 
+    stacked_settings = ("lr", "weight_decay")
+
     def __init__(
         self,
         params: Params,
@@ -72,6 +75,23 @@ class AdamS(DropIn, torch.optim.Adam):
 
     def _complete_loaded_group(self, group: dict[str, Any]) -> None:
         group["decoupled_weight_decay"] = True
+
+    @classmethod
+    def make_method(cls, groups: list[dict[str, Any]]) -> ScheduledDecay:
+        """Create the scheduled decay that decays a stack of runs; a single run is decayed in the optimizer's step."""
+        return ScheduledDecay(groups, 0.0)
+
+    def load_state_into(self, method: Regularizer) -> None:
+        """Give the method's gradient scale the ``mean_square`` and ``updates`` of every parameter."""
+        states = [self.state.get(p, {}) for group in self.param_groups for p in group["params"]]
+        memory = [{key: state[key] for key in ("mean_square", "updates") if key in state} for state in states]
+        method.over_time[0].load_state_dict({"memory": memory, "inverse_root": 1.0})
+
+    def save_state_of(self, method: Regularizer) -> None:
+        """Set the ``mean_square`` and ``updates`` of every parameter to those of the method's gradient scale."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        for p, average in zip(params, method.over_time[0].state_dict()["memory"], strict=True):
+            self.state[p].update(average)
 
     def _update(self) -> None:
         scale = adam_scale(self, self.state)

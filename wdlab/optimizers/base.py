@@ -151,9 +151,15 @@ class DropIn(torch.optim.Optimizer):
             groups: the method's groups, as ``decayed_group`` returns them.
 
         Raises:
-            NotImplementedError: by default. ``AdamS``, which decays in its own step, has no method.
+            NotImplementedError: by default.
         """
-        raise NotImplementedError(f"{cls.__name__} does its decay in its own step")
+        raise NotImplementedError(f"{cls.__name__} has no method of its weight decay")
+
+    def load_state_into(self, method: Regularizer) -> None:
+        """Give a method from ``make_method`` what the optimizer's state holds for it. Does nothing by default."""
+
+    def save_state_of(self, method: Regularizer) -> None:
+        """Put the state of a method from ``make_method`` into the optimizer's state. Does nothing by default."""
 
     @torch.compiler.disable  # stays uncompiled if a user compiles the step, since it changes the method's attributes
     def _step_with_method(self, base: type[torch.optim.Optimizer]) -> None:

@@ -20,6 +20,7 @@ from wdlab.regularizers.gradient_sums import GradientSums
 from wdlab.regularizers.hooks import AttachedMethods, Handle, check_params_in_optimizer
 from wdlab.regularizers.over_time import OverTime, check_over_time, on_device
 from wdlab.regularizers.parameters import DecayedParameters, Params, places_of
+from wdlab.regularizers.runs import ActsOnRuns
 from wdlab.regularizers.views import ActiveGroup, GradientSection, ParametersView, effective_strength
 from wdlab.schedules import Clock
 
@@ -27,7 +28,7 @@ SCOPES = ("weights", "all")
 Schedules = OverTime | Iterable[OverTime] | None
 
 
-class Regularizer(DecayedParameters):
+class Regularizer(ActsOnRuns, DecayedParameters):
     """The base class of every weight decay method; the class itself decays nothing.
 
     A method decays the parameters that it is given. ``for_model`` selects them from a model: the weights of linear,
@@ -52,7 +53,7 @@ class Regularizer(DecayedParameters):
     """
 
     times_lr: ClassVar[bool] = True  # True if the decay of a step is multiplied by the learning rate
-    stackable: ClassVar[bool] = True  # True if the hooks can act on a stack of runs; each subclass declares it anew
+    stackable: ClassVar[bool] = True
 
     def __init__(self, params: Params, strength: float = 0.0, over_time: Schedules = None) -> None:
         self.over_time = check_over_time(over_time)
@@ -250,15 +251,6 @@ class Regularizer(DecayedParameters):
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Hook of ``attach``: raise a ValueError if ``optimizer`` does not suit the method. Does nothing by default."""
-
-    def obstacle_to_stacking(self, optimizer: torch.optim.Optimizer) -> str | None:
-        """Return why this method cannot act on a stack of runs under an optimizer of this kind; None if it can.
-
-        In a stack, every tensor has a leading dimension of runs; strength and learning rate have a number for each run.
-        """
-        if not vars(type(self)).get("stackable", False):
-            return f"{type(self).__name__} acts on single runs"
-        return next(filter(None, (schedule.obstacle_to_stacking(optimizer) for schedule in self.over_time)), None)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_checked": None}

@@ -1,7 +1,7 @@
 """Gradient-coherent regularization (P3): a strong penalty that acts only in steps with a coherent loss gradient."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from wdlab.regularizers.checks import check_choice, check_number
 from wdlab.regularizers.in_loss import InLoss
 from wdlab.regularizers.over_time import ObservedMethod, OverTime, check_over_time
 from wdlab.regularizers.penalties import Absolute, HalfSquare
+from wdlab.regularizers.runs import gathered, products_of_runs
 from wdlab.schedules import Clock
 from wdlab.tensors import dots, local_shards
 
@@ -44,6 +45,7 @@ class CoherenceGate(OverTime):
     """
 
     observes_gradients = True
+    stackable = True
 
     def __init__(self, coherence: str = "running_mean", threshold: float = 0.1, momentum: float = 0.9) -> None:
         self.coherence = check_choice("coherence", coherence, COHERENCE)
@@ -62,44 +64,69 @@ class CoherenceGate(OverTime):
     def is_always_zero(self) -> bool:
         return self.coherence != "norm_ratio" and self.threshold > 1  # no cosine is greater than 1
 
+    @property
+    def reads_penalty(self) -> bool:
+        return self.coherence != "running_mean"
+
     def metrics(self) -> dict[str, Tensor]:
         """Return the last step's statistic under the name ``gradient/gate``; {} before the first step."""
         return {} if self.statistic is None else {"gradient/gate": self.statistic}
 
     def observe(self, method: ObservedMethod) -> None:
-        params = method.params
-        with_gradient = [i for i, p in enumerate(params) if p.grad is not None]
+        tensors = method.tensors
+        with_gradient = [i for i, t in enumerate(tensors) if t.grad is not None]
         if not with_gradient:
             return
+        observed = [tensors[i] for i in with_gradient]
+        gradients = local_shards([t.grad for t in observed])
         if self.coherence == "running_mean":
-            self.statistic = self._cosine_with_mean(params, with_gradient)
+            means = self._means_of(tensors, with_gradient)
+            self.statistic = cosine(*_products(method, gradients, means, observed))
+            torch._foreach_lerp_(means, gradients, 1 - self.momentum)
         else:
-            params = [params[i] for i in with_gradient]
-            gradients, penalty = local_shards([p.grad for p in params]), _full_penalty_gradient(method, params)
+            penalty = _full_penalty_gradient(method, observed)
             if self.coherence == "norm_ratio":
-                self.statistic = (norm(gradients, params) / norm(penalty, params)).nan_to_num(nan=0.0)
+                square, _, penalty_square = _products(method, gradients, penalty, observed)
+                self.statistic = (square.sqrt() / penalty_square.sqrt()).nan_to_num(nan=0.0)
             else:
-                self.statistic = cosine(gradients, torch._foreach_add(gradients, penalty), params)
-        self._open = (self.statistic >= self.threshold).to(self.statistic.dtype)
+                total = torch._foreach_add(gradients, penalty)
+                self.statistic = cosine(*_products(method, gradients, total, observed))
+        is_open = self.statistic >= self.threshold
+        self._open = is_open.to(self.statistic.dtype if method.view.runs is None else tensors[0].dtype)
 
-    def _cosine_with_mean(self, params: Sequence[Tensor], with_gradient: list[int]) -> Tensor:
-        """Return the cosine between the gradients and their exponential means, then update the means in place.
+    def _means_of(self, tensors: Sequence[Tensor], with_gradient: list[int]) -> list[Tensor]:
+        """Return the exponential means of the gradients, zeros where there is none yet; for DTensors local shards.
 
         Args:
-            params: all parameters of the method.
-            with_gradient: indices in ``params`` of the parameters that have a gradient.
+            tensors: all tensors that the method acts on.
+            with_gradient: indices in ``tensors`` of those that have a gradient.
         """
-        self._means += [None] * (len(params) - len(self._means))
+        self._means += [None] * (len(tensors) - len(self._means))
         for i in with_gradient:
             if self._means[i] is None:
-                self._means[i] = torch.zeros_like(params[i].grad)
-        gradients, means = [params[i].grad for i in with_gradient], [self._means[i] for i in with_gradient]
-        statistic = cosine(gradients, means)
-        torch._foreach_lerp_(local_shards(means), local_shards(gradients), 1 - self.momentum)
-        return statistic
+                self._means[i] = torch.zeros_like(tensors[i].grad)
+        return local_shards([self._means[i] for i in with_gradient])
 
     def factor(self, step: int, optimizer_group: dict[str, Any], clock: Clock = Clock()) -> float | Tensor:  # noqa: B008
         return self._open
+
+    def gather_runs(self, method: ObservedMethod, runs: Sequence[Self]) -> None:
+        self.statistic, self._means = None, []
+        self._open = gathered([run._open for run in runs], method.tensors[0].new_empty(len(runs), 1, 1))
+        for i, (p, t) in enumerate(zip(method.params, method.tensors, strict=True)):
+            of_runs = [run._means[i] if i < len(run._means) else None for run in runs]
+            if any(mean is not None for mean in of_runs):
+                self._means += [None] * (i - len(self._means))
+                self._means.append(gathered([torch.zeros_like(p) if m is None else m for m in of_runs], t))
+
+    def scatter_runs(self, method: ObservedMethod, runs: Sequence[Self]) -> None:
+        if self.statistic is None:
+            return  # no step has been made: the runs have the state that ``gather_runs`` has read
+        for row, run in enumerate(runs):
+            run.statistic = self.statistic[row].view(())
+            run._open = self._open[row].view(()).to(run.statistic.dtype)
+            means = zip(self._means, method.params, strict=False)
+            run._means = [None if mean is None else mean[row].reshape(p.shape) for mean, p in means]
 
     def state_dict(self) -> dict[str, Any]:
         return {"means": list(self._means), "open": self._open}
@@ -116,29 +143,35 @@ def _full_penalty_gradient(method: ObservedMethod, params: Sequence[Tensor]) -> 
     """
     strengths = {id(p): section.ascent_sign * section.strength for section in method.sections() for p in section.params}
     factors = [strengths[id(p)] for p in params]
-    return torch._foreach_mul(local_shards(method.penalty_gradient(params)), factors)
+    gradients = local_shards(method.penalty_gradient(params))
+    if method.view.runs is not None:
+        return [gradient * factor for gradient, factor in zip(gradients, factors, strict=True)]
+    return torch._foreach_mul(gradients, factors)
 
 
-def cosine(left: Sequence[Tensor], right: Sequence[Tensor], like: Sequence[Tensor] | None = None) -> Tensor:
-    """Return the cosine between two lists of tensors, each taken as one vector; a float64 scalar, 0 for a zero vector.
+def _products(
+    method: ObservedMethod, left: Sequence[Tensor], right: Sequence[Tensor], like: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``l . l``, ``l . r`` and ``r . r``, where each list of tensors is taken as one vector.
 
     Args:
-        left: whole tensors, DTensors or local shards.
+        method: the method whose gradients these are.
+        left: whole tensors, or the local shards of DTensors.
         right: tensors of the same shapes and sharding.
-        like: the DTensors that ``left`` are the local shards of; None if ``left`` are not shards.
+        like: the tensors or DTensors that ``left`` are the values or local shards of.
+
+    Returns:
+        Float64, since squares may be tiny: scalars, for a stack a number per run, (runs, 1, 1).
     """
-    product = dots(left, right, like).sum()
-    return (product / (norm(left, like) * norm(right, like))).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    if method.view.runs is not None:
+        return products_of_runs(left, right)
+    pairs = (left, left), (left, right), (right, right)
+    return tuple(dots(*pair, like).sum() for pair in pairs)
 
 
-def norm(tensors: Sequence[Tensor], like: Sequence[Tensor] | None = None) -> Tensor:
-    """Return the L2 norm of a list of tensors, taken as one vector; a float64 scalar, since squares may be tiny.
-
-    Args:
-        tensors: whole tensors, DTensors or local shards.
-        like: the DTensors that ``tensors`` are the local shards of; None if ``tensors`` are not shards.
-    """
-    return dots(tensors, tensors, like).sum().sqrt()
+def cosine(square: Tensor, product: Tensor, other_square: Tensor) -> Tensor:
+    """Return the cosine between two vectors, from the products of ``_products``; 0 if one of the vectors is zero."""
+    return (product / (square.sqrt() * other_square.sqrt())).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 class Coherent(InLoss):
@@ -156,6 +189,8 @@ class Coherent(InLoss):
         coherence, threshold, momentum: as in :class:`CoherenceGate`.
         route: as in :class:`wdlab.regularizers.L2`.
     """
+
+    stackable = True
 
     def __init__(
         self,

@@ -6,13 +6,15 @@ Xie et al. 2020/2023, arXiv 2011.11152. Used by ``ScheduledDecay`` and by the op
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from wdlab.regularizers.checks import as_number, is_adam_group, is_sgd_group
 from wdlab.regularizers.over_time import ObservedMethod, OverTime
+from wdlab.regularizers.runs import gathered, square_sums_of_runs
+from wdlab.regularizers.views import ParametersView
 from wdlab.schedules import Clock
 from wdlab.tensors import accumulation_dtype, is_sharded, local_shards, over_shards, square_sums
 
@@ -40,9 +42,10 @@ class GradientScale(OverTime):
     """
 
     observes_gradients = True
+    stackable = True
 
     def __init__(self) -> None:
-        self._averages: dict[Tensor, dict[str, Any]] = {}  # see MeanSquares
+        self._averages: dict[Tensor, dict[str, Any]] = {}  # see MeanSquares; for a stack a ``mean_square`` per run
         self._order: list[Tensor] = []  # the optimizer's parameters, in whose order the averages are saved
         self._loaded: list[dict[str, Any]] = []  # averages that were loaded and not yet assigned to parameters
         self._inverse_root: float | Tensor = 1.0  # 1 / sqrt(V)
@@ -54,12 +57,12 @@ class GradientScale(OverTime):
             elif not is_adam_group(group):
                 raise ValueError(f"GradientScale: needs Adam, AdamW or SGD, got {type(optimizer).__name__}")
 
-    def obstacle_to_stacking(self, optimizer: torch.optim.Optimizer) -> str | None:
-        return None if is_sgd_group(optimizer.param_groups[0]) else super().obstacle_to_stacking(optimizer)
-
     def observe(self, method: ObservedMethod) -> None:
         optimizer = method.optimizer
-        self._order = [p for group in optimizer.param_groups for p in group["params"]]
+        if method.view.runs is not None:
+            self._observe_runs(method.view)
+            return
+        self._order = _params(optimizer)
         averages = dict(zip(self._order, self._loaded, strict=False)) if self._loaded else self._averages
         self._loaded = []
         kept = (p for p in self._order if p in averages)  # averages of replaced parameters are dropped
@@ -83,6 +86,55 @@ class GradientScale(OverTime):
         step = (state or {}).get("step", 0)
         return not (isinstance(step, Tensor) and not step.is_cpu) and int(step) != average.get("updates", 0)
 
+    def _observe_runs(self, view: ParametersView) -> None:
+        """Compute ``1 / sqrt(V)`` of each run of a stack, (runs, 1, 1), and update the averages of each run."""
+        params = list(self._averages)
+        if not params:
+            return  # no optimizer of Adam's kind
+        tensors, (group, *_) = [view.tensor(p) for p in params], view.optimizer.param_groups
+        beta, updates = as_number(group["betas"][1]), self._averages[params[0]]["updates"] + 1
+        sizes = _vector(tuple(p.numel() for p in params), torch.float64, tensors[0].device)[:, None]
+        means = square_sums_of_runs([t.grad for t in tensors]) / sizes
+        averages = moving_average([self._averages[p]["mean_square"] for p in params], means, beta)
+        v = (averages * sizes).sum(0) / sizes.sum() / (1 - beta**updates)
+        largest = torch.finfo(tensors[0].dtype).max  # an infinite factor times a strength of 0 would be NaN
+        self._inverse_root = _inverse_root(v).clamp(max=largest)[:, None, None].to(tensors[0].dtype)
+        self._averages = {
+            p: {"mean_square": average, "updates": updates} for p, average in zip(params, averages, strict=True)
+        }
+
+    def gather_runs(self, method: ObservedMethod, runs: Sequence[Self]) -> None:
+        view, saved = method.view, [run.state_dict() for run in runs]
+        self._averages, self._order, self._loaded = {}, _params(view.optimizer), []
+        if not is_adam_group(view.optimizer.param_groups[0]):
+            return
+        like = view.tensor(self._order[0]).new_empty(len(runs), 1, 1)
+        self._inverse_root = gathered([state["inverse_root"] for state in saved], like)
+        for i, p in enumerate(self._order):
+            state = view.state(p)
+            count, of_adam = int(state["step"]), state["exp_avg_sq"].mean((1, 2), dtype=torch.float64)
+            values = []
+            for state, value in zip(saved, of_adam, strict=True):
+                average = state["memory"][i] if i < len(state["memory"]) else {}
+                values.append(average["mean_square"] if average.get("updates") == count else value)
+            self._averages[p] = {"mean_square": gathered(values, of_adam), "updates": count}
+
+    def scatter_runs(self, method: ObservedMethod, runs: Sequence[Self]) -> None:
+        roots: Any = [1.0] * len(runs)
+        averages: Any = [[] for _ in self._order]
+        if self._averages:  # read from the CPU as numbers; elsewhere as scalars, so that nothing waits for the device
+            roots, *averages = (
+                self._inverse_root.flatten().double(),
+                *(a["mean_square"] for a in self._averages.values()),
+            )
+            if roots.is_cpu:
+                roots, *averages = (values.tolist() for values in (roots, *averages))
+        updates = [average["updates"] for average in self._averages.values()]
+        for row, run in enumerate(runs):
+            entries = zip(averages, updates, strict=False)
+            memory = [{"mean_square": values[row], "updates": count} for values, count in entries]
+            run.load_state_dict({"memory": memory or [{} for _ in self._order], "inverse_root": roots[row]})
+
     def factor(self, step: int, optimizer_group: dict[str, Any], clock: Clock = Clock()) -> float | Tensor:  # noqa: B008
         if is_sgd_group(optimizer_group):
             return sgd_factor(as_number(optimizer_group["momentum"]), as_number(optimizer_group["dampening"]))
@@ -96,6 +148,11 @@ class GradientScale(OverTime):
         self._averages, self._order = {}, []
         self._loaded = [dict(average) for average in state["memory"]]
         self._inverse_root = state["inverse_root"]
+
+
+def _params(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Return the parameters of all groups of an optimizer, in the order of the groups."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def sgd_factor(momentum: float, dampening: float) -> float:

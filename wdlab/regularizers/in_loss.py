@@ -4,7 +4,7 @@ With Adam, the penalty gradient takes one of five routes (``ROUTES``) through Ad
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -12,8 +12,9 @@ from torch import Tensor
 from wdlab.regularizers.base import Params, Regularizer, Schedules
 from wdlab.regularizers.checks import check_choice, check_number, is_adam_group
 from wdlab.regularizers.penalties import Absolute, Bridge, HalfSquare, Penalty
+from wdlab.regularizers.runs import gathered
 from wdlab.regularizers.views import ActiveGroup
-from wdlab.tensors import add_, local_shards, scalar_for, scale_
+from wdlab.tensors import add_, local_shards, scale_
 
 ROUTES = ("both", "first", "second", "separate", "decoupled")
 
@@ -47,6 +48,8 @@ class InLoss(Regularizer):
             other than Adam and AdamW.
     """
 
+    stackable_penalty = True
+
     def __init__(
         self,
         params: Params,
@@ -59,11 +62,6 @@ class InLoss(Regularizer):
         self.route = check_choice("route", route, ROUTES)
         self._moments: dict[int, Tensor] = {}  # m(r), first moment of ``r``, by the parameter's index in ``params``
         super().__init__(params, strength, over_time)
-
-    def obstacle_to_stacking(self, optimizer: torch.optim.Optimizer) -> str | None:
-        if self.route not in ("both", "decoupled"):
-            return f"route={self.route} keeps a moment of one run"
-        return super().obstacle_to_stacking(optimizer)
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         if self.route in ("first", "second", "separate") and not all(map(is_adam_group, optimizer.param_groups)):
@@ -120,8 +118,8 @@ class InLoss(Regularizer):
             part: parameters with their strength in this step.
             gradient: ``dR/dw`` for each of these parameters.
         """
-        places = {id(p): i for i, p in enumerate(self.params)}
-        beta = self._bound.optimizer_group(part.params[0])["betas"][0]
+        places = {id(t): i for i, t in enumerate(self.tensors)}
+        beta = self.view.optimizer_group(self.params[places[id(part.params[0])]])["betas"][0]
         for p, r in zip(part.params, gradient, strict=True):
             moment = self._moments.setdefault(places[id(p)], torch.zeros_like(r))
             moment.lerp_(r * part.strength, 1 - beta)
@@ -132,11 +130,11 @@ class InLoss(Regularizer):
         Args:
             parts: all parameters whose strength is not 0, as ``active_groups`` returns them.
         """
-        active = {id(p) for part in parts for p in part.params}
+        active = {id(t) for part in parts for t in part.params}
         for i, moment in self._moments.items():
-            p = self.params[i]
-            if p.grad is not None and id(p) not in active:
-                moment.mul_(self._bound.optimizer_group(p)["betas"][0])
+            t = self.view.tensor(self.params[i])
+            if t.grad is not None and id(t) not in active:
+                moment.mul_(self.view.optimizer_group(self.params[i])["betas"][0])
 
     def _correct(self) -> None:
         """Subtract ``lr m(r) / (sqrt(v) + eps)`` from the weights after Adam's step; add it on the route ``second``.
@@ -144,17 +142,31 @@ class InLoss(Regularizer):
         ``m(r)`` is the bias-corrected first moment of the penalty gradient, ``v`` Adam's bias-corrected second moment
         (with AMSGrad its maximum).
         """
-        sign = 1 if self.route == "second" else -1
+        sign, view = 1 if self.route == "second" else -1, self.view
         for i, p in enumerate(self.params):
-            moment, group = self._moments.get(i), self._bound.optimizer_group(p)
-            if moment is None or p.grad is None:
+            moment, group, t = self._moments.get(i), view.optimizer_group(p), view.tensor(p)
+            if moment is None or t.grad is None:
                 continue
-            state = self.optimizer.state[p]
+            state = view.state(p)
             (squares,) = local_shards([state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]])
             step = state["step"].double()  # Adam's count holds for m(r) too, which was 0 while there was no penalty
             root = (squares / (1 - group["betas"][1] ** step)).sqrt_().add_(group["eps"])
             mean = moment / (1 - group["betas"][0] ** step)
-            local_shards([p])[0].add_(mean.div_(root).mul_(scalar_for(p, group["lr"])), alpha=sign)
+            local_shards([t])[0].add_(mean.div_(root).mul_(view.lr_of(p)), alpha=sign)
+
+    def gather_runs(self, runs: Sequence[Self]) -> None:
+        super().gather_runs(runs)
+        self._moments = {}
+        for i, (p, t) in enumerate(zip(self.params, self.tensors, strict=True)):
+            if any(i in run._moments for run in runs):
+                zero = torch.zeros_like(p)
+                self._moments[i] = gathered([run._moments.get(i, zero) for run in runs], t)
+
+    def scatter_runs(self, runs: Sequence[Self]) -> None:
+        super().scatter_runs(runs)
+        for row, run in enumerate(runs):
+            if run.strength != 0:  # as for a run that is trained alone, which then has no moments
+                run._moments = {i: m[row].reshape(self.params[i].shape) for i, m in self._moments.items()}
 
     def state_dict(self) -> dict[str, Any]:
         moments = {i: moment.clone() for i, moment in self._moments.items()}

@@ -8,14 +8,14 @@ The factors in this file depend on the number of updates: ``Early``, ``Late``, `
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from wdlab import schedules
 from wdlab.regularizers.checks import check_number
-from wdlab.regularizers.views import GradientSection
+from wdlab.regularizers.views import GradientSection, ParametersView
 from wdlab.schedules import Clock
 
 
@@ -23,6 +23,8 @@ class ObservedMethod(Protocol):
     """The attributes and methods of a weight decay method that an ``OverTime`` may use."""
 
     params: list[Tensor]
+    tensors: list[Tensor]  # the tensors that the method acts on: ``params``, or in their place the tensors of a stack
+    view: ParametersView
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -39,7 +41,9 @@ class OverTime:
     """The base class of the factors on a strength, with one factor per step; the class itself is the factor 1."""
 
     observes_gradients = False  # True if it keeps a state from one method's gradients, so two methods cannot share it
-    stackable: ClassVar[bool] = True  # True if all runs of a stack have the same factor; each subclass declares it anew
+    reads_penalty = False  # True if the factor depends on the gradient of the method's penalty
+    # True if all runs of a stack have the same factor, or the factor is one per run; each subclass declares it anew
+    stackable: ClassVar[bool] = True
     is_always_zero = False  # True if the factor is certain to be 0 in every step
 
     def __repr__(self) -> str:
@@ -65,15 +69,27 @@ class OverTime:
             clock: the length of the run and of an epoch, in updates.
 
         Returns:
-            A number, or a scalar tensor. A factor that depends on the gradients is 1 before the first ``observe``.
+            A number, or a scalar tensor; for a stack of runs a number or a tensor (runs, 1, 1). A factor that depends
+            on the gradients is 1 before the first ``observe``.
         """
         return 1.0
 
     def obstacle_to_stacking(self, optimizer: torch.optim.Optimizer) -> str | None:
-        """Return why the runs of a stack cannot share this factor under an optimizer of this kind; None if they can."""
+        """Return why a stack of runs cannot have this factor under an optimizer of this kind; None if it can."""
         if vars(type(self)).get("stackable", False):
             return None
         return f"{type(self).__name__} takes its strength from the gradients of one run"
+
+    def gather_runs(self, method: ObservedMethod, runs: Sequence[Self]) -> None:
+        """Take over the states of the factors of all runs on which ``method`` acts. Does nothing by default.
+
+        Args:
+            method: the method of this factor, bound to the view of these runs.
+            runs: the factor of each run.
+        """
+
+    def scatter_runs(self, method: ObservedMethod, runs: Sequence[Self]) -> None:
+        """Give each run's part of the state to the factor of the run. Does nothing by default."""
 
     def metrics(self) -> dict[str, Tensor]:
         """Return the values of the last step to be logged, as scalar tensors by metric name; {} by default."""

@@ -6,7 +6,7 @@ has the parameters of several runs that are trained as one stack of tensors. Bot
 """
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -52,6 +52,7 @@ class ParametersView(Protocol):
     """The protocol of the parameters that a method acts on: those of an optimizer, or of a stack of runs."""
 
     optimizer: torch.optim.Optimizer
+    runs: int | None  # the number of runs that the method acts on at once; None for the parameters of an optimizer
 
     def sections(self, groups: Sequence[dict[str, Any]], decayed_only: bool = False) -> list[GradientSection]:
         """Return the tensors to act on, in sections by group of the method and group of the optimizer.
@@ -66,6 +67,15 @@ class ParametersView(Protocol):
 
     def optimizer_group(self, p: Tensor) -> dict[str, Any]:
         """Return the optimizer's group that holds the method's parameter ``p``; {} if no group holds it."""
+
+    def state(self, p: Tensor) -> Mapping[str, Any]:
+        """Return the optimizer's state of ``p``, by torch's names; {} before the first step.
+
+        For a stack, ``step`` is as for one run, and the other tensors have the shape of ``tensor(p)``.
+        """
+
+    def lr_of(self, p: Tensor) -> float | Tensor:
+        """Return the learning rate of ``p`` in the current update; for a stack a number per run, (runs, 1, 1)."""
 
 
 def effective_strength(
@@ -99,6 +109,8 @@ class OptimizerView:
         optimizer: the optimizer that the method is attached to.
         owner: name of the method, for error messages.
     """
+
+    runs = None
 
     def __init__(self, optimizer: torch.optim.Optimizer, owner: str) -> None:
         self.optimizer, self._owner = optimizer, owner
@@ -149,6 +161,14 @@ class OptimizerView:
     def optimizer_group(self, p: Tensor) -> dict[str, Any]:
         """Return the optimizer's group that holds ``p``; {} if no group holds it."""
         return self.group_of.get(id(p), {})
+
+    def state(self, p: Tensor) -> Mapping[str, Any]:
+        """Return the optimizer's state of ``p``; {} before the first step."""
+        return self.optimizer.state.get(p, {})
+
+    def lr_of(self, p: Tensor) -> float | Tensor:
+        """Return the learning rate of ``p`` in a form that can be multiplied with ``p``."""
+        return scalar_for(p, self.optimizer_group(p)["lr"])
 
     def __getstate__(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer, "owner": self._owner}

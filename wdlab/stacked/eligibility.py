@@ -32,7 +32,7 @@ def why_not_stacked(config: Any, experiment: Experiment) -> str | None:
     if machine.precision == "bf16" or machine.compiled:
         return "runtime.precision=bf16 and runtime.compile are for runs that are trained alone"
     if type(optimizer) not in TORCH_OPTIMIZERS and not getattr(optimizer, "stacked_settings", ()):
-        return f"optimizer={config['optimizer']['name']} takes its scale from the gradients of one run"
+        return f"optimizer={config['optimizer']['name']} has no step for several runs at once"
     if group.get("maximize") or group.get("amsgrad"):
         return "optimizer.maximize and optimizer.amsgrad are for runs that are trained alone"
     if group["weight_decay"] and type(optimizer) in (torch.optim.SGD, torch.optim.Adam):

@@ -9,7 +9,7 @@ learning rate for each.
 """
 
 import contextlib
-import copy
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,10 +25,9 @@ from wdlab.metrics import MethodOfRuns, ResultsBySplit
 from wdlab.records.directory import RunDirectory
 from wdlab.records.recorder import Recorder
 from wdlab.regularizers.checks import is_sgd_group
-from wdlab.regularizers.hooks import run_after_step, run_before_step
 from wdlab.schedules import Clock
 from wdlab.settings import TrainSettings
-from wdlab.stacked.methods import RowsView, StackedMethod, as_column
+from wdlab.stacked.methods import RowsView, StackedDecay, StackedMethod, as_column, is_drop_in
 from wdlab.stacked.network import StackedNetwork
 from wdlab.stacked.steps import AdamStep, SGDStep
 
@@ -89,6 +88,8 @@ class Stack:
                     getattr(run.experiment, part).load_state_dict(run.start[part])
         self._network = StackedNetwork([experiment.model for experiment in experiments])
         group = experiments[0].optimizer.param_groups[0]
+        if is_drop_in(experiments[0].optimizer):  # its weight decay is a method, and no part of the base step
+            group = group | {"weight_decay": 0.0}
         kind = SGDStep if is_sgd_group(group) else AdamStep
         self._step = kind(self._network, group, self._base_lrs, self.first > 0)
         self._share_moments()
@@ -140,12 +141,11 @@ class Stack:
         factor = self._lr_factor(step)
         lr = self._lrs * factor
         for stacked in self._acting:
-            stacked.set_lr(lr)
-            run_before_step([stacked.method])
+            stacked.before_step(lr, step)
         self._step(factor, step)
         # in reverse: an optimizer's own decay is part of its step, and follows the regularizer in the list
         for stacked in reversed(self._acting):
-            run_after_step([stacked.method])
+            stacked.after_step()
         self._finite &= torch.isfinite(self._losses)
 
     def record(self, step: int) -> bool:
@@ -205,6 +205,8 @@ class Stack:
             experiment.regularizer.updates = steps
             for p in experiment.model.parameters() if self._step.state else ():
                 experiment.optimizer.state[p].update(self._step.scalars(steps))
+        for stacked in self._acting:
+            stacked.write_back()
 
     def _share_moments(self) -> None:
         """Replace the moments in the optimizers' states by views of the stack's moments, with the same values."""
@@ -220,25 +222,24 @@ class Stack:
     def _methods_of_runs(self) -> tuple[list[MethodOfRuns], list[StackedMethod]]:
         """Return the regularizers of the runs, for their metrics, and the methods that act in the updates.
 
-        The acting methods are, for each group of runs that share a ``method_key``, the regularizer and, with a drop-in
-        optimizer, the method of its weight decay; except those whose strength is 0 in all runs of the group.
+        For each group of runs that share a ``method_key``, the acting methods are the regularizer and, with a drop-in
+        optimizer, the method of its weight decay, as far as they act.
         """
         regularizers, acting, first = [], [], 0
         for _, same in itertools.groupby(self._runs, key=lambda run: run.method_key):
             experiments = [run.experiment for run in same]
             rows = slice(first, first := first + len(experiments))
-            one, optimizer = experiments[0], experiments[0].optimizer
-            decays = [(copy.copy(one.regularizer), [experiment.regularizer.strength for experiment in experiments])]
-            if getattr(optimizer, "stacked_settings", ()):  # a drop-in optimizer, whose weight decay is a method
-                own = [experiment.optimizer.param_groups[0]["weight_decay"] for experiment in experiments]
-                decays.append((optimizer.make_method([optimizer.decayed_group(optimizer.param_groups[0])]), own))
+            optimizers, model = [experiment.optimizer for experiment in experiments], experiments[0].model
+            kinds = [(StackedMethod, [experiment.regularizer for experiment in experiments])]
+            if is_drop_in(optimizers[0]):
+                own = [one.make_method([one.decayed_group(one.param_groups[0])]) for one in optimizers]
+                kinds.append((functools.partial(StackedDecay, optimizers), own))
             methods = []
-            for method, strengths in decays:
-                method.updates, method.clock = self.first, self._clock
-                view = RowsView(optimizer, one.model, self._network, rows, self._numbers(strengths))
-                methods.append(StackedMethod(method, view, acts=any(strengths)))
-            params = [methods[0].tensor(p) for p in one.model.parameters()]
-            regularizers.append(MethodOfRuns(methods[0].method, rows, params))
+            for make, of_runs in kinds:
+                numbers = self._numbers([method.strength for method in of_runs])
+                state = optimizers[0], model, self._network, rows, numbers, self._step.state, self.first
+                methods.append(make(of_runs, RowsView(*state), self._clock))
+            regularizers.append(methods[0].measured(model))
             acting += [method for method in methods if method.acts]
         return regularizers, acting
 

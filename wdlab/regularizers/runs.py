@@ -1,0 +1,121 @@
+"""The part of the methods that is for stacks: one method acts on several runs at once (see ``wdlab.stacked``).
+
+In place of a parameter the method acts on a tensor of all runs, (runs, out, in) for a weight and (runs, 1, out) for a
+bias. What it computes from gradients, such as the statistic of a gate, is a number per run.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from wdlab.regularizers.over_time import OverTime
+from wdlab.regularizers.views import ParametersView
+
+ELEMENTS_AT_ONCE = 2**15  # converted to float64 at a time on the CPU: 256 KB stay in the cache
+
+
+class ActsOnRuns:
+    """The base class of ``Regularizer`` with what a stack of runs needs."""
+
+    stackable: ClassVar[bool]  # True if the hooks can act on a stack of runs; each class declares it in its own body
+    stackable_penalty: ClassVar[bool] = False  # True if ``penalty_gradient`` can act on the tensors of a stack
+
+    over_time: tuple[OverTime, ...]
+    params: list[Tensor]
+    _bound: ParametersView
+
+    @property
+    def view(self) -> ParametersView:
+        """The view that this method is bound to. An AssertionError if there is none."""
+        return self._bound
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors that the method acts on: ``params``, or in their place the tensors of a stack."""
+        return [self.view.tensor(p) for p in self.params]
+
+    def obstacle_to_stacking(self, optimizer: torch.optim.Optimizer) -> str | None:
+        """Return why this method cannot act on a stack of runs under an optimizer of this kind; None if it can.
+
+        In a stack, every tensor has a leading dimension of runs; strength and learning rate have a number for each run.
+        """
+        kind = type(self)
+        if not vars(kind).get("stackable", False):
+            return f"{kind.__name__} acts on single runs"
+        for schedule in self.over_time:
+            if obstacle := schedule.obstacle_to_stacking(optimizer):
+                return obstacle
+            if schedule.reads_penalty and not self.stackable_penalty:
+                return f"{schedule!r} needs the penalty's gradient, which {kind.__name__} has for single runs"
+        return None
+
+    def gather_runs(self, runs: Sequence[Self]) -> None:
+        """Take over the states of the methods of all runs of the view that this method is bound to.
+
+        Args:
+            runs: the method of each run.
+        """
+        for k, schedule in enumerate(self.over_time):
+            schedule.gather_runs(self, [run.over_time[k] for run in runs])
+
+    def scatter_runs(self, runs: Sequence[Self]) -> None:
+        """Give each run's part of this method's state to the method of the run; the counterpart of ``gather_runs``."""
+        for k, schedule in enumerate(self.over_time):
+            schedule.scatter_runs(self, [run.over_time[k] for run in runs])
+
+
+def gathered(values: Sequence[Any], like: Tensor) -> Tensor:
+    """Return a number or tensor of each run as one tensor of the stack.
+
+    Args:
+        values: for each run a number, or a tensor.
+        like: a tensor with the shape (one number per run may be broadcast to it), dtype and device of the result.
+    """
+    parts = [torch.as_tensor(value, dtype=like.dtype, device=like.device) for value in values]
+    return torch.stack(parts).view(like.shape)
+
+
+def products_of_runs(left: Sequence[Tensor], right: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``l . l``, ``l . r`` and ``r . r`` of each run, with each list taken as one vector per run.
+
+    A run's numbers do not depend on how many runs there are, to the last bit: torch splits a sum over threads only if
+    it is the only sum of its call, so a run's sum is taken row by row.
+
+    Args:
+        left: tensors (runs, rows, columns).
+        right: tensors of the same shapes.
+
+    Returns:
+        Three tensors (runs, 1, 1), float64, since squares may be tiny.
+    """
+    total = torch.zeros(3, len(left[0]), dtype=torch.float64, device=left[0].device)
+    for tensor, other in zip(left, right, strict=True):
+        runs = max(1, ELEMENTS_AT_ONCE // tensor[0].numel()) if tensor.is_cpu else len(tensor)
+        for at in range(0, len(tensor), runs):
+            a, b = tensor[at : at + runs].double(), other[at : at + runs].double()
+            for sums, x, y in zip(total, (a, a, b), (a, b, b), strict=True):
+                sums[at : at + runs] += (x * y).sum(2).sum(1)
+    return tuple(total[:, :, None, None])
+
+
+def square_sums_of_runs(tensors: Sequence[Tensor]) -> Tensor:
+    """Return ``sum(t^2)`` of each run for each tensor ``t``, shape (tensors, runs), float64.
+
+    As for single runs, the squares are summed in the tensor's own type, and on the CPU in float64 where the sum exceeds
+    the range of the type. A run's numbers do not depend on how many runs there are, as in ``products_of_runs``.
+
+    Args:
+        tensors: tensors (runs, rows, columns).
+    """
+    sums = torch.stack([_square_sums(torch.linalg.vector_norm(t, dim=2)) for t in tensors])
+    if sums.is_cpu and not (finite := sums.isfinite()).all():
+        exact = torch.stack([_square_sums(torch.linalg.vector_norm(t, dim=2, dtype=torch.float64)) for t in tensors])
+        sums = torch.where(finite, sums, exact)
+    return sums
+
+
+def _square_sums(norms: Tensor) -> Tensor:
+    """Return the sum over the last dimension of the squares of ``norms``, float64."""
+    return norms.double().square().sum(1)
