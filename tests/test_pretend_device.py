@@ -490,7 +490,8 @@ def stack_on(where, configs, folder):
 def test_a_stack_is_the_same_and_waits_once_on_a_log_line(choice, composed, tmp_path):
     configs = [composed(*choice.split(), *point) for point in POINTS]
     (there, found), (on_cpu, _) = (stack_on(where, configs, tmp_path) for where in (PRETEND, CPU))
-    assert_equal(there, on_cpu)
+    # the products of a gate are taken in float64 on a device, on the CPU in float32 where its range suffices
+    assert_equal(there, on_cpu, 1e-5 if "coherent" in choice else 0.0)
     assert found == [1 if step % 2 == 0 else 0 for step in range(2, STEPS + 1)]
 
 

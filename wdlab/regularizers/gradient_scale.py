@@ -34,7 +34,8 @@ class GradientScale(OverTime):
     gradients. With SGD the factor is ``(1 - dampening) / (1 - momentum)``.
 
     V is computed from the gradient of the loss, before any penalty is added to the gradient. If V is 0, the factor is
-    0. On the CPU the factor is a number, elsewhere a scalar tensor, so that no step waits for the device.
+    0. On the CPU the factor is a number, elsewhere a scalar tensor, so that no step waits for the device. In a stack
+    there is a factor for each run, (runs, 1, 1), over the parameters of the run.
 
     Raises:
         ValueError: at ``attach``, for an optimizer with a group that is neither Adam's nor SGD's kind, or with SGD's
@@ -45,10 +46,12 @@ class GradientScale(OverTime):
     stackable = True
 
     def __init__(self) -> None:
-        self._averages: dict[Tensor, dict[str, Any]] = {}  # see MeanSquares; for a stack a ``mean_square`` per run
+        self._averages: dict[Tensor, dict[str, Any]] = {}  # see MeanSquares
         self._order: list[Tensor] = []  # the optimizer's parameters, in whose order the averages are saved
         self._loaded: list[dict[str, Any]] = []  # averages that were loaded and not yet assigned to parameters
-        self._inverse_root: float | Tensor = 1.0  # 1 / sqrt(V)
+        self._inverse_root: float | Tensor = 1.0  # 1 / sqrt(V); for a stack a number per run, (runs, 1, 1)
+        self._of_runs: Tensor | None = None  # only for a stack: the averages of each run, (parameters, runs)
+        self._updates = 0  # only for a stack: the number of updates of the averages
 
     def check(self, optimizer: torch.optim.Optimizer, clock: Clock) -> None:
         for group in optimizer.param_groups:
@@ -88,52 +91,41 @@ class GradientScale(OverTime):
 
     def _observe_runs(self, view: ParametersView) -> None:
         """Compute ``1 / sqrt(V)`` of each run of a stack, (runs, 1, 1), and update the averages of each run."""
-        params = list(self._averages)
-        if not params:
+        if self._of_runs is None:
             return  # no optimizer of Adam's kind
-        tensors, (group, *_) = [view.tensor(p) for p in params], view.optimizer.param_groups
-        beta, updates = as_number(group["betas"][1]), self._averages[params[0]]["updates"] + 1
-        sizes = _vector(tuple(p.numel() for p in params), torch.float64, tensors[0].device)[:, None]
-        means = square_sums_of_runs([t.grad for t in tensors]) / sizes
-        averages = moving_average([self._averages[p]["mean_square"] for p in params], means, beta)
-        v = (averages * sizes).sum(0) / sizes.sum() / (1 - beta**updates)
-        largest = torch.finfo(tensors[0].dtype).max  # an infinite factor times a strength of 0 would be NaN
-        self._inverse_root = _inverse_root(v).clamp(max=largest)[:, None, None].to(tensors[0].dtype)
-        self._averages = {
-            p: {"mean_square": average, "updates": updates} for p, average in zip(params, averages, strict=True)
-        }
+        gradients = [view.tensor(p).grad for p in self._order]
+        beta, self._updates = as_number(view.optimizer.param_groups[0]["betas"][1]), self._updates + 1
+        sizes = _vector(tuple(p.numel() for p in self._order), torch.float64, gradients[0].device)[:, None]
+        self._of_runs = beta * self._of_runs + (1 - beta) * square_sums_of_runs(gradients) / sizes
+        v = sum(self._of_runs * sizes) / sizes.sum() / (1 - beta**self._updates)
+        largest = torch.finfo(gradients[0].dtype).max  # an infinite factor times a strength of 0 would be NaN
+        self._inverse_root = _inverse_root(v).clamp(max=largest)[:, None, None].to(gradients[0].dtype)
 
     def gather_runs(self, method: ObservedMethod, runs: Sequence[Self]) -> None:
-        view, saved = method.view, [run.state_dict() for run in runs]
+        view, self._of_runs = method.view, None
         self._averages, self._order, self._loaded = {}, _params(view.optimizer), []
         if not is_adam_group(view.optimizer.param_groups[0]):
             return
+        saved, states = [run.state_dict() for run in runs], [view.state(p) for p in self._order]
         like = view.tensor(self._order[0]).new_empty(len(runs), 1, 1)
         self._inverse_root = gathered([state["inverse_root"] for state in saved], like)
-        for i, p in enumerate(self._order):
-            state = view.state(p)
-            count, of_adam = int(state["step"]), state["exp_avg_sq"].mean((1, 2), dtype=torch.float64)
-            values = []
-            for state, value in zip(saved, of_adam, strict=True):
-                average = state["memory"][i] if i < len(state["memory"]) else {}
-                values.append(average["mean_square"] if average.get("updates") == count else value)
-            self._averages[p] = {"mean_square": gathered(values, of_adam), "updates": count}
+        self._updates = int(states[0]["step"])
+        self._of_runs = torch.stack([state["exp_avg_sq"].mean((1, 2), dtype=torch.float64) for state in states])
+        for run, state in enumerate(saved):
+            for i, average in enumerate(state["memory"]):
+                if average.get("updates") == self._updates:
+                    self._of_runs[i, run] = average["mean_square"]
 
     def scatter_runs(self, method: ObservedMethod, runs: Sequence[Self]) -> None:
         roots: Any = [1.0] * len(runs)
-        averages: Any = [[] for _ in self._order]
-        if self._averages:  # read from the CPU as numbers; elsewhere as scalars, so that nothing waits for the device
-            roots, *averages = (
-                self._inverse_root.flatten().double(),
-                *(a["mean_square"] for a in self._averages.values()),
-            )
-            if roots.is_cpu:
-                roots, *averages = (values.tolist() for values in (roots, *averages))
-        updates = [average["updates"] for average in self._averages.values()]
-        for row, run in enumerate(runs):
-            entries = zip(averages, updates, strict=False)
-            memory = [{"mean_square": values[row], "updates": count} for values, count in entries]
-            run.load_state_dict({"memory": memory or [{} for _ in self._order], "inverse_root": roots[row]})
+        averages: Any = [[]] * len(runs)
+        if self._of_runs is not None:
+            roots, averages = self._inverse_root.flatten().double(), self._of_runs.T
+            if roots.is_cpu:  # numbers as for a single run; elsewhere scalars, so that nothing waits for the device
+                roots, averages = roots.tolist(), averages.tolist()
+        for run, root, of_run in zip(runs, roots, averages, strict=True):
+            memory = [{"mean_square": average, "updates": self._updates} for average in of_run]
+            run.load_state_dict({"memory": memory or [{} for _ in self._order], "inverse_root": root})
 
     def factor(self, step: int, optimizer_group: dict[str, Any], clock: Clock = Clock()) -> float | Tensor:  # noqa: B008
         if is_sgd_group(optimizer_group):

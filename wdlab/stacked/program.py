@@ -4,8 +4,8 @@ The runs may differ in seed, in regularizer, and in numbers of the optimizer suc
 
 Each run is an ordinary experiment whose tensors are slices of shared batched tensors. Metrics, recorder and checkpoints
 of a run have access to its own slices only and are the same as for a run that is trained alone. Forward and backward
-passes of all runs are batched matrix products, and a method acts on several runs at once, with a strength and a
-learning rate for each.
+passes of all runs are batched matrix products, and a method acts on several runs at once, with a strength, a learning
+rate and statistics of the gradients for each.
 """
 
 import contextlib
