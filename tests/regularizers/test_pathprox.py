@@ -32,7 +32,12 @@ def random_pairs(units, runs=()):
     torch.manual_seed(0)
     biases = [(*runs, 1, n) if runs else (n,) for n in (*units, 3)]
     return [
-        (torch.randn(*runs, n, 5), torch.randn(biases[k]), torch.randn(*runs, 3, n), None if k else torch.randn(biases[-1]))
+        (
+            torch.randn(*runs, n, 5),
+            torch.randn(biases[k]),
+            torch.randn(*runs, 3, n),
+            None if k else torch.randn(biases[-1]),
+        )
         for k, n in enumerate(units)
     ]
 

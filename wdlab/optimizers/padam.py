@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wdlab.optimizers.base import ONE, DropIn, Params
+from wdlab.optimizers.base import ONE, DropIn, Params, fused_cpu_step
 from wdlab.regularizers import PNormDecay
 from wdlab.regularizers.checks import as_number, check_number
 from wdlab.regularizers.pnorm_factors import MAX_COEFFICIENT, shrink_factor
@@ -85,6 +85,10 @@ class PAdam(DropIn, torch.optim.Adam):
                 self._compiled_update(group)
         else:
             self._step_with_method(torch.optim.Adam)
+
+    def _base_step(self, base: type[torch.optim.Optimizer]) -> None:
+        if not fused_cpu_step(self, [0.0] * len(self.param_groups)):
+            super()._base_step(base)
 
     @classmethod
     def make_method(cls, groups: list[dict[str, Any]]) -> PNormDecay:
