@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wdlab.regularizers import Regularizer
 from wdlab.regularizers.checks import as_number, check_number
@@ -19,7 +19,6 @@ from wdlab.regularizers.description import TensorRow, describe
 from wdlab.regularizers.hooks import run_after_step, run_before_step
 from wdlab.regularizers.views import OptimizerView
 from wdlab.strides import match_state_strides, same_strides, with_strides_of
-from wdlab.tensors import is_sharded
 
 # For adding 1 to Adam's step counters: `_foreach_add_` takes a third of the time with this CPU tensor as with a Python
 # number.
@@ -110,16 +109,16 @@ class DropIn(torch.optim.Optimizer):
         """
         misaligned, strides = [], []
         for group in self.param_groups:
-            fused = group["fused"]
-            for p in group["params"]:
-                if fused:
-                    strides.append(p.stride())
-                if (gradient := p.grad) is None:
-                    continue
-                if gradient.is_sparse:
-                    raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
-                if fused and gradient.stride() != strides[-1] and not same_strides(gradient, p):
-                    misaligned.append((p, gradient))
+            params = group["params"]
+            gradients = [p.grad for p in params]
+            if any([g is not None and g.is_sparse for g in gradients]):
+                raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
+            if group["fused"]:
+                own = [p.stride() for p in params]
+                strides += own
+                for p, gradient, stride in zip(params, gradients, own, strict=True):
+                    if gradient is not None and gradient.stride() != stride and not same_strides(gradient, p):
+                        misaligned.append((p, gradient))
         if strides != self._strides:
             match_state_strides(self)
             self._strides = strides
@@ -211,7 +210,7 @@ def unhooked_step(base: type[torch.optim.Optimizer]) -> Callable:
 def fused_cpu_step(optimizer: torch.optim.Adam, weight_decays: Iterable[float]) -> bool:
     """Take Adam's fused step with decoupled decay, without the time that torch takes to group and check tensors.
 
-    This saves 25 microseconds, a tenth of the step of a 400-wide MLP.
+    This saves about 20 microseconds a step; a step of a 400-wide MLP takes 230 on two cores.
 
     Args:
         optimizer: the optimizer.
@@ -221,14 +220,11 @@ def fused_cpu_step(optimizer: torch.optim.Adam, weight_decays: Iterable[float]) 
         False if no step was taken, since a group is not fused, not on the CPU, sharded or of several dtypes.
     """
     for group in optimizer.param_groups:
-        params = group["params"]
-        if not group["fused"] or len({p.dtype for p in params}) > 1:
-            return False
-        if not all(p.is_cpu and not is_sharded(p) for p in params):
+        kinds = {(p.dtype, p.is_cpu and type(p) in (Tensor, nn.Parameter)) for p in group["params"]}
+        if not group["fused"] or len(kinds) > 1 or not all(plain for _, plain in kinds):
             return False
     for group, weight_decay in zip(optimizer.param_groups, weight_decays, strict=True):
-        lists: tuple[list[Tensor], ...] = [], [], [], [], [], []
-        optimizer._init_group(group, *lists)
+        lists = lists_of_step(optimizer, group)
         if steps := lists[-1]:
             torch._foreach_add_(steps, ONE, alpha=1.0)
             torch._fused_adamw_(
@@ -242,3 +238,20 @@ def fused_cpu_step(optimizer: torch.optim.Adam, weight_decays: Iterable[float]) 
                 maximize=group["maximize"],
             )
     return True
+
+
+def lists_of_step(optimizer: torch.optim.Adam, group: dict[str, Any]) -> Sequence[list[Tensor]]:
+    """Return what a step of Adam takes for the parameters of a group that have a gradient.
+
+    The lists are parameters, gradients, first moments, second moments, maxima of the second moments (empty without
+    amsgrad) and step counts. They are those of torch's ``_init_group``, which takes twice the time.
+    """
+    params = [p for p in group["params"] if p.grad is not None]
+    states = [optimizer.state[p] for p in params]
+    if not all(states):  # torch creates the states
+        lists: tuple[list[Tensor], ...] = [], [], [], [], [], []
+        optimizer._init_group(group, *lists)
+        return lists
+    maxima = [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else []
+    means, squares, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+    return params, [p.grad for p in params], means, squares, maxima, steps
