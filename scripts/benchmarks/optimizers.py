@@ -7,7 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import Case, Options, Table, check_ordinary, measure
+from benchmarks.setups import Setup
+from benchmarks.timing import Case, Options, Row, Table, check_ordinary, measure
 from wdlab.homogeneous import homogeneous_pairs
 from wdlab.models import MLP
 from wdlab.optimizers import SGDS, AdamS, PAdam
@@ -27,6 +28,7 @@ STATED = [
     ("released pAdam", "5.7-8.7", EARLIER),
     ("released PathProx, balance and prox", "4.9-7.7", EARLIER),
 ]
+AGAINST_UNFUSED = "against the row before: forward, backward and step"
 ALLOCATOR = (
     "On the CPU, `make bench` sets the C library to keep freed memory. By default, the library gives memory back to "
     "the system in every step of some processes, and cases that make large temporaries (foreach, amsgrad, the AdamS of "
@@ -59,8 +61,22 @@ def table(options: Options) -> Table:
         remarks.append(f"The rows of pytorch_optimizer are left out, since it cannot be imported: {error}.")
     rows = measure("optimizers", base, cases, options)
     bench.check()
+    rows += _steps_of_a_run(options)
     problem = PROBLEM.format(width=options.width)
     return Table("The cost of a step", base[0].what, COPIES, problem, rows, STATED, remarks)
+
+
+def _steps_of_a_run(options: Options) -> list[Row]:
+    """Return the rows of a whole training step of a run with Adam, with torch's default step (the base) and fused."""
+    batch_size = options.sized(50, 10)
+    network = ("dataset=mnist", "model=mlp", "model.depth=6", f"model.width={options.width}", "optimizer=adam")
+    cases = []
+    for fused, note, target in (("never", f"batch of {batch_size}", None), ("auto", AGAINST_UNFUSED, 0.75)):
+        setup = Setup(options, *network, f"optimizer.lr={LR}", f"runtime.fused={fused}")
+        batch = setup.images(batch_size).examples(slice(0, batch_size))
+        what = f"a run's training step with Adam, runtime.fused={fused}"
+        cases.append(Case(what, partial(setup.step(), *batch), target, note))
+    return measure("a run's step", cases[:1], cases[1:], options)
 
 
 class _Bench:
@@ -123,18 +139,18 @@ def _ours(bench: _Bench, compiled: bool) -> list[Case]:
     adams, padam = partial(AdamS, lr=LR, weight_decay=SCHEDULED), partial(PAdam, lr=LR, weight_decay=PNORM)
     sgds = partial(SGDS, lr=LR, momentum=MOMENTUM, weight_decay=SCHEDULED)
     return [
-        bench.step("AdamS(fused=True)", partial(adams, fused=True), 1.25),
+        bench.step("AdamS(fused=True)", partial(adams, fused=True), 1.15),
         bench.step("AdamS(fused=True, amsgrad=True)", partial(adams, fused=True, amsgrad=True)),
         bench.step("SGDS(fused=True)", partial(sgds, fused=True)),
-        bench.step("PAdam(fused=True), p=0.8", partial(padam, fused=True, p=0.8), 5.0),
+        bench.step("PAdam(fused=True), p=0.8", partial(padam, fused=True, p=0.8), 4.0),
         *(bench.step(f"PAdam(fused=True), p={p:g}", partial(padam, fused=True, p=p)) for p in (0.5, 1.0, 1.5)),
-        *([bench.step("PAdam(compiled=True), p=0.8", partial(padam, compiled=True, p=0.8), 1.6)] if compiled else []),
+        *([bench.step("PAdam(compiled=True), p=0.8", partial(padam, compiled=True, p=0.8), 1.3)] if compiled else []),
         bench.attached("L2 on Adam fused", L2, 1e-4),
         bench.attached("DecoupledDecay on Adam fused", DecoupledDecay, 1e-2),
         bench.attached("ScheduledDecay on Adam fused", ScheduledDecay, SCHEDULED),
         bench.attached("PNormDecay on Adam fused, p=0.8", PNormDecay, PNORM, p=0.8),
-        bench.pathprox("PathProx, balance and prox", 2.7),
-        *([bench.pathprox("PathProx(compiled=True), balance and prox", 1.0, compiled=True)] if compiled else []),
+        bench.pathprox("PathProx, balance and prox", 1.6),
+        *([bench.pathprox("PathProx(compiled=True), balance and prox", 0.75, compiled=True)] if compiled else []),
     ]
 
 

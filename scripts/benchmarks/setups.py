@@ -12,7 +12,7 @@ from benchmarks.timing import Options
 from wdlab.build import build_parts, predictions_per_batch
 from wdlab.data import Data, Images
 from wdlab.data.augment import Augment
-from wdlab.engine import device
+from wdlab.engine import device, fused
 from wdlab.engine.device import Machine
 from wdlab.engine.one_run import BatchGradient
 from wdlab.records.identity import compose_config
@@ -64,6 +64,7 @@ class Setup:
         self.machine: Machine = device.set_up(self.config["runtime"], self.model, examples=examples)
         self.switches = Switches.now()
         self.machine.place(self.model)
+        fused.choose_step(self.model, self.optimizer, self.machine.fused)
         TORCH_DEFAULTS()
 
     def step(self) -> Callable[[Tensor, Tensor], None]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wdlab.optimizers.base import ONE, DropIn, Params, unhooked_step
+from wdlab.optimizers.base import DropIn, Params, fused_cpu_step, unhooked_step
 from wdlab.regularizers import Regularizer, ScheduledDecay
 from wdlab.regularizers.checks import as_number
 from wdlab.regularizers.gradient_scale import adam_scale
@@ -108,9 +108,7 @@ class AdamS(DropIn, torch.optim.Adam):
         else:  # by Adam's own decoupled decay, which is part of Adam's pass over memory
             limits = [1 / float(group["lr"]) if group["lr"] else math.inf for group in self.param_groups]
             strengths = [min(s, limit) for s, limit in zip(strengths, limits, strict=True)]
-            if all(group["fused"] and len({p.dtype for p in group["params"]}) == 1 for group in self.param_groups):
-                self._fused_cpu_step(strengths)
-            else:
+            if not fused_cpu_step(self, strengths):
                 self._adam_step(strengths)
         for p, average, updates in scale.averages:
             state = self.state[p]
@@ -120,27 +118,6 @@ class AdamS(DropIn, torch.optim.Adam):
         """Take Adam's step with decoupled decay; ``weight_decays`` has the strength of each group."""
         with self._base_weight_decay(weight_decays):
             unhooked_step(torch.optim.Adam)(self)
-
-    def _fused_cpu_step(self, weight_decays: list[float]) -> None:
-        """Take the same step as ``_adam_step``, without the time that torch takes to group tensors by device and dtype.
-
-        All groups must be fused and on the CPU, and each of them must have a single dtype.
-        """
-        for group, weight_decay in zip(self.param_groups, weight_decays, strict=True):
-            lists: tuple[list[Tensor], ...] = [], [], [], [], [], []
-            self._init_group(group, *lists)
-            if steps := lists[-1]:
-                torch._foreach_add_(steps, ONE, alpha=1.0)
-                torch._fused_adamw_(
-                    *lists,
-                    lr=group["lr"],
-                    beta1=group["betas"][0],
-                    beta2=group["betas"][1],
-                    weight_decay=weight_decay,
-                    eps=group["eps"],
-                    amsgrad=group["amsgrad"],
-                    maximize=group["maximize"],
-                )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state as in torch, but keep the dtype of ``mean_square``.

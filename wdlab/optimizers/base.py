@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wdlab.regularizers import Regularizer
 from wdlab.regularizers.checks import as_number, check_number
@@ -109,16 +109,16 @@ class DropIn(torch.optim.Optimizer):
         """
         misaligned, strides = [], []
         for group in self.param_groups:
-            fused = group["fused"]
-            for p in group["params"]:
-                if fused:
-                    strides.append(p.stride())
-                if (gradient := p.grad) is None:
-                    continue
-                if gradient.is_sparse:
-                    raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
-                if fused and gradient.stride() != strides[-1] and not same_strides(gradient, p):
-                    misaligned.append((p, gradient))
+            params = group["params"]
+            gradients = [p.grad for p in params]
+            if any([g is not None and g.is_sparse for g in gradients]):
+                raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
+            if group["fused"]:
+                own = [p.stride() for p in params]
+                strides += own
+                for p, gradient, stride in zip(params, gradients, own, strict=True):
+                    if gradient is not None and gradient.stride() != stride and not same_strides(gradient, p):
+                        misaligned.append((p, gradient))
         if strides != self._strides:
             match_state_strides(self)
             self._strides = strides
@@ -178,8 +178,12 @@ class DropIn(torch.optim.Optimizer):
             method.groups = groups  # the user may have changed the optimizer's groups since the last step
         with self._base_weight_decay([0.0] * len(self.param_groups)):
             run_before_step(methods)
-            unhooked_step(base)(self)
+            self._base_step(base)
             run_after_step(methods)
+
+    def _base_step(self, base: type[torch.optim.Optimizer]) -> None:
+        """Take the step of the base optimizer's class ``base``."""
+        unhooked_step(base)(self)
 
     def decayed_group(self, group: dict[str, Any]) -> dict[str, Any]:
         """Return the method's group for one of the optimizer's groups: the decayed parameters and their strength."""
@@ -207,3 +211,53 @@ def unhooked_step(base: type[torch.optim.Optimizer]) -> Callable:
     while getattr(step, "hooked", False):
         step = step.__wrapped__
     return step
+
+
+def fused_cpu_step(optimizer: torch.optim.Adam, weight_decays: Iterable[float]) -> bool:
+    """Take Adam's fused step with decoupled decay, without the time that torch takes to group and check tensors.
+
+    This saves about 20 microseconds a step; a step of a 400-wide MLP takes 230 on two cores.
+
+    Args:
+        optimizer: the optimizer.
+        weight_decays: the strength of the decay of each group.
+
+    Returns:
+        False if no step was taken, since a group is not fused, not on the CPU, sharded or of several dtypes.
+    """
+    for group in optimizer.param_groups:
+        kinds = {(p.dtype, p.is_cpu and type(p) in (Tensor, nn.Parameter)) for p in group["params"]}
+        if not group["fused"] or len(kinds) > 1 or not all(plain for _, plain in kinds):
+            return False
+    for group, weight_decay in zip(optimizer.param_groups, weight_decays, strict=True):
+        lists = lists_of_step(optimizer, group)
+        if steps := lists[-1]:
+            torch._foreach_add_(steps, ONE, alpha=1.0)
+            torch._fused_adamw_(
+                *lists,
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=weight_decay,
+                eps=group["eps"],
+                amsgrad=group["amsgrad"],
+                maximize=group["maximize"],
+            )
+    return True
+
+
+def lists_of_step(optimizer: torch.optim.Adam, group: dict[str, Any]) -> Sequence[list[Tensor]]:
+    """Return what a step of Adam takes for the parameters of a group that have a gradient.
+
+    The lists are parameters, gradients, first moments, second moments, maxima of the second moments (empty without
+    amsgrad) and step counts. They are those of torch's ``_init_group``, which takes twice the time.
+    """
+    params = [p for p in group["params"] if p.grad is not None]
+    states = [optimizer.state[p] for p in params]
+    if not all(states):  # torch creates the states
+        lists: tuple[list[Tensor], ...] = [], [], [], [], [], []
+        optimizer._init_group(group, *lists)
+        return lists
+    maxima = [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else []
+    means, squares, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+    return params, [p.grad for p in params], means, squares, maxima, steps

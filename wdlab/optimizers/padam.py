@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wdlab.optimizers.base import ONE, DropIn, Params
+from wdlab.optimizers.base import ONE, DropIn, Params, fused_cpu_step, lists_of_step
 from wdlab.regularizers import PNormDecay
 from wdlab.regularizers.checks import as_number, check_number
 from wdlab.regularizers.pnorm_factors import MAX_COEFFICIENT, shrink_factor
@@ -86,6 +86,10 @@ class PAdam(DropIn, torch.optim.Adam):
         else:
             self._step_with_method(torch.optim.Adam)
 
+    def _base_step(self, base: type[torch.optim.Optimizer]) -> None:
+        if not fused_cpu_step(self, [0.0] * len(self.param_groups)):
+            super()._base_step(base)
+
     @classmethod
     def make_method(cls, groups: list[dict[str, Any]]) -> PNormDecay:
         """Create the p-norm decay that implements the optimizer's weight decay for ``groups``."""
@@ -104,17 +108,11 @@ class PAdam(DropIn, torch.optim.Adam):
         """
         if group["amsgrad"]:
             raise RuntimeError("compiled=True: PAdam has no compiled step for a group with amsgrad")
-        params: list[Tensor] = []
-        gradients: list[Tensor] = []
-        means: list[Tensor] = []
-        squares: list[Tensor] = []
-        steps: list[Tensor] = []
-        self._init_group(group, params, gradients, means, squares, [], steps)
-        if not params:
+        *lists, _, steps = lists_of_step(self, group)
+        if not steps:
             return
         torch._foreach_add_(steps, ONE, alpha=1.0)
-        lists = [params, gradients, means, squares]
-        if any(map(is_sharded, params)):
+        if any(map(is_sharded, lists[0])):
             lists = [local_shards(tensors) for tensors in lists]
         counts = [step.item() for step in steps]
         if min(counts) == max(counts):

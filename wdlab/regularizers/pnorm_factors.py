@@ -51,7 +51,12 @@ def shrink_factors(
         scale_(sizes, c if isinstance(c, Tensor) else min(c, MAX_COEFFICIENT))
         torch._foreach_add_(sizes, 1)
         torch._foreach_reciprocal_(sizes)
-    else:  # by the equal form 1 / (1 + exp(log c - (2-p) log |w|))
+    elif places is not None:  # by the equal form 1 / (1 + exp(log c - (2-p) log |w|))
+        offset = -_log(c)
+        offset = offset if isinstance(offset, Tensor) else torch.tensor(offset, dtype=torch.float64)
+        for x in sizes:  # one tensor after the other stays in the cache, and `add` multiplies in the same pass
+            torch.add(offset, x.log_(), alpha=2 - p, out=x).sigmoid_()
+    else:
         torch._foreach_log_(sizes)
         torch._foreach_mul_(sizes, 2 - p)
         add_number_(sizes, -_log(c))
