@@ -4,23 +4,24 @@ import contextlib
 import functools
 import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import hydra
 import torch
 from hydra.utils import get_method, instantiate
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from wdlab import data
 from wdlab.engine import device
 from wdlab.engine.experiment import Experiment
 from wdlab.errors import ConfigError
+from wdlab.interpolations import plain
 from wdlab.models.wrappers import unwrapped
 from wdlab.regularizers import Regularizer
 from wdlab.schedules import Clock
+from wdlab.settings import read_runtime
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Parts:
         return tuple(self)[index]
 
 
-def build_parts(config: DictConfig) -> Parts:
+def build_parts(config: Mapping[str, Any]) -> Parts:
     """Build the model, optimizer, regularizer and learning-rate schedule of a config.
 
     The initial weights depend on ``seed``, ``model`` and the data set's shape and classes only. Optimizer and
@@ -78,10 +79,10 @@ def build_parts(config: DictConfig) -> Parts:
     return Parts(model, optimizer, regularizer, lr_factor, torch.get_rng_state())
 
 
-def _instantiate(config: DictConfig, key: str, **arguments: Any) -> Any:
+def _instantiate(config: Mapping[str, Any], key: str, **arguments: Any) -> Any:
     """Return the object that ``config[key]`` describes; ``arguments`` are passed to its class or function."""
     with _as_config_error(key):
-        return instantiate_node(OmegaConf.to_container(config[key], resolve=True), **arguments)
+        return instantiate_node(plain(config[key]), **arguments)
 
 
 def instantiate_node(node: dict[str, Any], **arguments: Any) -> Any:
@@ -140,7 +141,7 @@ def _as_config_error(key: str) -> Iterator[None]:
 
 
 def build_experiment(
-    config: DictConfig,
+    config: Mapping[str, Any],
     neighbour: Experiment | None = None,
     stacked: int = 0,
     threads: int | None = None,
@@ -163,7 +164,7 @@ def build_experiment(
         torch.set_rng_state(built.random_state)
     if neighbour is None:
         examples = predictions_per_batch(config) * max(1, stacked)
-        machine = device.set_up(config["runtime"], built.model, bool(stacked), examples, threads)
+        machine = device.set_up(read_runtime(config), built.model, bool(stacked), examples, threads)
         loaded = data.load(config["dataset"], config["paths"]["data"], machine.device)
     else:
         machine, loaded = neighbour.machine, neighbour.data
@@ -171,7 +172,7 @@ def build_experiment(
     return Experiment(built.model, loaded, built.optimizer, built.regularizer, built.lr_factor, machine, config["seed"])
 
 
-def predictions_per_batch(config: DictConfig) -> int:
+def predictions_per_batch(config: Mapping[str, Any]) -> int:
     """Return the number of predictions in a training batch: one per image, or one per character of each text."""
     shape = config["dataset"]["shape"]
     return config["train"]["batch_size"] * (shape[0] if len(shape) == 1 else 1)
