@@ -55,7 +55,7 @@ def run(config: DictConfig) -> str:
     device.check_runtime(runtime)
     if not parallel.connect(device.chosen_device(runtime)).is_leader:
         return _follow(config, directory)
-    built, fault = check_and_build(config)
+    built, fault = check_and_build(config, directory=directory)
     process.resume_collections()
     try:
         directory.create()

@@ -23,12 +23,13 @@ from wdlab.settings import Settings
 CONFIG_KEYS = (*SCIENTIFIC_KEYS, "fail_fast", "paths", "runtime", "logger", "hydra")
 
 
-def check_config(config: Mapping[str, Any], here: bool = True) -> Parts:
+def check_config(config: Mapping[str, Any], here: bool = True, directory: RunDirectory | None = None) -> Parts:
     """Check everything in a config that a run uses, and return the objects built from it. Trains nothing.
 
     Args:
         config: the composed config of the run.
         here: False if the run will be trained on another machine, whose devices cannot be checked here.
+        directory: the directory of the run; None to find it by the config's hash.
 
     Raises:
         WdlabError: for the first value or file that a run could not use.
@@ -47,11 +48,13 @@ def check_config(config: Mapping[str, Any], here: bool = True) -> Parts:
     built = build_parts(config)
     _try_forward(built.model, config, checked, ranks)
     data.check_data_and_batch_size(config["dataset"], checked.paths.data, checked.train.batch_size, ranks)
-    check_data_unchanged(config, RunDirectory.of(config))
+    check_data_unchanged(config, directory or RunDirectory.of(config))
     return built
 
 
-def check_and_build(config: Mapping[str, Any], here: bool = True) -> tuple[Parts | None, BaseException | None]:
+def check_and_build(
+    config: Mapping[str, Any], here: bool = True, directory: RunDirectory | None = None
+) -> tuple[Parts | None, BaseException | None]:
     """Check a config as :func:`check_config` does, but return an error in the code of the network or of the method.
 
     Such an error is not a mistake in the config, so the caller records it with the run and continues with other runs.
@@ -60,6 +63,7 @@ def check_and_build(config: Mapping[str, Any], here: bool = True) -> tuple[Parts
     Args:
         config: the composed config of the run.
         here: False if the run will be trained on another machine.
+        directory: as in :func:`check_config`.
 
     Returns:
         The objects built from the config and None, or None and the error.
@@ -68,16 +72,18 @@ def check_and_build(config: Mapping[str, Any], here: bool = True) -> tuple[Parts
         WdlabError: for a mistake in the config.
     """
     try:
-        return check_config(config, here), None
+        return check_config(config, here, directory), None
     except (Exception, SystemExit) as error:
         if explain(error) is not None:
             raise
         return None, error
 
 
-def error_in_code(config: Mapping[str, Any], here: bool = True) -> BaseException | None:
+def error_in_code(
+    config: Mapping[str, Any], here: bool = True, directory: RunDirectory | None = None
+) -> BaseException | None:
     """Return the error that :func:`check_and_build` returns, without the built objects; a sweep keeps no networks."""
-    return check_and_build(config, here)[1]
+    return check_and_build(config, here, directory)[1]
 
 
 def check_jobs(jobs: Iterable[tuple[Mapping[str, Any], RunDirectory]], here: bool = True) -> None:
@@ -99,7 +105,7 @@ def check_jobs(jobs: Iterable[tuple[Mapping[str, Any], RunDirectory]], here: boo
             settings.read(config)
             check_data_unchanged(config, directory)
             continue
-        error_in_code(config, here)
+        error_in_code(config, here, directory)
         checked.add(without_seed)
         process.resume_collections()  # the first check has imported what torch imports with its first optimizer
 
