@@ -25,9 +25,10 @@ MIB = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes on m
 
 
 class Cost(NamedTuple):
-    """The cost of a process: its seconds from start to end, and its largest memory in MiB."""
+    """The cost of a process: its seconds from start to end, the CPU's seconds, and its largest memory in MiB."""
 
     seconds: float
+    cpu_seconds: float
     mib: float
 
 
@@ -35,9 +36,9 @@ def table(options: Options) -> Page | None:
     """Return the costs of commands, each a process of its own; None on a GPU."""
     if options.device.type != "cpu":
         return None
-    growth, remark = _growth(options.at_most(REPEATS))
+    growth, remarks = _growth(options.at_most(REPEATS))
     starts = [] if options.quick else [_start(options.at_most(START_REPEATS))]
-    return Page("Start-up, and growth with the number of runs", [*starts, *growth], [remark])
+    return Page("Start-up, and growth with the number of runs", [*starts, *growth], remarks)
 
 
 def _start(options: Options) -> Part:
@@ -72,7 +73,7 @@ def _run(folder: str, *words: str) -> Cost:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return Cost(time.perf_counter() - start, usage.ru_maxrss / MIB)
+    return Cost(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / MIB)
 
 
 def _sweep(count: int, steps: int) -> Cost:
@@ -81,8 +82,8 @@ def _sweep(count: int, steps: int) -> Cost:
         return _run(folder, *SWEEP, f"seed=range({count})", f"train.steps={steps}", "paths.runs=runs")
 
 
-def _growth(options: Options) -> tuple[list[Part], str]:
-    """Return tables of the time per run by the number of runs, and a remark on the memory."""
+def _growth(options: Options) -> tuple[list[Part], list[str]]:
+    """Return tables of the time per run by the number of runs, and remarks on the CPU time and the memory."""
     counts, steps = options.sized((COUNTS, STEPS), (QUICK_COUNTS, 20))
     costs: dict[int, list[Cost]] = {count: [] for count in counts}
     for repeat in range(options.repeats):
@@ -102,8 +103,12 @@ def _growth(options: Options) -> tuple[list[Part], str]:
             for low, high in itertools.pairwise(counts[-3:])
         }
         parts.append(_compared("Time per further run", problem, further, options))
+    cpu = ", ".join(f"{min(cost.cpu_seconds for cost in costs[count]):.2f} s for {count}" for count in counts)
     memory = ", ".join(f"{max(cost.mib for cost in costs[count]):.0f} MiB for {count}" for count in counts)
-    return parts, f"Largest memory of the process, by number of runs: {memory}."
+    return parts, [
+        f"CPU time, which other programs lengthen less, by number of runs; the least over the repeats: {cpu}.",
+        f"Largest memory of the process, by number of runs: {memory}.",
+    ]
 
 
 def _compared(title: str, problem: str, seconds: dict[str, list[float]], options: Options) -> Part:
