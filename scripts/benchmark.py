@@ -11,7 +11,7 @@ import wdlab  # noqa: F401, before torch: sets how long torch's threads spin whi
 
 # isort: split
 import torch
-from benchmarks import busy, commits, figures, gpu, inputs, ledger, loop, optimizers, pages, stacked, training
+from benchmarks import busy, commits, figures, gpu, growth, inputs, ledger, loop, optimizers, pages, stacked, training
 from benchmarks.timing import Options
 
 from wdlab.engine import cpu
@@ -23,6 +23,7 @@ SECTIONS = {
     "loop": loop.table,
     "stacked": stacked.table,
     "ledger": ledger.table,
+    "growth": growth.table,
     "busy": busy.table,
     "figures": figures.table,
     "gpu": gpu.table,

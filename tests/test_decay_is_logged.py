@@ -4,6 +4,8 @@ import pytest
 
 from wdlab import session
 from wdlab.errors import ConfigError
+from wdlab.interpolations import plain
+from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import run_name
 from wdlab.sweeps import stacks
 
@@ -44,7 +46,8 @@ def test_every_tensor_is_told_if_asked_for(told):
 
 def test_a_stack_does_not_repeat_it_for_every_run(compose, caplog, monkeypatch):
     monkeypatch.setattr(session.log, "propagate", True)
-    jobs = [stacks.StackCandidate([], compose("regularizer=l2", f"seed={seed}")) for seed in range(2)]
+    configs = [compose("regularizer=l2", f"seed={seed}") for seed in range(2)]
+    jobs = [stacks.StackCandidate([], plain(config), RunDirectory.of(config)) for config in configs]
     with caplog.at_level("INFO", logger="wdlab"):
         stacks.train_stack(jobs)
     assert [job.outcome for job in jobs] == ["done", "done"]

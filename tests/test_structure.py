@@ -30,7 +30,7 @@ FLOORS = (
     ("optimizers", "metrics"),
     ("regularizers", "data", "records", "pruning"),
     ("homogeneous", "settings", "footprint"),
-    ("errors", "tensors", "schedules", "tracing", "interpolations", "strides", "models", "waiting"),
+    ("errors", "tensors", "schedules", "tracing", "interpolations", "strides", "models", "process", "waiting"),
 )
 OF_ANALYSIS = {"records", "errors"}  # analysis stands apart: it reads what runs have left, without torch
 LONGEST, LONGEST_LOOP = 300, 150  # lines of a file
@@ -75,7 +75,7 @@ def floor(name: str) -> int:
 def test_imports_point_down(name):
     targets = {unit(target) for target in imported(name)} - {unit(name), ""}
     if name == "wdlab":
-        assert imported(name) == {"wdlab.waiting"}  # which has to come before torch
+        assert imported(name) == {"wdlab.process", "wdlab.waiting"}  # which have to come before torch
     elif unit(name) == "analysis":
         assert targets <= OF_ANALYSIS
     elif unit(name) == "scripts":

@@ -10,7 +10,7 @@ import sys
 
 __version__ = "0.1.0"
 
-from wdlab import waiting
+from wdlab import process, waiting
 
 # Without this check, `python -m wdlab.train` ends in a traceback if the packages of the lab are not installed. Python
 # imports this file first, and sys.argv[0] is "-m" until Python has found the module to run.
@@ -19,4 +19,6 @@ if sys.argv[:1] == ["-m"] and importlib.util.find_spec("hydra") is None:
     print(f"error: {command} needs the lab; in a checkout: pip install -e '.[lab]'", file=sys.stderr)
     sys.exit(2)
 
+if sys.argv[:1] == ["-m"] and "wdlab.train" in sys.orig_argv:
+    process.pause_collections()
 waiting.limit_spinning()  # before any import of torch, after which the call has no effect

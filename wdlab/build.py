@@ -4,23 +4,24 @@ import contextlib
 import functools
 import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import hydra
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import get_method, instantiate
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from wdlab import data
 from wdlab.engine import device, fused
 from wdlab.engine.experiment import Experiment
 from wdlab.errors import ConfigError
+from wdlab.interpolations import plain
 from wdlab.models.wrappers import unwrapped
 from wdlab.regularizers import Regularizer
 from wdlab.schedules import Clock
+from wdlab.settings import read_runtime
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Parts:
         return tuple(self)[index]
 
 
-def build_parts(config: DictConfig) -> Parts:
+def build_parts(config: Mapping[str, Any]) -> Parts:
     """Build the model, optimizer, regularizer and learning-rate schedule of a config.
 
     The initial weights depend on ``seed``, ``model`` and the data set's shape and classes only. Optimizer and
@@ -65,7 +66,7 @@ def build_parts(config: DictConfig) -> Parts:
         ConfigError: if a part cannot be built. The message names the key, the value and what is allowed.
     """
     torch.manual_seed(config["seed"])
-    shape, classes = tuple(config["dataset"]["shape"]), config["dataset"]["classes"]
+    shape, classes = list(config["dataset"]["shape"]), config["dataset"]["classes"]
     model = unwrapped(_instantiate(config, "model", input_shape=shape, classes=classes))
     optimizer = _instantiate(config, "optimizer", params=list(model.parameters()))
     regularizer = _instantiate(config, "regularizer", model=model)
@@ -78,10 +79,10 @@ def build_parts(config: DictConfig) -> Parts:
     return Parts(model, optimizer, regularizer, lr_factor, torch.get_rng_state())
 
 
-def _instantiate(config: DictConfig, key: str, **arguments: Any) -> Any:
+def _instantiate(config: Mapping[str, Any], key: str, **arguments: Any) -> Any:
     """Return the object that ``config[key]`` describes; ``arguments`` are passed to its class or function."""
     with _as_config_error(key):
-        return instantiate_node(OmegaConf.to_container(config[key], resolve=True), **arguments)
+        return instantiate_node(plain(config[key]), **arguments)
 
 
 def instantiate_node(node: dict[str, Any], **arguments: Any) -> Any:
@@ -99,16 +100,36 @@ def instantiate_node(node: dict[str, Any], **arguments: Any) -> Any:
     target = node.get("_target_")
     if not isinstance(target, str):
         raise ValueError(f"_target_={target}: must be the name of a class or a function")
+    given = _arguments(node)
+    options = {key: value for key, value in given.items() if key not in ("_target_", "_partial_")}
     if node.get("_partial_"):  # a partial function made by Hydra takes 60 microseconds more per call
-        options = {key: value for key, value in _arguments(node).items() if key not in ("_target_", "_partial_")}
         return functools.partial(get_method(target), **options, **arguments)
-    return instantiate(_arguments(node), _convert_="all", **arguments)
+    if target in _instantiated and _is_flat(options):
+        try:
+            return get_method(target)(**options | arguments)
+        except Exception as error:  # the same error as Hydra's
+            raise InstantiationException(f"Error in call to target '{target}':\n{error!r}") from error
+    made = instantiate(given, _convert_="all", **arguments)
+    _instantiated.add(target)
+    return made
+
+
+# Targets that Hydra has instantiated in this process, and thereby found permitted. They are called directly from then
+# on, which takes a tenth of the time: 0.2 ms instead of 3.5 for the parts of an MLP.
+_instantiated: set[str] = set()
+
+
+def _is_flat(options: dict[str, Any]) -> bool:
+    """Return True if options contain no nested nodes and no keys with a meaning to Hydra, such as ``_args_``."""
+    values = [item for value in options.values() for item in (value if isinstance(value, list) else [value])]
+    return not any(key.startswith("_") for key in options) and not any(isinstance(v, dict | list) for v in values)
 
 
 def _arguments(node: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy of a node without ``name`` and without None values, in nested nodes too."""
+    """Return a copy of a node without ``name`` and without None values, in nested nodes too. Lists are copied."""
     kept = {key: value for key, value in node.items() if key != "name" and value is not None}
-    return {key: _arguments(value) if isinstance(value, dict) else value for key, value in kept.items()}
+    copied = {key: list(value) if isinstance(value, list) else value for key, value in kept.items()}
+    return {key: _arguments(value) if isinstance(value, dict) else value for key, value in copied.items()}
 
 
 @contextlib.contextmanager
@@ -123,7 +144,7 @@ def _as_config_error(key: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        from_hydra = isinstance(error, hydra.errors.InstantiationException)
+        from_hydra = isinstance(error, InstantiationException)
         cause = error.__cause__ if from_hydra and isinstance(error.__cause__, ValueError | TypeError) else error
         if not from_hydra and not isinstance(cause, ValueError | TypeError):
             raise
@@ -140,7 +161,7 @@ def _as_config_error(key: str) -> Iterator[None]:
 
 
 def build_experiment(
-    config: DictConfig,
+    config: Mapping[str, Any],
     neighbour: Experiment | None = None,
     stacked: int = 0,
     threads: int | None = None,
@@ -163,7 +184,7 @@ def build_experiment(
         torch.set_rng_state(built.random_state)
     if neighbour is None:
         examples = predictions_per_batch(config) * max(1, stacked)
-        machine = device.set_up(config["runtime"], built.model, bool(stacked), examples, threads)
+        machine = device.set_up(read_runtime(config), built.model, bool(stacked), examples, threads)
         loaded = data.load(config["dataset"], config["paths"]["data"], machine.device)
     else:
         machine, loaded = neighbour.machine, neighbour.data
@@ -172,7 +193,7 @@ def build_experiment(
     return Experiment(built.model, loaded, built.optimizer, built.regularizer, built.lr_factor, machine, config["seed"])
 
 
-def predictions_per_batch(config: DictConfig) -> int:
+def predictions_per_batch(config: Mapping[str, Any]) -> int:
     """Return the number of predictions in a training batch: one per image, or one per character of each text."""
     shape = config["dataset"]["shape"]
     return config["train"]["batch_size"] * (shape[0] if len(shape) == 1 else 1)

@@ -33,7 +33,7 @@ def read_environment(config: DictConfig) -> None:
     untyped = OmegaConf.create(OmegaConf.to_container(config, resolve=False)) if paths else config
     for path in paths:  # selected untyped: the typed config would refuse the text of a number
         with contextlib.suppress(OmegaConfBaseException):  # the variable is not set: raised again at the value's use
-            value = _plain(OmegaConf.select(untyped, path))
+            value = plain(OmegaConf.select(untyped, path))
             parsed = _parsed(value)
             if parsed != value:
                 OmegaConf.update(config, path, parsed, merge=False)
@@ -66,7 +66,7 @@ def fix_job_values(
         with read_write(composed.hydra.runtime), open_dict(composed.hydra.runtime):
             composed.hydra.runtime.output_dir = str(folder)
         with as_hydra_config(composed):
-            values = {path: _plain(OmegaConf.select(composed, path)) for path in paths}
+            values = {path: plain(OmegaConf.select(composed, path)) for path in paths}
     OmegaConf.copy_cache(from_config=composed, to_config=sweep)  # so that ${now:...} is the same time in all jobs
     for path, value in values.items():
         OmegaConf.update(config, path, value, merge=False)
@@ -90,9 +90,9 @@ def as_hydra_config(config: DictConfig) -> Iterator[None]:
 
 def _settings_with(config: DictConfig, pattern: re.Pattern[str]) -> Iterator[tuple[str, Any]]:
     """Yield path and unresolved value of each setting whose text contains ``pattern``. A list is one setting."""
-    plain = OmegaConf.to_container(config, resolve=False)
-    if pattern.search(str(plain)):
-        yield from ((path, raw) for path, raw in _leaves(plain) if pattern.search(str(raw)))
+    unresolved = OmegaConf.to_container(config, resolve=False)
+    if pattern.search(str(unresolved)):
+        yield from ((path, raw) for path, raw in _leaves(unresolved) if pattern.search(str(raw)))
 
 
 def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -104,7 +104,7 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return a config node as dicts and lists with its interpolations resolved; return any other value unmodified."""
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import filelock
@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from wdlab import loop
+from wdlab import loop, process
 from wdlab.build import Parts, build_experiment
 from wdlab.engine import device, parallel, stopping
 from wdlab.engine.experiment import Experiment
@@ -51,10 +51,12 @@ def run(config: DictConfig) -> str:
     if directory.finished:
         log.info("%s: finished before, nothing to do", directory.name)
         return status_unless_diverged(directory)
-    device.check_runtime(read_runtime(config))
-    if not parallel.connect(device.chosen_device(config["runtime"])).is_leader:
+    runtime = read_runtime(config)
+    device.check_runtime(runtime)
+    if not parallel.connect(device.chosen_device(runtime)).is_leader:
         return _follow(config, directory)
-    built, fault = check_and_build(config)
+    built, fault = check_and_build(config, directory=directory)
+    process.resume_collections()
     try:
         directory.create()
         lock = directory.lock().acquire()
@@ -145,7 +147,7 @@ class Session:
         CheckpointError: if the checkpoint cannot be read, or the data set has changed since the run began.
     """
 
-    def __init__(self, config: DictConfig, directory: RunDirectory) -> None:
+    def __init__(self, config: Mapping[str, Any], directory: RunDirectory) -> None:
         self._config, self.directory = config, directory
         self._started = time.monotonic()
         self._mirror: wandb_mirror.Mirror | None = None
@@ -173,8 +175,8 @@ class Session:
             CheckpointError: if log lines from before the checkpoint are missing or damaged.
         """
         directory, start = self.directory, self.start
-        settings = scientific_config(self._config)
-        self._mirror = wandb_mirror.make_mirror(self._config["logger"], directory.path, directory.name, settings)
+        logger, science = read(self._config).logger, scientific_config(self._config)
+        self._mirror = wandb_mirror.make_mirror(logger, directory.path, directory.name, science)
         self.records = recorder.Recorder(directory.metrics, start["records_bytes"] if start else 0, self._mirror)
         same_machine = directory.write_provenance(trained.data.checksum, **trained.provenance)
         if start and not same_machine:
@@ -239,7 +241,9 @@ def _follow(config: DictConfig, directory: RunDirectory) -> str:
     start = checkpoint.load(directory)
     with stopping.watch_stop_requests() as stop_requested:
         settings = read(config).train
-        program = OneRun(build_experiment(config), settings, directory, None, start)
+        trained = build_experiment(config)
+        process.resume_collections()
+        program = OneRun(trained, settings, directory, None, start)
         outcome = loop.fit(program, settings, float("inf"), stop_requested)
     if outcome == "interrupted":
         raise KeyboardInterrupt

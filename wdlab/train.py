@@ -162,6 +162,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     # under its own name: a worker cannot unpickle objects of the module __main__, since its __main__ is another module
-    from wdlab import train
+    from wdlab import process, train
 
-    train.main()
+    process.run_and_exit(train.main)

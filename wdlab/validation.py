@@ -4,16 +4,16 @@
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 
-from wdlab import data, metrics, settings
+from wdlab import data, metrics, process, settings
 from wdlab.build import Parts, build_parts
 from wdlab.engine import device, parallel
 from wdlab.errors import CheckpointError, ConfigError, explain, unknown_key
+from wdlab.interpolations import plain
 from wdlab.records import wandb_mirror
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import SCIENTIFIC_KEYS
@@ -23,12 +23,13 @@ from wdlab.settings import Settings
 CONFIG_KEYS = (*SCIENTIFIC_KEYS, "fail_fast", "paths", "runtime", "logger", "hydra")
 
 
-def check_config(config: DictConfig, here: bool = True) -> Parts:
+def check_config(config: Mapping[str, Any], here: bool = True, directory: RunDirectory | None = None) -> Parts:
     """Check everything in a config that a run uses, and return the objects built from it. Trains nothing.
 
     Args:
         config: the composed config of the run.
         here: False if the run will be trained on another machine, whose devices cannot be checked here.
+        directory: the directory of the run; None to find it by the config's hash.
 
     Raises:
         WdlabError: for the first value or file that a run could not use.
@@ -47,11 +48,13 @@ def check_config(config: DictConfig, here: bool = True) -> Parts:
     built = build_parts(config)
     _try_forward(built.model, config, checked, ranks)
     data.check_data_and_batch_size(config["dataset"], checked.paths.data, checked.train.batch_size, ranks)
-    check_data_unchanged(config, RunDirectory.of(config))
+    check_data_unchanged(config, directory or RunDirectory.of(config))
     return built
 
 
-def check_and_build(config: DictConfig, here: bool = True) -> tuple[Parts | None, BaseException | None]:
+def check_and_build(
+    config: Mapping[str, Any], here: bool = True, directory: RunDirectory | None = None
+) -> tuple[Parts | None, BaseException | None]:
     """Check a config as :func:`check_config` does, but return an error in the code of the network or of the method.
 
     Such an error is not a mistake in the config, so the caller records it with the run and continues with other runs.
@@ -60,6 +63,7 @@ def check_and_build(config: DictConfig, here: bool = True) -> tuple[Parts | None
     Args:
         config: the composed config of the run.
         here: False if the run will be trained on another machine.
+        directory: as in :func:`check_config`.
 
     Returns:
         The objects built from the config and None, or None and the error.
@@ -68,19 +72,45 @@ def check_and_build(config: DictConfig, here: bool = True) -> tuple[Parts | None
         WdlabError: for a mistake in the config.
     """
     try:
-        return check_config(config, here), None
+        return check_config(config, here, directory), None
     except (Exception, SystemExit) as error:
         if explain(error) is not None:
             raise
         return None, error
 
 
-def error_in_code(config: DictConfig, here: bool = True) -> BaseException | None:
+def error_in_code(
+    config: Mapping[str, Any], here: bool = True, directory: RunDirectory | None = None
+) -> BaseException | None:
     """Return the error that :func:`check_and_build` returns, without the built objects; a sweep keeps no networks."""
-    return check_and_build(config, here)[1]
+    return check_and_build(config, here, directory)[1]
 
 
-def _check_numbers(config: DictConfig, section: str) -> None:
+def check_jobs(jobs: Iterable[tuple[Mapping[str, Any], RunDirectory]], here: bool = True) -> None:
+    """Check the configs of a sweep's jobs. What only their seeds distinguishes is built once, and no network is kept.
+
+    An error in the code of a network or of a method raises nothing here: it occurs again in the run, and is recorded.
+
+    Args:
+        jobs: the config of each job, with its interpolations resolved, and its run directory.
+        here: False if the runs will be trained on another machine.
+
+    Raises:
+        WdlabError: for a mistake in a config.
+    """
+    checked: set[str] = set()
+    for config, directory in jobs:
+        without_seed = repr({key: value for key, value in config.items() if key != "seed"})
+        if without_seed in checked:
+            settings.read(config)
+            check_data_unchanged(config, directory)
+            continue
+        error_in_code(config, here, directory)
+        checked.add(without_seed)
+        process.resume_collections()  # the first check has imported what torch imports with its first optimizer
+
+
+def _check_numbers(config: Mapping[str, Any], section: str) -> None:
     """Check that the settings of an optimizer or a schedule are numbers, and that the learning rate is valid.
 
     Args:
@@ -93,7 +123,7 @@ def _check_numbers(config: DictConfig, section: str) -> None:
     """
     if section == "optimizer" and "lr" not in config[section]:
         raise ConfigError("optimizer.lr: is missing")
-    for key, value in OmegaConf.to_container(config[section], resolve=True).items():
+    for key, value in plain(config[section]).items():
         values = value if isinstance(value, list) else [value]
         if key not in ("name", "_target_") and any(isinstance(v, str | dict) for v in values):
             raise ConfigError(f"{section}.{key}={value}: must be a number")
@@ -104,7 +134,7 @@ def _check_numbers(config: DictConfig, section: str) -> None:
             raise ConfigError(f"{section}.lr={value}: must be a finite number >= 0")
 
 
-def _try_forward(model: torch.nn.Module, config: DictConfig, checked: Settings, ranks: int) -> None:
+def _try_forward(model: torch.nn.Module, config: Mapping[str, Any], checked: Settings, ranks: int) -> None:
     """Check that the network's forward accepts a training batch, and the batch of the sharpness if it is measured.
 
     The network is not changed.
@@ -137,7 +167,7 @@ def _try_forward(model: torch.nn.Module, config: DictConfig, checked: Settings, 
             raise
 
 
-def _forward_without_values(model: torch.nn.Module, config: DictConfig, size: int) -> None:
+def _forward_without_values(model: torch.nn.Module, config: Mapping[str, Any], size: int) -> None:
     """Run a copy of the network on a batch of ``size`` examples on the meta device, so that only shapes are computed.
 
     A copy is used because a forward may store tensors in the network, which would still be there in training.
@@ -157,7 +187,9 @@ def _needs_larger_batch(error: Exception) -> bool:
     return isinstance(error, ValueError) and str(error).startswith("Expected more than 1 value per channel")
 
 
-def check_data_unchanged(config: DictConfig, directory: RunDirectory, state: Mapping[str, Any] | None = None) -> None:
+def check_data_unchanged(
+    config: Mapping[str, Any], directory: RunDirectory, state: Mapping[str, Any] | None = None
+) -> None:
     """Check that a run which has a checkpoint is resumed or evaluated on the data set that it was begun on.
 
     Args:

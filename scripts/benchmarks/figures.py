@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 from joblib import Parallel, delayed
+from omegaconf import DictConfig
 
 from benchmarks.timing import RATIO, Comparison, Options, Page, Part
 from wdlab import loop
 from wdlab.analysis import declaration
 from wdlab.build import build_experiment
 from wdlab.engine.one_run import OneRun
-from wdlab.records import directory, recorder, wandb_mirror
+from wdlab.records import recorder, wandb_mirror
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import compose_config, run_name
 
@@ -82,7 +83,7 @@ def _seconds_of_run(overrides: Sequence[str]) -> float:
     return settings["steps"] * step + (settings["steps"] / settings["eval_every"] + 1) * evaluation
 
 
-def _fit(config: directory.DictConfig, steps: int) -> float:
+def _fit(config: DictConfig, steps: int) -> float:
     """Return the seconds of a run of ``steps`` steps, including one evaluation of all splits before and one after."""
     config = config.copy()
     config["train"].update({"steps": steps, "log_every": NEVER, "eval_every": NEVER})

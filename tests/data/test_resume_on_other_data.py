@@ -8,6 +8,7 @@ import torch
 
 from wdlab import data, evaluate, loop, session
 from wdlab.errors import CheckpointError
+from wdlab.interpolations import plain
 from wdlab.records import checkpoint
 from wdlab.records.directory import RunDirectory
 from wdlab.sweeps import stacks
@@ -111,7 +112,7 @@ def test_a_run_of_a_stack_is_not_resumed_on_other_data(compose, tiny_data, tmp_p
         shutil.copy(tiny_data / "mnist" / f"{part}.parquet", tmp_path / "other" / "mnist" / f"{other}.parquet")
     for config in configs:
         config["paths"]["data"] = str(tmp_path / "other")
-    jobs = [stacks.StackCandidate([], config) for config in configs]
+    jobs = [stacks.StackCandidate([], plain(config), RunDirectory.of(config)) for config in configs]
     stacks.train_stack(jobs)
     assert [job.outcome for job in jobs] == ["done", None, "done"]
     assert "was begun on other data than" in jobs[1].reason

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 from filelock import Timeout
 
 from wdlab.records.directory import RunDirectory
@@ -90,3 +91,15 @@ def test_provenance_adds_a_session_each_time(tmp_path):
     found = json.loads((directory.path / "provenance.json").read_text())
     assert [s["threads"] for s in found["sessions"]] == [1, 2] and found["data_checksum"] == "checksum"
     assert {"python", "torch", "numpy"} <= found["sessions"][0]["versions"].keys()
+
+
+def test_a_config_is_written_as_by_yaml_s_own_dumper(tmp_path):
+    odd = {"text": "it's: # ünïcode\n\ttab", "long": "word " * 60, "number": "1e-3", "yes": "yes", "path": "/a b/c"}
+    nested = {"betas": [0.9, 0.999], "on": True, "none": None, "empty": []}
+    config = odd | {"small": 1e-05, "large": 1e30, "infinite": float("inf"), "nested": nested}
+    run = RunDirectory(tmp_path, "run")
+    run.create()
+    run.write_config(config)
+    assert run.config.read_text() == yaml.safe_dump(config, sort_keys=False)
+    run.parsed_config.unlink()
+    assert run.read_config() == config

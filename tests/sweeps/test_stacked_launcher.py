@@ -15,6 +15,7 @@ from wdlab.build import build_parts
 from wdlab.engine import device
 from wdlab.engine.experiment import Experiment
 from wdlab.errors import explain
+from wdlab.interpolations import plain
 from wdlab.loop import fit
 from wdlab.records import checkpoint
 from wdlab.records.directory import RunDirectory
@@ -98,7 +99,7 @@ def test_a_checkpoint_of_a_stack_goes_on_by_itself_and_the_other_way_round(compo
             for config in configs:
                 assert session.run(config) == "done"
         else:
-            jobs = [stacks.StackCandidate([], config) for config in configs]
+            jobs = [stacks.StackCandidate([], plain(config), RunDirectory.of(config)) for config in configs]
             stacks.train_stack(jobs)
             assert [job.outcome for job in jobs] == ["done", "done"]
         for config, expected in zip(configs, whole, strict=True):
@@ -133,7 +134,7 @@ def stop_after(steps, configs, how):
 
 def test_a_run_that_another_process_has_is_left_to_it(compose):
     configs = [compose(f"seed={seed}") for seed in range(3)]
-    jobs = [stacks.StackCandidate([], config) for config in configs]
+    jobs = [stacks.StackCandidate([], plain(config), RunDirectory.of(config)) for config in configs]
     held = RunDirectory.of(configs[1])
     held.create()
     with held.lock():
@@ -144,7 +145,8 @@ def test_a_run_that_another_process_has_is_left_to_it(compose):
 
 def test_stacks_are_of_one_network_and_length_and_keep_methods_together(compose):
     def job(*overrides):
-        return stacks.StackCandidate(list(overrides), compose(*overrides))
+        config = compose(*overrides)
+        return stacks.StackCandidate(list(overrides), plain(config), RunDirectory.of(config))
 
     same = [job(f"regularizer={r}", f"seed={s}", "optimizer.lr=0.2") for s in range(3) for r in ("l2", "l1")]
     other = [job("model.width=9"), job("train.steps=21"), job("optimizer.momentum=0.5"), job("runtime.onednn=never")]

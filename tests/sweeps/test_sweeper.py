@@ -13,9 +13,11 @@ from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf
 
 from tests.conftest import TINY
-from wdlab import train
+from wdlab import train, validation
+from wdlab.records import directory
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import CONFIGS, compose_config, run_name
+from wdlab.sweeps import progress
 from wdlab.sweeps.sweeper import Sweep, _grid
 
 HERE = ("runtime=cpu", "runtime.threads=1", "train.steps=4", "train.log_every=4", "train.eval_every=4")
@@ -270,3 +272,45 @@ def test_hydra_s_own_sweeper_fails_if_runs_do(command, tmp_path, launcher, bad):
     code, _, complaint = command("-m", "hydra/sweeper=basic", f"hydra/launcher={launcher}", bad, "seed=0,1")
     assert code == 1 and complaint.splitlines()[-1].startswith("error: ")
     assert command("-m", "hydra/sweeper=basic", "seed=0,1")[0] == 0
+
+
+# -- what a sweep does once
+
+
+def test_runs_that_differ_in_their_seeds_are_checked_by_one_build(command, monkeypatch):
+    built, unchanged = [], []
+    build_one = validation.build_parts
+    monkeypatch.setattr(validation, "build_parts", lambda config: built.append(config["seed"]) or build_one(config))
+    monkeypatch.setattr(validation, "check_data_unchanged", lambda config, directory: unchanged.append(directory.name))
+    monkeypatch.setattr(Sweep, "_run", lambda self, todo: None)
+    command("-m", "regularizer=l2", "regularizer.strength=1e-3,1e-2", "seed=0,1,2")
+    assert built == [0, 0] and len(set(unchanged)) == 6  # the data of every run are checked
+    code, _, complaint = command("-m", "seed=0,1,-1")
+    assert code == 2 and "seed=-1: must be a whole number" in complaint
+
+
+@pytest.mark.parametrize("launcher, times", [("stacked", 1), ("local", 2)])
+def test_a_sweep_hashes_a_config_once(command, monkeypatch, launcher, times):
+    """A run that is trained by the launcher of Hydra is composed anew, and hashed a second time."""
+    hashed = []
+    monkeypatch.setattr(directory, "run_name", lambda config: hashed.append(config["seed"]) or run_name(config))
+    assert command("-m", f"hydra/launcher={launcher}", "seed=0,1,2")[0] == 0
+    assert sorted(hashed) == sorted([0, 1, 2] * times)
+
+
+def test_the_progress_bar_of_many_runs_is_refreshed_less_often(tmp_path, monkeypatch):
+    now, pauses = [0.0], []
+
+    def refresh(self):
+        now[0] += 3.0
+
+    def wait(pause):
+        pauses.append(pause)
+        return len(pauses) == 3
+
+    monkeypatch.setattr(progress.SweepProgress, "_refresh", refresh)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    bar = progress.SweepProgress([(RunDirectory(tmp_path, "a"), 1)])
+    monkeypatch.setattr(bar._over, "wait", wait)
+    bar._watch()
+    assert pauses == [progress.REFRESH_SECONDS, 3 / progress.LARGEST_SHARE, 3 / progress.LARGEST_SHARE]

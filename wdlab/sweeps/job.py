@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import DictConfig
-
 from wdlab.errors import explain
 from wdlab.records.directory import RunDirectory
 
@@ -15,7 +13,7 @@ class SweepJob:
 
     Attributes:
         overrides: the run's overrides, from which the launcher composes the config again.
-        config: the run's config.
+        config: the run's config as plain values with interpolations resolved, which take little memory.
         directory: the run's directory.
         outcome: ``done``, ``locked``, ``skipped`` or ``interrupted``, as ``train`` returns it, or the error that ended
             the run; None if the launcher has returned nothing for this run.
@@ -23,7 +21,7 @@ class SweepJob:
     """
 
     overrides: list[str]
-    config: DictConfig
+    config: dict[str, Any]
     directory: RunDirectory
     outcome: str | Exception | None = None
     status_before: dict[str, Any] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from typing import Self
 
 from tqdm import tqdm
@@ -10,6 +11,7 @@ from wdlab.engine.progress import on_terminal
 from wdlab.records.directory import RunDirectory
 
 REFRESH_SECONDS = 0.5
+LARGEST_SHARE = 0.02  # of the time spent reading run directories; a refresh of many runs is followed by a longer pause
 
 
 class SweepProgress:
@@ -43,17 +45,20 @@ class SweepProgress:
         self._bar.close()
 
     def _watch(self) -> None:
-        """Refresh the bar every ``REFRESH_SECONDS`` until the sweep is over. Called in a thread of its own."""
-        while not self._over.wait(REFRESH_SECONDS):
+        """Refresh the bar every ``REFRESH_SECONDS``, or less often, until the sweep is over. Called in a thread."""
+        pause = REFRESH_SECONDS
+        while not self._over.wait(pause):
+            start = time.monotonic()
             self._refresh()
+            pause = max(REFRESH_SECONDS, (time.monotonic() - start) / LARGEST_SHARE)
 
     def _refresh(self) -> None:
         """Read the run directories, print a line for each run that has ended since the last call, and move the bar."""
         left = []
         for directory, steps, before in self._left:
-            ended = directory.status in ("done", "diverged", "failed") and directory.read("status.json") != before
-            if ended:
-                tqdm.write(f"{directory.name}: {directory.status}", file=sys.stdout)
+            status = directory.read("status.json")
+            if status != before and status.get("status") in ("done", "diverged", "failed"):
+                tqdm.write(f"{directory.name}: {status['status']}", file=sys.stdout)
                 self._ended_steps += steps
             else:
                 left.append((directory, steps, before))

@@ -14,11 +14,13 @@ from hydra.core.utils import JobReturn, configure_log
 from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from wdlab import interpolations
 from wdlab.engine import stopping
 from wdlab.errors import ConfigError
+from wdlab.sweeps.compose import Composer
+from wdlab.sweeps.job import SweepJob
 from wdlab.sweeps.stacks import StackCandidate, group_into_stacks, log, train_stack
 
 
@@ -46,7 +48,7 @@ class StackedLauncher(Launcher):
         if type(self._most) is not int or self._most < 1:
             raise ConfigError(f"hydra.launcher.most={self._most}: must be a whole number >= 1")
         self._context, self._config = hydra_context, config
-        self._job_configs: list[DictConfig] | None = None
+        self._jobs: list[SweepJob] | None = None
         self._stop_files: stopping.StopFiles | None = None
         self._local = BasicLauncher()
         self._local.setup(hydra_context=hydra_context, task_function=task_function, config=config)
@@ -68,16 +70,16 @@ class StackedLauncher(Launcher):
         if sys.stderr.isatty():
             log.setLevel(logging.WARNING)  # the sweep shows its own progress bar
         given = [list(overrides) for overrides in job_overrides]
-        configs = self._job_configs or [self._compose(*numbered) for numbered in enumerate(given, initial_job_idx)]
+        prepared = self._jobs or [self._compose(*numbered) for numbered in enumerate(given, initial_job_idx)]
         jobs = [
-            StackCandidate(overrides, config, number=number)
-            for number, (overrides, config) in enumerate(zip(given, configs, strict=True), initial_job_idx)
+            StackCandidate(overrides, job.config, job.directory, number=number)
+            for number, (overrides, job) in enumerate(zip(given, prepared, strict=True), initial_job_idx)
         ]
         for stack in group_into_stacks(jobs, self._most):
             train_stack(stack, self._stop_files, self._report_start)
             for job in stack:
                 if job.outcome is not None:
-                    self._call_callbacks("on_job_end", job, job_return=job.returned)
+                    self._call_callbacks("on_job_end", job)
         alone = [job for job in jobs if job.outcome is None]
         for reason, count in Counter(job.reason for job in alone if job.reason).items():
             log.info("%d of %d runs not stacked: %s", count, len(jobs), reason)
@@ -85,35 +87,31 @@ class StackedLauncher(Launcher):
         returned_alone = {id(job): result for job, result in zip(alone, returned, strict=True)}
         return [returned_alone.get(id(job)) or job.returned for job in jobs]
 
-    def prepare(self, configs: list[DictConfig], stop_files: stopping.StopFiles) -> None:
-        """Receive the sweeper's configs and stop files for the next ``launch``. Called by the sweeper.
+    def prepare(self, jobs: list[SweepJob], stop_files: stopping.StopFiles) -> None:
+        """Receive the sweeper's jobs and stop files for the next ``launch``. Called by the sweeper.
 
         Args:
-            configs: the configs of the jobs to launch, in the same order; ``launch`` does not compose them again.
+            jobs: the jobs to launch, in the same order; ``launch`` does not compose their configs again.
             stop_files: the stop files of the sweep.
         """
-        self._job_configs, self._stop_files = configs, stop_files
+        self._jobs, self._stop_files = jobs, stop_files
 
-    def _compose(self, number: int, overrides: list[str]) -> DictConfig:
-        """Return a job's config, with ``${hydra:...}`` and ``${now:...}`` replaced by fixed values.
+    def _compose(self, number: int, overrides: list[str]) -> SweepJob:
+        """Return a job, with ``${hydra:...}`` and ``${now:...}`` in its config replaced by fixed values.
 
         Args:
             number: the job's number in the sweep.
             overrides: the job's overrides, to which further overrides that set the fixed values are appended in place.
         """
-        loader = self._context.config_loader
-        config = loader.load_sweep_config(self._config, overrides)
-        with open_dict(config):
-            del config["hydra"]  # Hydra deletes it too before it starts a job
-        interpolations.read_environment(config)
-        overrides += interpolations.fix_job_values(config, loader, self._config, overrides, number)
-        return config
+        job = Composer(self._context.config_loader, self._config).job(overrides, number)
+        overrides[:] = job.overrides
+        return job
 
-    def _report_start(self, job: "StackCandidate") -> None:
+    def _report_start(self, job: StackCandidate) -> None:
         """Call ``on_job_start`` of Hydra's callbacks, at the start of a run in a stack."""
         self._call_callbacks("on_job_start", job, task_function=self._local.task_function)
 
-    def _call_callbacks(self, moment: str, job: "StackCandidate", **more: Any) -> None:
+    def _call_callbacks(self, moment: str, job: StackCandidate, **more: Any) -> None:
         """Call Hydra's callbacks for a run in a stack, as Hydra does for a run that is trained alone.
 
         Args:
@@ -126,5 +124,8 @@ class StackedLauncher(Launcher):
             config = self._context.config_loader.load_sweep_config(self._config, job.overrides)
             with open_dict(config):
                 config.hydra.job.id = config.hydra.job.num = job.number
+            if moment == "on_job_end":
+                more["job_return"] = job.returned
+                more["job_return"].cfg = OmegaConf.create(dict(job.config))
             with interpolations.as_hydra_config(config):
                 getattr(callbacks, moment)(config=config, **more)

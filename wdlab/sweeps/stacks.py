@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.utils import get_class
-from omegaconf import DictConfig
 
 from wdlab.build import build_experiment
 from wdlab.engine import stopping
@@ -38,6 +37,7 @@ class StackCandidate:
     Args:
         overrides: the run's overrides.
         config: the run's config.
+        directory: the run's directory.
         outcome: the status of the run after its training in a stack, ``skipped`` if the sweep stopped before, or the
             error that ended the run; None as long as the run was not trained in a stack.
         reason: why the run has to be trained alone, in a line; None if no reason is known.
@@ -45,46 +45,48 @@ class StackCandidate:
     """
 
     overrides: list[str]
-    config: DictConfig
+    config: Mapping[str, Any]
+    directory: RunDirectory
     outcome: str | Exception | None = None
     reason: str | None = None
     number: int = 0
 
     @property
     def returned(self) -> JobReturn:
-        """The outcome as the ``JobReturn`` that a Hydra launcher returns."""
+        """The outcome as the ``JobReturn`` that a Hydra launcher returns, without the config."""
         status = JobStatus.FAILED if isinstance(self.outcome, Exception) else JobStatus.COMPLETED
-        return JobReturn(overrides=self.overrides, cfg=self.config, status=status, _return_value=self.outcome)
+        return JobReturn(overrides=self.overrides, status=status, _return_value=self.outcome)
 
     @property
     def begun_in_a_stack(self) -> bool:
         """True if the run's last session, according to ``provenance.json``, trained it in a stack."""
-        sessions = RunDirectory.of(self.config).read("provenance.json").get("sessions", [])
+        sessions = self.directory.read("provenance.json").get("sessions", [])
         return bool(sessions) and bool(sessions[-1].get("stacked"))
 
     @functools.cached_property
     def method_key(self) -> str:
         """Text that is equal for two runs if their weight-decay methods are the same except for their strengths."""
         optimizer = self.config["optimizer"]
-        own = {key: optimizer.get(key) for key in _free_settings(optimizer) if key != "lr"}
-        return _as_text({"regularizer": scientific_config(self.config)["regularizer"], **own}, without=STRENGTHS)
+        own = {key: optimizer.get(key) for key in _free_settings(optimizer.get("_target_")) if key != "lr"}
+        return _as_text({"regularizer": self.config["regularizer"], **own}, without=STRENGTHS)
 
     @functools.cached_property
     def stack_key(self) -> str:
         """Text that is equal for two runs if they differ only in settings in which runs of one stack may differ."""
         science = {key: value for key, value in scientific_config(self.config).items() if key not in VARYING}
-        free = _free_settings(science["optimizer"])
+        free = _free_settings(science["optimizer"].get("_target_"))
         science["optimizer"] = {key: value for key, value in science["optimizer"].items() if key not in free}
         return _as_text([science, dict(self.config["runtime"]), dict(self.config["paths"])])
 
 
-def _free_settings(optimizer: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the keys of an optimizer's settings in which runs of one stack may differ.
+@functools.lru_cache
+def _free_settings(target: str | None) -> tuple[str, ...]:
+    """Return the keys of the settings of the optimizer ``target`` in which runs of one stack may differ.
 
     They are the ``stacked_settings`` of the optimizer's class; ``("lr",)`` if it has none or cannot be imported.
     """
     try:
-        kind = get_class(optimizer["_target_"])
+        kind = get_class(target)
     except Exception:  # raised again where the run is built, and reported there
         return ("lr",)
     return getattr(kind, "stacked_settings", ()) or ("lr",)
@@ -176,14 +178,13 @@ def _begin(job: StackCandidate, exits: contextlib.ExitStack) -> Session | None:
         Exception: an error with which the run would also end if it were trained alone; or ``filelock.Timeout`` if
             another process holds the run's lock.
     """
-    directory = RunDirectory.of(job.config)
-    directory.create()
-    exits.enter_context(directory.lock())
-    if directory.finished:
+    job.directory.create()
+    exits.enter_context(job.directory.lock())
+    if job.directory.finished:
         return None
-    directory.remove_leftovers()
-    directory.write_config(job.config)
-    return Session(job.config, directory)
+    job.directory.remove_leftovers()
+    job.directory.write_config(job.config)
+    return Session(job.config, job.directory)
 
 
 def _train_together(members: Sequence[_Member], stop_requested: Callable[[], bool]) -> None:

@@ -29,7 +29,7 @@ from wdlab.sweeps.progress import SweepProgress
 from wdlab.sweeps.slurm import SlurmLauncher
 from wdlab.sweeps.stacked_launcher import StackedLauncher
 from wdlab.sweeps.summary import print_counts, print_summary
-from wdlab.validation import error_in_code
+from wdlab.validation import check_jobs
 
 
 class Sweep(Sweeper):
@@ -76,10 +76,8 @@ class Sweep(Sweeper):
             raise ConfigError("-m: this sweep is empty, no combination of values is left")
         todo = [job for job in by_run.values() if not job.directory.finished]
         here = not isinstance(self.launcher, SlurmLauncher)
+        check_jobs(((job.config, job.directory) for job in todo), here)
         for job in todo:
-            error_in_code(
-                job.config, here
-            )  # raises config errors; other errors occur again in the run and are recorded
             job.status_before = job.directory.read("status.json")
         finished, same = len(by_run) - len(todo), len(jobs) - len(by_run)
         twice = f", {same} the same as others" if same else ""
@@ -139,7 +137,7 @@ class Sweep(Sweeper):
             ConfigError: if the launcher refuses its settings or the jobs.
         """
         if isinstance(self.launcher, StackedLauncher):
-            self.launcher.prepare([job.config for job in jobs], stop_files)
+            self.launcher.prepare(jobs, stop_files)
         try:
             returned = self.launcher.launch([job.overrides for job in jobs], initial_job_idx=0)
         except BrokenProcessPool:

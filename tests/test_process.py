@@ -1,0 +1,53 @@
+"""The start and end of a command line's process: garbage collections, exit codes, what still runs at the end."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import PROJECT
+
+AT_EXIT = "import atexit; atexit.register(lambda: print('at exit')); from wdlab.process import run_and_exit\n"
+
+
+def python(*words: str, path: str = "") -> subprocess.CompletedProcess:
+    environment = {"PYTHONPATH": f"{path}:{PROJECT}"}
+    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, timeout=100)
+
+
+def test_collections_go_on_for_new_objects_only():
+    code = (
+        "import gc; from wdlab import process\n"
+        "process.resume_collections(); assert gc.isenabled() and gc.get_freeze_count() == 0\n"
+        "process.pause_collections(); assert not gc.isenabled()\n"
+        "process.resume_collections(); assert gc.isenabled() and gc.get_freeze_count() > 1000\n"
+    )
+    assert python("-c", code).returncode == 0
+
+
+def test_the_command_line_that_trains_is_imported_without_collections(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import atexit, gc; atexit.register(lambda: print(gc.isenabled()))")
+    for module, enabled in (("wdlab.train", "False"), ("wdlab.runs", "True")):
+        assert python("-m", module, "--help", path=str(tmp_path)).stdout.splitlines()[-1] == enabled
+
+
+@pytest.mark.parametrize(
+    "body, code, complaint",
+    [
+        ("print('done')", 0, ""),
+        ("print('done'); sys.exit()", 0, ""),
+        ("print('done'); sys.exit(3)", 3, ""),
+        ("print('done'); sys.exit('why')", 1, "why\n"),
+        ("print('done'); 1 / 0", 1, "ZeroDivisionError: division by zero\n"),
+        ("threading.Timer(0.3, print, ['done']).start()", 0, ""),
+    ],
+)
+def test_a_process_ends_with_its_code_its_output_and_what_is_registered(body, code, complaint):
+    done = python("-c", f"import sys, threading\n{AT_EXIT}def main(): {body}\nrun_and_exit(main)")
+    assert (done.returncode, done.stdout) == (code, "done\nat exit\n")
+    assert done.stderr.endswith(complaint) and bool(done.stderr) == bool(complaint)
+
+
+def test_a_process_ends_without_releasing_its_objects():
+    code = f"{AT_EXIT}class Kept:\n    def __del__(self): print('released')\nkept = Kept()\nrun_and_exit(lambda: 0)"
+    assert python("-c", code).stdout == "at exit\n"

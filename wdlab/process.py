@@ -1,0 +1,53 @@
+"""A quick start and end of the process of ``python -m wdlab.train``. Imports no torch.
+
+Python's garbage collector visits the half a million objects that ``import torch`` makes again and again, although all
+of them stay. Without these visits the start takes 0.5 of 3.5 seconds less, and the end 0.6 seconds less.
+"""
+
+import atexit
+import gc
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import NoReturn
+
+
+def pause_collections() -> None:
+    """Switch the garbage collector off, before the imports of a command line."""
+    gc.disable()
+
+
+def resume_collections() -> None:
+    """Switch the garbage collector on for objects made from now on. Does nothing if it is on.
+
+    Earlier objects are no longer visited, until the process ends. Then they are visited, since triton would otherwise
+    report its objects as leaked.
+    """
+    if not gc.isenabled():
+        gc.freeze()
+        atexit.register(gc.unfreeze)
+        gc.enable()
+
+
+def run_and_exit(main: Callable[[], object]) -> NoReturn:
+    """Call ``main``, then end the process without releasing its memory object by object.
+
+    The functions registered with ``atexit`` are called, and the output is written. The process ends in the usual way,
+    which is slower, if ``main`` raises an error other than SystemExit, or if other threads are running: they may belong
+    to worker processes, which have to be ended first.
+    """
+    code: object = None
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
+    if threading.active_count() == 1 and isinstance(code, int | None):
+        atexit._run_exitfuncs()  # Python has no public function for this
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except OSError:  # the reader of a pipe has ended; Python reports it
+            sys.exit(code)
+        os._exit(code or 0)
+    sys.exit(code)
