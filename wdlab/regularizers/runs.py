@@ -73,7 +73,7 @@ def gathered(values: Sequence[Any], like: Tensor) -> Tensor:
 
     Args:
         values: for each run a number, or a tensor.
-        like: a tensor with the shape (one number per run may be broadcast to it), dtype and device of the result.
+        like: a tensor with the shape, dtype and device of the result.
     """
     parts = [torch.as_tensor(value, dtype=like.dtype, device=like.device) for value in values]
     return torch.stack(parts).view(like.shape)
