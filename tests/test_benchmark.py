@@ -44,7 +44,7 @@ def made(tmp_path_factory):
     done = subprocess.run(command, cwd=folder, env=one_thread, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "optimizers: repeat 2 of 2" in done.stderr
-    assert "gpu: left out, it does not apply on this device (cpu)" in done.stderr
+    assert "gpu: left out, it does not apply here (device cpu)" in done.stderr
     assert [path.name for path in folder.iterdir()] == ["tables"]
     return folder / "tables"
 

@@ -38,7 +38,7 @@ class Experiment:
     @property
     def provenance(self) -> dict[str, Any]:
         """Everything about the machine and the optimizer's step that affects rounding, for ``provenance.json``."""
-        return self.machine.provenance | {"fused": uses_fused_step(self.optimizer)}
+        return self.machine.provenance | {"fused": self.machine.stacked or uses_fused_step(self.optimizer)}
 
 
 def set_random_state(start: dict[str, Any] | None, machine: Machine, seed: int) -> None:
