@@ -94,15 +94,16 @@ def _growth(options: Options) -> tuple[list[Part], list[str]]:
     command = " ".join(("python", *SWEEP, f"train.steps={steps}", "seed=range(n)"))
     problem = f"`{command}` for n runs, from the start of Python to the summary"
     per_run = {f"{count} runs": [each / count for each in seconds[count]] for count in counts[-3:]}
-    parts = [_compared("Time per run", problem, per_run, options)]
+    parts = [_compared("Time per run", problem, per_run, options, GROWTH_TARGET)]
     if not options.quick:  # differences of tiny sizes are noise
         further = {
             f"from {low} to {high} runs": [
-                (after - before) / (high - low) for before, after in zip(seconds[low], seconds[high], strict=True)
+                (after.cpu_seconds - before.cpu_seconds) / (high - low)
+                for before, after in zip(costs[low], costs[high], strict=True)
             ]
             for low, high in itertools.pairwise(counts[-3:])
         }
-        parts.append(_compared("Time per further run", problem, further, options))
+        parts.append(_compared("CPU time per further run", problem, further, options))
     cpu = ", ".join(f"{min(cost.cpu_seconds for cost in costs[count]):.2f} s for {count}" for count in counts)
     memory = ", ".join(f"{max(cost.mib for cost in costs[count]):.0f} MiB for {count}" for count in counts)
     return parts, [
@@ -111,9 +112,11 @@ def _growth(options: Options) -> tuple[list[Part], list[str]]:
     ]
 
 
-def _compared(title: str, problem: str, seconds: dict[str, list[float]], options: Options) -> Part:
+def _compared(
+    title: str, problem: str, seconds: dict[str, list[float]], options: Options, target: float | None = None
+) -> Part:
     """Return a table that compares the times of all cases with the first one; the last one has the target."""
     names = list(seconds)
-    cases = [Case(name, lambda: None, GROWTH_TARGET if name == names[-1] else None, timed=True) for name in names]
+    cases = [Case(name, lambda: None, target if name == names[-1] else None, timed=True) for name in names]
     rows = [compared(case, seconds[case.what], cases[0], seconds[names[0]], RATIO, (1, "runs")) for case in cases]
     return Part(title, problem, RATIO, options.repeats, rows, (1, "runs"))
