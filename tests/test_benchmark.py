@@ -28,7 +28,7 @@ TARGETS = {  # of the sections of several parts: part, case, and the quantity th
     ],
     "loop": [("The loop", "wdlab, logging every 10 steps", "ratio", 1.03)],
     "stacked": [
-        ("Training", "stacked", "speed-up", 7),
+        ("Training", "stacked", "speed-up", 12),
         ("Wide networks", "stacked", "speed-up", 0.98),
     ],
     "ledger": [("40 runs", "analysis.load, for the first time", "ratio", 1)],
