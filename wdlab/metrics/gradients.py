@@ -38,11 +38,19 @@ class GradientComparison:
         regularizer: the method, attached to its optimizer or bound to a view of several runs.
         gradient_norms: ``|g|``, float64 (runs,), of every parameter that has a gradient, by the parameter's id.
         stacked: True if the method acts on tensors of several runs, (runs, ...).
+        scratch: as in ``norms.each_dot``.
     """
 
-    def __init__(self, regularizer: Regularizer, gradient_norms: Mapping[int, Tensor], stacked: bool = False) -> None:
+    def __init__(
+        self,
+        regularizer: Regularizer,
+        gradient_norms: Mapping[int, Tensor],
+        stacked: bool = False,
+        scratch: Tensor | None = None,
+    ) -> None:
         self._regularizer = regularizer
-        self._sums = [_sums(regularizer, section, gradient_norms, stacked) for section in regularizer.sections()]
+        sections = regularizer.sections()
+        self._sums = [_sums(regularizer, section, gradient_norms, stacked, scratch) for section in sections]
 
     def values(self) -> dict[str, Tensor]:
         """Return the metrics of the step, after the step, (runs,) each.
@@ -76,7 +84,11 @@ class GradientComparison:
 
 
 def _sums(
-    regularizer: Regularizer, section: GradientSection, gradient_norms: Mapping[int, Tensor], stacked: bool
+    regularizer: Regularizer,
+    section: GradientSection,
+    gradient_norms: Mapping[int, Tensor],
+    stacked: bool,
+    scratch: Tensor | None,
 ) -> _Sums:
     params, strength = section.params, section.strength
     loss_square = torch.stack([gradient_norms[id(p)] for p in params], dim=1).square().sum(1)
@@ -85,7 +97,7 @@ def _sums(
         return _Sums(section, loss_square, zero, zero)
     gradients = as_rows([p.grad for p in params], stacked, params)
     slopes = as_rows(regularizer.penalty_gradient(params), stacked, params)
-    product, square = each_dot(gradients, slopes).sum(1), each_norm(slopes).square().sum(1)
+    product, square = each_dot(gradients, slopes, scratch).sum(1), each_norm(slopes).square().sum(1)
     if stacked:  # a run without decay: also where the slope is infinite
         product, square = (torch.where(strength.flatten() == 0, zero, sums) for sums in (product, square))
     return _Sums(section, loss_square, product, square)

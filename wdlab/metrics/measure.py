@@ -91,6 +91,8 @@ class MetricsOfRuns:
         parts = self._parts()
         if not self._old_parts:
             self._old_parts = [[torch.empty_like(w) for w in part] for part in parts]
+            of_cpu = [w for part in parts for w in part if w.is_cpu]
+            self._scratch = torch.empty_like(max(of_cpu, key=Tensor.numel)).flatten() if of_cpu else None
         old_norms = []
         for old, part in zip(self._old_parts, parts, strict=True):
             torch._foreach_copy_(old, part)
@@ -114,7 +116,7 @@ class MetricsOfRuns:
         """Return the comparison of gradients for one method, given the gradients' norms by the id of the parameter."""
         pairs = zip(one.params, self._parameters, strict=True)
         of_method = {id(own): norms_of[id(p)][one.rows] for own, p in pairs if id(p) in norms_of}
-        return GradientComparison(one.method, of_method, self._stacked)
+        return GradientComparison(one.method, of_method, self._stacked, self._scratch)
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -122,8 +124,10 @@ class MetricsOfRuns:
         sums = []
         for old, part in zip(self._old_parts, self._parts(), strict=True):
             torch._foreach_sub_(old, part)  # old - new
-            updates = norms.each_norm(old), norms.each_dot(old, part)
-            sums.append(torch.stack([*updates, *_sums(part)]))
+            lengths = norms.each_norm(old)
+            torch._foreach_mul_(old, part)
+            products = torch.stack([product.sum(1) for product in old], dim=1).double()
+            sums.append(torch.stack([lengths, products, *_sums(part, old)]))
         update_norms, products, *state = torch.cat(sums, dim=2)
         products = -products - update_norms.square()
         self._state, new_norms = state, state[0]
@@ -263,9 +267,14 @@ class Metrics(MetricsOfRuns):
         return line
 
 
-def _sums(rows: Sequence[Tensor]) -> list[Tensor]:
-    """Return three tensors (runs, tensors): L2 norm, L1 norm and number of zeros of the rows of every tensor."""
-    return [norms.each_norm(rows), *sparsity.l1_norms_and_zeros(rows)]
+def _sums(rows: Sequence[Tensor], places: Sequence[Tensor] | None = None) -> list[Tensor]:
+    """Return three tensors (runs, tensors): L2 norm, L1 norm and number of zeros of the rows of every tensor.
+
+    Args:
+        rows: the weights.
+        places: as in ``sparsity.l1_norms_and_zeros``.
+    """
+    return [norms.each_norm(rows), *sparsity.l1_norms_and_zeros(rows, places)]
 
 
 def _pairs_if_any(model: nn.Module) -> list[Pair]:

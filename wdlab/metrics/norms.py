@@ -38,9 +38,24 @@ def each_norm(rows: Sequence[Tensor]) -> Tensor:
     return torch.stack([torch.linalg.vector_norm(t, dim=1) for t in rows], dim=1).double()
 
 
-def each_dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """Return ``sum(a * b)`` of the rows of each pair of tensors, summed in their own type: float64 (runs, tensors)."""
-    return torch.stack([torch.linalg.vecdot(a, b) for a, b in zip(left, right, strict=True)], dim=1).double()
+def each_dot(left: Sequence[Tensor], right: Sequence[Tensor], scratch: Tensor | None = None) -> Tensor:
+    """Return ``sum(a * b)`` of the rows of each pair of tensors, summed in their own type: float64 (runs, tensors).
+
+    Args:
+        left: rows.
+        right: rows of the same shapes.
+        scratch: memory for the products, as many elements as the largest of these tensors has; None allocates it. On a
+            CPU memory that is used again stays in the caches.
+    """
+    products = (torch.mul(a, b, out=_place(scratch, a)) for a, b in zip(left, right, strict=True))
+    return torch.stack([product.sum(1) for product in products], dim=1).double()
+
+
+def _place(scratch: Tensor | None, like: Tensor) -> Tensor | None:
+    """Return a part of ``scratch`` in the shape of ``like``; None if there is none of its type."""
+    if scratch is None or scratch.dtype != like.dtype:
+        return None
+    return scratch[: like.numel()].view_as(like)
 
 
 def total_norm(norms: Tensor) -> Tensor:

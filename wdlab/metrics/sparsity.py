@@ -8,18 +8,20 @@ from torch import Tensor
 ZERO = 1e-13  # a weight below this counts as zero, as in the released code of P2
 
 
-def l1_norms_and_zeros(rows: Sequence[Tensor]) -> Tensor:
+def l1_norms_and_zeros(rows: Sequence[Tensor], places: Sequence[Tensor | None] | None = None) -> Tensor:
     """Return the L1 norm of each row of each tensor, and the number of its elements with ``|w| < 1e-13``.
 
     Args:
         rows: weights as ``norms.as_rows`` returns them, (runs, n) each.
+        places: memory for a copy of each of ``rows``, in its shape; None allocates it.
 
     Returns:
         float64 (2, runs, tensors): the norms first, then the numbers. A number is nan if the norm is not finite.
     """
     norms, counts = [], []
-    for w in rows:  # one copy at a time; much faster than torch's L1 norm and a bool mask
-        size = w.abs()
+    # one copy at a time; much faster than torch's L1 norm and a bool mask
+    for w, place in zip(rows, places or [None] * len(rows), strict=True):
+        size = torch.abs(w, out=place)
         norms.append(size.sum(1))
         counts.append(size.lt_(ZERO).sum(1))  # in place: 0 or 1 in the weight's own type
     results = torch.stack([torch.stack(values, dim=1) for values in (norms, counts)]).double()
