@@ -256,10 +256,6 @@ def test_a_run_that_diverges_leaves_the_others_as_they_are(name, compose, tmp_pa
     [
         (("optimizer=adam", "+optimizer.amsgrad=true", "regularizer=scheduled"), "optimizer.amsgrad"),
         (("optimizer=adams", "optimizer.amsgrad=true"), "optimizer.amsgrad"),
-        (
-            ("regularizer=pathprox", "regularizer/over_time=coherent", "regularizer.over_time.coherence=norm_ratio"),
-            "CoherenceGate(norm_ratio >= 0.1) needs the penalty's gradient, which PathProx has for single runs",
-        ),
     ],
 )
 def test_what_has_no_form_for_several_runs_is_refused(compose, overrides, told):

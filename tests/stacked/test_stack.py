@@ -70,6 +70,16 @@ SETTINGS = {
     "gate over decoupled l2": ("regularizer=coherent", "regularizer.route=decoupled", "optimizer=adam"),
     "gate over p-norm": ("regularizer=pnorm", "regularizer/over_time=coherent"),
     "gate over pathprox": ("regularizer=pathprox", "regularizer/over_time=coherent"),
+    **{
+        f"gate by {name} over {method}": (
+            f"regularizer={method}",
+            "regularizer/over_time=coherent",
+            f"regularizer.over_time.coherence={name}",
+            f"regularizer.over_time.threshold={threshold}",
+        )
+        for method in ("pathprox", "pnorm", "pnorm_prox")
+        for name, threshold in (("total_gradient", 0.9), ("norm_ratio", 0.1))
+    },
     "gate over a route": ("regularizer=coherent", "regularizer.route=first", *BIG_EPS),
     "scheduled, adam": ("regularizer=scheduled", "optimizer=adam"),
     "scheduled, adamw": ("regularizer=scheduled", "regularizer.scope=all", "optimizer=adamw"),

@@ -26,7 +26,6 @@ from wdlab.sweeps import stacks
 from wdlab.sweeps.compose import Composer
 from wdlab.sweeps.register import register
 
-NORM_RATIO = "regularizer.over_time.coherence=norm_ratio"
 STACKED = ("hydra/launcher=stacked", "runtime=cpu", "runtime.threads=1", "paths.runs=runs")
 
 
@@ -159,7 +158,6 @@ def test_stacks_are_of_one_network_and_length_and_keep_methods_together(compose)
     "overrides, told",
     [
         (("optimizer=adams", "optimizer.amsgrad=true"), "optimizer.amsgrad"),
-        (("regularizer=pathprox", "regularizer/over_time=coherent", NORM_RATIO), "CoherenceGate(norm_ratio"),
         (("runtime.precision=bf16",), "runtime.precision=bf16"),
         (("+optimizer.weight_decay=1e-4",), "optimizer.weight_decay"),
         (("model=vgg11", "dataset=cifar10"), "model=vgg11"),

@@ -64,10 +64,6 @@ class CoherenceGate(OverTime):
     def is_always_zero(self) -> bool:
         return self.coherence != "norm_ratio" and self.threshold > 1  # no cosine is greater than 1
 
-    @property
-    def reads_penalty(self) -> bool:
-        return self.coherence != "running_mean"
-
     def metrics(self) -> dict[str, Tensor]:
         """Return the last step's statistic under the name ``gradient/gate``; {} before the first step."""
         return {} if self.statistic is None else {"gradient/gate": self.statistic}

@@ -25,7 +25,6 @@ class DecoupledDecay(Regularizer):
     """
 
     stackable = True
-    stackable_penalty = True
 
     def __init__(self, params: Params, strength: float, over_time: Schedules = None) -> None:
         super().__init__(params, strength, over_time)

@@ -48,8 +48,6 @@ class InLoss(Regularizer):
             other than Adam and AdamW.
     """
 
-    stackable_penalty = True
-
     def __init__(
         self,
         params: Params,

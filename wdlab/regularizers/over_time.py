@@ -41,7 +41,6 @@ class OverTime:
     """The base class of the factors on a strength, with one factor per step; the class itself is the factor 1."""
 
     observes_gradients = False  # True if it keeps a state from one method's gradients, so two methods cannot share it
-    reads_penalty = False  # True if the factor depends on the gradient of the method's penalty
     # True if all runs of a stack have the same factor, or the factor is one per run; each subclass declares it anew
     stackable: ClassVar[bool] = True
     is_always_zero = False  # True if the factor is certain to be 0 in every step

@@ -21,8 +21,8 @@ SMALLEST_SUM = 1e-30
 class ActsOnRuns:
     """The base class of ``Regularizer`` with what a stack of runs needs."""
 
-    stackable: ClassVar[bool]  # True if the hooks can act on a stack of runs; each class declares it in its own body
-    stackable_penalty: ClassVar[bool] = False  # True if ``penalty_gradient`` can act on the tensors of a stack
+    # True if hooks and ``penalty_gradient`` can act on a stack of runs; each class declares it in its own body
+    stackable: ClassVar[bool]
 
     over_time: tuple[OverTime, ...]
     params: list[Tensor]
@@ -46,12 +46,7 @@ class ActsOnRuns:
         kind = type(self)
         if not vars(kind).get("stackable", False):
             return f"{kind.__name__} acts on single runs"
-        for schedule in self.over_time:
-            if obstacle := schedule.obstacle_to_stacking(optimizer):
-                return obstacle
-            if schedule.reads_penalty and not self.stackable_penalty:
-                return f"{schedule!r} needs the penalty's gradient, which {kind.__name__} has for single runs"
-        return None
+        return next(filter(None, (schedule.obstacle_to_stacking(optimizer) for schedule in self.over_time)), None)
 
     def gather_runs(self, runs: Sequence[Self]) -> None:
         """Take over the states of the methods of all runs of the view that this method is bound to.
