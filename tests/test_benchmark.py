@@ -85,6 +85,14 @@ def test_a_section_that_does_not_apply_here_writes_nothing(made):
     assert {path.stem for path in made.iterdir()} == {"optimizers", *TARGETS}
 
 
+def test_the_step_of_a_checkout_is_a_number_of_seconds():
+    script = PROJECT / "scripts" / "benchmarks" / "step_of_checkout.py"
+    for case in ("24 MLPs, PathProx", "one MLP 400 wide, Adam"):
+        command = [sys.executable, str(script), case, "--quick"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+        assert 0 < float(done.stdout) < 60
+
+
 @pytest.mark.parametrize("section", TARGETS)
 def test_a_section_of_several_parts_has_finite_numbers_and_its_targets(made, section):
     table = pd.read_csv(made / f"{section}.csv", keep_default_na=False)

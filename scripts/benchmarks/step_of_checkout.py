@@ -7,10 +7,15 @@ import statistics
 import sys
 import tempfile
 import time
+from unittest import mock
 
 import wdlab  # noqa: F401, before torch: sets how long torch's threads spin while they wait
 
 # isort: split
+import torch
+from omegaconf import DictConfig
+
+from wdlab import data
 from wdlab.build import build_experiment
 from wdlab.engine.one_run import OneRun
 from wdlab.records.directory import RunDirectory
@@ -21,11 +26,11 @@ from wdlab.settings import read
 from wdlab.stacked.program import Stack, StackedRun
 
 NEVER = 10**6  # more than the steps of a measurement
-WARM, STEPS, REPEATS = 30, 60, 7
+WARM, STEPS, REPEATS = (1, 1, 2) if "--quick" in sys.argv else (30, 60, 7)
 PLACE = ("runtime.device=cpu", "logger=disabled", f"train.steps={NEVER}")
 QUIET = (*PLACE, f"train.log_every={NEVER}", f"train.eval_every={NEVER}")
 SMALL = ("dataset=digits", "model=mlp", "model.width=128", "model.depth=6", "train.batch_size=50")
-WIDE = ("dataset=digits", "model=mlp", "model.width=400", "model.depth=6", "train.batch_size=200")
+WIDE = ("dataset=mnist", "model=mlp", "model.width=400", "model.depth=6", "train.batch_size=200")
 # name of a case -> number of runs (1: trained alone), overrides
 CASES = {
     "24 MLPs, L2": (24, (*SMALL, "regularizer=l2", "regularizer.strength=1e-3")),
@@ -36,8 +41,15 @@ CASES = {
 
 
 def seconds_of_a_step(runs: int, overrides: tuple[str, ...]) -> float:
-    """Return the median seconds of a step of a stack of ``runs`` runs, or of one run by itself."""
-    with tempfile.TemporaryDirectory() as folder:
+    """Return the median seconds of a step of a stack of ``runs`` runs, or of one run by itself.
+
+    Data sets that are not embedded are replaced by random images.
+    """
+    load = data.load
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(data, "load") as replaced:
+        replaced.side_effect = lambda dataset, *place: (
+            load(dataset, *place) if dataset["name"] == "digits" else _random_images(dataset)
+        )
         members, previous = [], None
         for seed in range(runs):
             config = compose_config([*QUIET, *overrides, f"seed={seed}"])
@@ -55,6 +67,14 @@ def seconds_of_a_step(runs: int, overrides: tuple[str, ...]) -> float:
         for member in members:
             member.recorder.close()
     return statistics.median(times[1:])
+
+
+def _random_images(dataset: DictConfig) -> data.Data:
+    """Return splits of 1,000 random images of a data set's shape."""
+    pixels = torch.randint(256, (1000, *dataset["shape"]), dtype=torch.uint8)
+    labels = torch.randint(dataset["classes"], (1000,))
+    split = data.Images(pixels, labels, list(dataset["mean"]), list(dataset["std"]), torch.device("cpu"), None)
+    return data.Data(split, split, split, "random")
 
 
 def _seconds(program: Stack | OneRun, steps: object, count: int) -> float:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from wdlab.homogeneous import unit_path_norms
+from wdlab.metrics.norms import as_rows
 from wdlab.metrics.sparsity import active_unit_share
 from wdlab.optimizers import SGDS, AdamS, PAdam
 from wdlab.records.identity import PROJECT
@@ -128,7 +129,7 @@ def test_agrees_with_the_released_steps_on_a_network(build, vectors, float64):
             check(parameters[name], expected, step)
         paths = unit_path_norms(pairs)
         assert float(torch.cat(paths).sum()) == pytest.approx(golden["path_norm"][step], rel=TOLERANCE)
-        assert 100 * float(active_unit_share(paths)) == pytest.approx(golden["active_percent"][step], rel=TOLERANCE)
+        assert 100 * float(active_unit_share(as_rows(paths))) == pytest.approx(golden["active_percent"][step], rel=TOLERANCE)
 
 
 def test_every_vector_has_a_method():
