@@ -51,3 +51,17 @@ def test_a_process_ends_with_its_code_its_output_and_what_is_registered(body, co
 def test_a_process_ends_without_releasing_its_objects():
     code = f"{AT_EXIT}class Kept:\n    def __del__(self): print('released')\nkept = Kept()\nrun_and_exit(lambda: 0)"
     assert python("-c", code).stdout == "at exit\n"
+
+
+def test_a_process_without_an_output_ends_well():
+    command = f'{sys.executable} -c "from wdlab.process import run_and_exit; run_and_exit(int)" >&-'
+    done = subprocess.run(command, shell=True, env={"PYTHONPATH": str(PROJECT)}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("sweep", [(), ("-m", "seed=0,1", "hydra/launcher=stacked")])
+def test_a_training_ends_without_releasing_its_objects(sweep, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import os; os._exit = lambda code: print('quick end')")
+    words = ("dataset=digits", "model=mlp", "model.width=4", "train.steps=2", "runtime.device=cpu", "logger=disabled")
+    done = python("-m", "wdlab.train", *sweep, *words, f"paths.runs={tmp_path / 'runs'}", path=str(tmp_path))
+    assert done.returncode == 0 and "quick end" in done.stdout, done.stderr

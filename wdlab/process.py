@@ -45,9 +45,10 @@ def run_and_exit(main: Callable[[], object]) -> NoReturn:
     if threading.active_count() == 1 and isinstance(code, int | None):
         atexit._run_exitfuncs()  # Python has no public function for this
         try:
-            sys.stdout.flush()
-            sys.stderr.flush()
-        except OSError:  # the reader of a pipe has ended; Python reports it
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:  # None if the process was started without it
+                    stream.flush()
+        except (OSError, ValueError):  # the reader of a pipe has ended, which Python reports; a closed stream
             sys.exit(code)
         os._exit(code or 0)
     sys.exit(code)

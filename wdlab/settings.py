@@ -106,7 +106,8 @@ class RuntimeSettings:
         channels_last: ``auto`` keeps the channels of a pixel together in memory in networks with convolutions, if torch
             computes the convolutions correctly in this layout; ``never`` does not.
         fused: ``auto`` lets Adam, AdamW, SGD and the drop-in optimizers take torch's fused step where torch has one for
-            their parameters; ``never`` does not. ``optimizer.fused`` and ``optimizer.foreach`` take precedence.
+            their parameters; ``never`` does not. ``optimizer.fused`` and ``optimizer.foreach`` take precedence. The
+            runs of a stack always take it.
         compile: True compiles the network by ``torch.compile``.
         checkpoint_seconds: seconds from one checkpoint to the next; 0 writes one after every update.
     """

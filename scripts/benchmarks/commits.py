@@ -38,5 +38,5 @@ def _seconds(checkout: Path, name: str) -> float:
     """Return the seconds of a step of a case with the ``wdlab`` of a checkout."""
     script = PROJECT / "scripts" / "benchmarks" / "step_of_checkout.py"
     environment = os.environ | {"PYTHONPATH": str(checkout)}
-    command = [sys.executable, str(script), name]  # no -m: the package `benchmarks` is this checkout's
+    command = [sys.executable, str(script), name]  # with -m Python would find the wdlab of this checkout
     return float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)

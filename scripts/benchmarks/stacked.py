@@ -18,7 +18,7 @@ from benchmarks.timing import SPEED_UP, Case, Options, Page, Part, part
 from wdlab import loop
 from wdlab.build import build_experiment, build_parts, predictions_per_batch
 from wdlab.data import Data
-from wdlab.engine import device
+from wdlab.engine import device, fused
 from wdlab.engine.experiment import Experiment
 from wdlab.engine.one_run import OneRun
 from wdlab.records.directory import RunDirectory
@@ -85,6 +85,7 @@ class Sweep:
         examples = predictions_per_batch(config) * (len(self._configs) if together else 1)
         machine = device.set_up(config["runtime"], model, together, examples)
         machine.place(model)
+        fused.choose_step(model, optimizer, machine.fused)
         return Experiment(model, self._data, optimizer, regularizer, lr_factor, machine, config["seed"])
 
     def _timed(self, fit: Callable[[list[StackedRun], TrainSettings], object], together: bool = False) -> float:

@@ -41,7 +41,7 @@ CASES = {
 
 
 def seconds_of_a_step(runs: int, overrides: tuple[str, ...]) -> float:
-    """Return the median seconds of a step of a stack of ``runs`` runs, or of one run by itself.
+    """Return the median seconds of a step of a stack of ``runs`` runs, or of one run that is trained alone.
 
     Data sets that are not embedded are replaced by random images.
     """

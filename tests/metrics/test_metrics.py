@@ -169,6 +169,18 @@ def test_every_metric_of_every_method_is_finite(name):
             assert {key for key, value in values.items() if not math.isfinite(value)} == set()
 
 
+def test_a_decayed_tensor_may_be_larger_than_every_weight():
+    large = nn.Sequential(nn.Conv2d(1, 300, 1, bias=False), nn.LayerNorm([300, 4, 4]), nn.AvgPool2d(4), nn.Flatten())
+    large.append(nn.Linear(300, 3))
+    data, regularizer = random_images(), regularizers.L2.for_model(large, 1.0, scope="all")
+    optimizer = torch.optim.SGD(large.parameters(), lr=0.1)
+    regularizer.attach(optimizer)
+    metrics = Metrics(large, data, regularizer)
+    square = sum(p.detach().square().sum().item() for p in large.parameters())
+    make_step(metrics, optimizer, *data.train.examples(slice(0, 12)))
+    assert metrics.measure(False)["gradient/penalty_norm"] == pytest.approx(math.sqrt(square), rel=1e-5)
+
+
 def test_the_norm_at_a_log_point_is_that_of_the_new_weights():
     torch.manual_seed(0)
     data, model = random_images(), MLP((1, 4, 4), 3, width=4, depth=2)

@@ -152,8 +152,8 @@ def nearly(value, rel=2e-4, abs=2e-6):
 
 def nearly_equal(row):
     """A log line up to rounding. Where decay makes most of an update, little is left of its angle but rounding."""
-    angle = "scale_invariant/angular_update"
-    return {key: nearly(value, rel=1e-3 if key == angle else 2e-4) for key, value in row.items()}
+    rel = {"scale_invariant/angular_update": 1e-3, "step": 0, "epoch": 0, "lr": 0}
+    return {key: nearly(value, rel.get(key, 2e-4), 0 if rel.get(key) == 0 else 2e-6) for key, value in row.items()}
 
 
 def to_the_last_digits(row):

@@ -152,6 +152,9 @@ def test_stacks_are_of_one_network_and_length_and_keep_methods_together(compose)
     found = stacks.group_into_stacks([*same, *other], most=4)
     assert [len(stack) for stack in found] == [3, 3] and all(job.reason for job in other)
     assert [[j.config["regularizer"]["name"] for j in stack] for stack in found] == [["l1"] * 3, ["l2"] * 3]
+    rates = [job("regularizer=l2", f"seed={s}", f"optimizer.lr={lr}") for s in range(2) for lr in (0.2, 0.1)]
+    (stack,) = stacks.group_into_stacks(rates, most=4)
+    assert [j.config["optimizer"]["lr"] for j in stack] == [0.2, 0.2, 0.1, 0.1]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The measurements, log lines and checkpoints of one run."""
+"""The measurements, log lines and checkpoints of one run, or of several that are trained side by side."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -112,15 +112,16 @@ class RunObserver:
         clock = {"step": step, "epoch": step / self._steps_per_epoch}
         strengths = [run.experiment.regularizer.strength_on_device for run in self._runs]
         on_device = {"finite": finite}
-        if any(isinstance(strength, Tensor) for strength in strengths):
-            on_device["strength"] = torch.stack([torch.as_tensor(s, device=finite.device) for s in strengths])
+        if depend_on_gradients := [s for s in strengths if isinstance(s, Tensor)]:
+            zero = torch.zeros_like(depend_on_gradients[0])  # in place of numbers, which need no transfer
+            on_device["strength"] = torch.stack([s if isinstance(s, Tensor) else zero for s in strengths])
         full = (is_due(self._settings, event, step) for event in ("eval_every", "sharpness_every"))
         lines = self._metrics.measure(*full, evaluated, on_device, which)
         are_finite = []
         for k, values in zip(which, lines, strict=True):
             lr, strength = self._runs[k].experiment.optimizer.param_groups[0]["lr"], strengths[k]
-            losses_are_finite = bool(values.pop("finite"))
-            line = clock | {"lr": lr, "strength": values.pop("strength", strength)} | values
+            losses_are_finite, read = bool(values.pop("finite")), values.pop("strength", None)
+            line = clock | {"lr": lr, "strength": read if isinstance(strength, Tensor) else strength} | values
             self._runs[k].recorder.log(line)
             are_finite.append(losses_are_finite and all(math.isfinite(values.get(key, 0.0)) for key in FINITE_KEYS))
         return are_finite

@@ -17,6 +17,8 @@ log = logging.getLogger("wdlab")
 
 SECONDS_BETWEEN_LINES = 30
 
+tqdm.monitor_interval = 0  # no thread that watches bars: it never ends, and `wdlab.process` waits for threads
+
 
 class Progress:
     """Display of the progress of a run, as a context manager. It is updated at log points, so other steps cost nothing.

@@ -91,8 +91,8 @@ class MetricsOfRuns:
         parts = self._parts()
         if not self._old_parts:
             self._old_parts = [[torch.empty_like(w) for w in part] for part in parts]
-            of_cpu = [w for part in parts for w in part if w.is_cpu]
-            self._scratch = torch.empty_like(max(of_cpu, key=Tensor.numel)).flatten() if of_cpu else None
+            largest = max(self._parameters, key=Tensor.numel)
+            self._scratch = torch.empty_like(largest).flatten() if largest.is_cpu else None
         old_norms = []
         for old, part in zip(self._old_parts, parts, strict=True):
             torch._foreach_copy_(old, part)

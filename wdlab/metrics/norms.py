@@ -53,7 +53,7 @@ def each_dot(left: Sequence[Tensor], right: Sequence[Tensor], scratch: Tensor | 
 
 def _place(scratch: Tensor | None, like: Tensor) -> Tensor | None:
     """Return a part of ``scratch`` in the shape of ``like``; None if there is none of its type."""
-    if scratch is None or scratch.dtype != like.dtype:
+    if scratch is None or scratch.dtype != like.dtype or scratch.numel() < like.numel():
         return None
     return scratch[: like.numel()].view_as(like)
 

@@ -38,7 +38,7 @@ from wdlab.records.provenance import _ENVIRONMENT, code_version, package_version
 TARGET_GROUPS = ("model", "optimizer", "regularizer", "regularizer/over_time", "lr_schedule")
 
 FINISHED = ("done", "diverged")
-_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # the same text by C code takes a quarter of the time
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # the same values by C code take a quarter of the time
 _TAIL_BYTES = 16_384  # more than the longest line of metrics.jsonl
 _LOCK_SECONDS = 0.2  # how long a run waits for its lock; reading ``is_locked`` takes the lock for microseconds
 _UNUSABLE = (ValueError, TypeError, LookupError, OverflowError, RecursionError)  # raised by parsing damaged files

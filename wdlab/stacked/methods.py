@@ -50,7 +50,8 @@ class RowsView:
         step: int,
     ) -> None:
         self.optimizer, self.rows, self.runs, self.step = optimizer, rows, rows.stop - rows.start, step
-        self._strengths = self.lr = as_column(strengths)
+        self._strengths = as_column(strengths)
+        self.lr = torch.zeros_like(self._strengths)
         own = list(model.parameters())
         self._tensors = {id(p): stacked[rows] for p, stacked in zip(own, network.parameters, strict=True)}
         for tensor, stacked in zip(self._tensors.values(), network.parameters, strict=True):

@@ -93,7 +93,7 @@ class StackedNetwork:
 
     @torch.no_grad()
     def backward(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Compute the loss of each run on its batch and put the gradients into ``gradients``.
+        """Compute the loss of each run on its batch and put the gradients into the ``grad`` of ``parameters``.
 
         Args:
             inputs: the batch of each run, (runs, batch, ...).

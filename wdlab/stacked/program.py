@@ -2,10 +2,10 @@
 
 The runs may differ in seed, in regularizer, and in numbers of the optimizer such as the learning rate.
 
-Each run is an ordinary experiment whose tensors are slices of shared batched tensors. Metrics, recorder and checkpoints
-of a run have access to its own slices only and are the same as for a run that is trained alone. Forward and backward
-passes of all runs are batched matrix products, and a method acts on several runs at once, with a strength, a learning
-rate and statistics of the gradients for each.
+Each run is an ordinary experiment whose tensors are slices of shared batched tensors. Its recorder and checkpoints are
+the same as for a run that is trained alone. Forward and backward passes of all runs are batched matrix products, the
+metrics of all runs are measured at once, and a method acts on several runs at once, with a strength, a learning rate
+and statistics of the gradients for each.
 """
 
 import contextlib
@@ -94,12 +94,12 @@ class Stack:
         self._step = kind(self._network, group, self._base_lrs, self.first > 0)
         self._share_moments()
         self._lrs = as_column(self._numbers(self._base_lrs))
-        regularizers, self._acting = self._methods_of_runs()
+        self._regularizers, self._acting = self._methods_of_runs()
         finite = torch.tensor([run.start is None or run.start["finite"] for run in runs])
         self._finite = finite.to(self._network.parameters[0].device)
         observed = [ObservedRun(run.experiment, run.run, run.recorder) for run in runs]
         per_epoch, tensor = self._batches.steps_per_epoch, self._network.tensor
-        self._observer = RunObserver(observed, settings, per_epoch, tensor=tensor, methods=regularizers)
+        self._observer = RunObserver(observed, settings, per_epoch, tensor=tensor, methods=self._regularizers)
         self.last: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
@@ -205,6 +205,8 @@ class Stack:
             experiment.regularizer.updates = steps
             for p in experiment.model.parameters() if self._step.state else ():
                 experiment.optimizer.state[p].update(self._step.scalars(steps))
+        for one in self._regularizers:  # also of those that do not act
+            one.method.updates = steps
         for stacked in self._acting:
             stacked.write_back()
 

@@ -61,8 +61,8 @@ class SGDStep(Step):
 
     def __call__(self, factor: float, step: int) -> None:
         """Make update ``step + 1`` of every run; ``factor`` multiplies the learning rates."""
-        names = ("momentum", "dampening", "nesterov", "maximize")
-        settings = {name: self._group[name] for name in names}
+        names = ("momentum", "dampening", "nesterov")
+        settings = {name: self._group[name] for name in names} | {"maximize": False}
         for part in self._parts:
             moments = part.moments[0] if part.moments else []
             numbers = {"lr": part.lr * factor, "weight_decay": 0.0, "is_first_step": not self._begun}
@@ -81,19 +81,17 @@ class AdamStep(Step):
     """
 
     def __init__(self, network: StackedNetwork, group: Mapping[str, Any], lrs: Sequence[float], begun: bool) -> None:
-        names = ["exp_avg", "exp_avg_sq"] + (["max_exp_avg_sq"] if group["amsgrad"] else [])
-        super().__init__(network, group, lrs, names)
+        super().__init__(network, group, lrs, ["exp_avg", "exp_avg_sq"])
         self._steps = [torch.zeros((), device=p.device) for p in network.parameters[:1]] * len(network.parameters)
         self._decay = group["weight_decay"] if group.get("decoupled_weight_decay") else 0.0
 
     def __call__(self, factor: float, step: int) -> None:
         """Make update ``step + 1`` of every run; ``factor`` multiplies the learning rates."""
         self._steps[0].fill_(step + 1)
-        settings = {name: self._group[name] for name in ("eps", "amsgrad", "maximize")}
-        settings["beta1"], settings["beta2"] = self._group["betas"]
+        (beta1, beta2), eps = self._group["betas"], self._group["eps"]
+        settings = {"beta1": beta1, "beta2": beta2, "eps": eps, "amsgrad": False, "maximize": False}
         for part in self._parts:
-            means, squares, *largest = part.moments
-            lists = part.params, part.gradients, means, squares, largest[0] if largest else [], self._steps
+            lists = part.params, part.gradients, *part.moments, [], self._steps
             torch._fused_adamw_(*lists, lr=part.lr * factor, weight_decay=self._decay, **settings)
 
     def scalars(self, step: int) -> dict[str, Tensor]:

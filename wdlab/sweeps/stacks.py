@@ -93,7 +93,10 @@ def _free_settings(target: str | None) -> tuple[str, ...]:
 
 
 def group_into_stacks(jobs: Sequence[StackCandidate], most: int) -> list[list[StackCandidate]]:
-    """Return groups of at most ``most`` jobs that may be trained side by side, with jobs of one method together.
+    """Return groups of at most ``most`` jobs that may be trained side by side.
+
+    Jobs of one method are neighbours, and among them jobs with one learning rate, which share a kernel of the
+    optimizer's step.
 
     A job that would be the only job of its group is left out and gets a ``reason``, unless it was begun in a stack: a
     stack of one job computes the same numbers, to the last bit, as a stack of several.
@@ -103,7 +106,8 @@ def group_into_stacks(jobs: Sequence[StackCandidate], most: int) -> list[list[St
         by_key.setdefault(job.stack_key, []).append(job)
     result = []
     for group in by_key.values():
-        group.sort(key=lambda job: job.method_key)
+        lrs = [job.config["optimizer"].get("lr") for job in group]
+        group.sort(key=lambda job: (job.method_key, lrs.index(job.config["optimizer"].get("lr"))))
         size = math.ceil(len(group) / math.ceil(len(group) / most))
         result += [group[first : first + size] for first in range(0, len(group), size)]
     for group in result:

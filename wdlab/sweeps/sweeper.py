@@ -20,7 +20,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from wdlab import interpolations
+from wdlab import interpolations, process
 from wdlab.engine import parallel, stopping
 from wdlab.errors import ConfigError, explain
 from wdlab.sweeps.compose import Composer
@@ -30,6 +30,8 @@ from wdlab.sweeps.slurm import SlurmLauncher
 from wdlab.sweeps.stacked_launcher import StackedLauncher
 from wdlab.sweeps.summary import print_counts, print_summary
 from wdlab.validation import check_jobs
+
+MANY_JOBS = 200  # from this number on, the garbage of composing them is collected
 
 
 class Sweep(Sweeper):
@@ -70,6 +72,8 @@ class Sweep(Sweeper):
         by_run: dict[Path, SweepJob] = {}  # two combinations of values may make the same run
         jobs = []
         for number, overrides in enumerate(self._job_overrides(arguments)):
+            if number == MANY_JOBS:
+                process.resume_collections()
             job = composer.job(overrides, number)
             jobs.append(by_run.setdefault(job.directory.path.absolute(), job))
         if not jobs:
