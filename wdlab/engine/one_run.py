@@ -53,9 +53,9 @@ class BatchGradient:
         Returns:
             The mean cross-entropy in nats with label smoothing, a detached 0-dim tensor.
         """
+        self._optimizer.zero_grad(set_to_none=True)
         with self._machine.autocast():
             loss = cross_entropy(self._forward(inputs), labels, label_smoothing=self._label_smoothing)
-        self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         return loss.detach()
 

@@ -97,7 +97,7 @@ def _sums(
         return _Sums(section, loss_square, zero, zero)
     gradients = as_rows([p.grad for p in params], stacked, params)
     slopes = as_rows(regularizer.penalty_gradient(params), stacked, params)
-    product, square = each_dot(gradients, slopes, scratch).sum(1), each_norm(slopes).square().sum(1)
+    product, square = each_dot(gradients, slopes, scratch).sum(1), each_norm(slopes, stacked).square().sum(1)
     if stacked:  # a run without decay: also where the slope is infinite
         product, square = (torch.where(strength.flatten() == 0, zero, sums) for sums in (product, square))
     return _Sums(section, loss_square, product, square)

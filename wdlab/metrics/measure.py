@@ -41,6 +41,22 @@ class _Entry(NamedTuple):
     value: Tensor  # (rows,), or (1,) if it is the same for all of them
 
 
+class _Sums(NamedTuple):
+    """Lists of L2 norm, L1 norm and number of zeros of every weight, (runs,) each."""
+
+    l2: list[Tensor]
+    l1: list[Tensor]
+    zeros: list[Tensor]
+
+    def add(self, rows: Sequence[Tensor], stacked: bool, places: Sequence[Tensor] | None = None) -> None:
+        """Append the sums of weights; ``places``: memory for a copy of each, None allocates it."""
+        self.l2.extend(norms.norms_of_rows(rows, stacked))
+        for w, place in zip(rows, places or [None] * len(rows), strict=True):
+            l1, zeros = sparsity.l1_norm_and_zeros(w, place)
+            self.l1.append(l1)
+            self.zeros.append(zeros)
+
+
 class MetricsOfRuns:
     """The metrics of several models of one shape, each trained with its own regularizer, or of a single model.
 
@@ -82,7 +98,7 @@ class MetricsOfRuns:
         self._pairs = _pairs_if_any(first)
         self._all = slice(0, len(models))
         self._of_step: list[_Entry] = []  # the metrics of the update
-        self._state: Sequence[Tensor] | None = None  # the result of _sums after the update
+        self._state: Sequence[Tensor] | None = None  # norms and zeros of the weights after the update, see _Sums
         self._old_parts: list[list[Tensor]] = []  # copies of the weights; reused, since allocation takes longer
 
     @torch.no_grad()
@@ -96,10 +112,10 @@ class MetricsOfRuns:
         old_norms = []
         for old, part in zip(self._old_parts, parts, strict=True):
             torch._foreach_copy_(old, part)
-            old_norms.append(norms.each_norm(part))
-        self._old_norms = torch.cat(old_norms, dim=1)
+            old_norms += norms.norms_of_rows(part, self._stacked)
+        self._old_norms = torch.stack(old_norms, dim=1).double()
         live = [p for p in self._parameters if p.grad is not None]
-        gradient_norms = norms.each_norm(norms.as_rows([p.grad for p in live], self._stacked, live))
+        gradient_norms = norms.each_norm(norms.as_rows([p.grad for p in live], self._stacked, live), self._stacked)
         of_parameter = dict(zip(map(id, live), gradient_norms.unbind(1), strict=True))
         zero = torch.zeros_like(gradient_norms[:, 0])
         of_weights = torch.stack([of_parameter.get(id(w), zero) for w in self.weights], dim=1)
@@ -121,16 +137,15 @@ class MetricsOfRuns:
     @torch.no_grad()
     def after_step(self) -> None:
         """Measure the update from the weights before and after it."""
-        sums = []
+        lengths, products, state = [], [], _Sums([], [], [])
         for old, part in zip(self._old_parts, self._parts(), strict=True):
             torch._foreach_sub_(old, part)  # old - new
-            lengths = norms.each_norm(old)
+            lengths += norms.norms_of_rows(old, self._stacked)
             torch._foreach_mul_(old, part)
-            products = torch.stack([product.sum(1) for product in old], dim=1).double()
-            sums.append(torch.stack([lengths, products, *_sums(part, old)]))
-        update_norms, products, *state = torch.cat(sums, dim=2)
-        products = -products - update_norms.square()
-        self._state, new_norms = state, state[0]
+            products += [product.sum(1) for product in old]
+            state.add(part, self._stacked, old)
+        update_norms, products, *self._state = _per_tensor(lengths, products, *state)
+        products, new_norms = -products - update_norms.square(), self._state[0]
         for one, comparison in zip(self._methods, self._comparisons, strict=True):
             self._of_step += [_Entry(name, one.rows, value) for name, value in comparison.values().items()]
         values = {
@@ -170,13 +185,16 @@ class MetricsOfRuns:
         paths, parts = self._paths(), self._parts()
         of_step, state = self._of_step, self._state
         if state is None:
-            state = torch.cat([torch.stack(_sums(part)) for part in parts], dim=2)
+            sums = _Sums([], [], [])
+            for part in parts:
+                sums.add(part, self._stacked)
+            state = _per_tensor(*sums)
         self._of_step, self._state = [], None
         l2, l1, zeros = state
         values = {
             "norm/weight_l2": norms.total_norm(l2),
             "norm/weight_l1": l1.sum(1),
-            "sparsity/weights": zeros.sum(1) / sum(rows.shape[1] for part in parts for rows in part),
+            "sparsity/weights": sparsity.share_of_zeros(l1, zeros, sum(w.shape[1] for part in parts for w in part)),
         }
         if paths:
             values["norm/path"] = norms.path_norm(paths)
@@ -267,14 +285,10 @@ class Metrics(MetricsOfRuns):
         return line
 
 
-def _sums(rows: Sequence[Tensor], places: Sequence[Tensor] | None = None) -> list[Tensor]:
-    """Return three tensors (runs, tensors): L2 norm, L1 norm and number of zeros of the rows of every tensor.
-
-    Args:
-        rows: the weights.
-        places: as in ``sparsity.l1_norms_and_zeros``.
-    """
-    return [norms.each_norm(rows), *sparsity.l1_norms_and_zeros(rows, places)]
+def _per_tensor(*lists: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return lists of one tensor (runs,) per weight as one tensor each, float64 (runs, weights)."""
+    together = torch.stack([value for values in lists for value in values], dim=1).double()
+    return together.unflatten(1, (len(lists), -1)).unbind(1)
 
 
 def _pairs_if_any(model: nn.Module) -> list[Pair]:

@@ -31,11 +31,21 @@ def _as_row(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor.reshape(1, -1)
 
 
-def each_norm(rows: Sequence[Tensor]) -> Tensor:
-    """Return the L2 norm of each row of each tensor: float64 (runs, tensors)."""
-    if not rows[0].is_cpu and rows[0].shape[0] == 1:  # one launch for all tensors
-        return torch.stack(torch._foreach_norm(rows)).double().unsqueeze(0)
-    return torch.stack([torch.linalg.vector_norm(t, dim=1) for t in rows], dim=1).double()
+def each_norm(rows: Sequence[Tensor], stacked: bool = False) -> Tensor:
+    """Return the L2 norm of each row of each tensor: float64 (runs, tensors); ``stacked`` as in ``norms_of_rows``."""
+    return torch.stack(norms_of_rows(rows, stacked), dim=1).double()
+
+
+def norms_of_rows(rows: Sequence[Tensor], stacked: bool = False) -> list[Tensor]:
+    """Return the L2 norm of each row of each tensor, (runs,) per tensor, in the tensors' own type.
+
+    Args:
+        rows: rows.
+        stacked: True for the runs of a stack, however many they are, whose sums are rounded in one way.
+    """
+    if stacked:
+        return [torch.linalg.vector_norm(t, dim=1) for t in rows]
+    return [norm.unsqueeze(0) for norm in torch._foreach_norm(rows)]
 
 
 def each_dot(left: Sequence[Tensor], right: Sequence[Tensor], scratch: Tensor | None = None) -> Tensor:

@@ -8,25 +8,29 @@ from torch import Tensor
 ZERO = 1e-13  # a weight below this counts as zero, as in the released code of P2
 
 
-def l1_norms_and_zeros(rows: Sequence[Tensor], places: Sequence[Tensor | None] | None = None) -> Tensor:
-    """Return the L1 norm of each row of each tensor, and the number of its elements with ``|w| < 1e-13``.
+def l1_norm_and_zeros(weight: Tensor, place: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the L1 norm of each row of a weight, and the number of its elements with ``|w| < 1e-13``.
 
     Args:
-        rows: weights as ``norms.as_rows`` returns them, (runs, n) each.
-        places: memory for a copy of each of ``rows``, in its shape; None allocates it.
+        weight: rows as ``norms.as_rows`` returns them, (runs, n).
+        place: memory for a copy of ``weight``, in its shape; None allocates it.
 
     Returns:
-        float64 (2, runs, tensors): the norms first, then the numbers. A number is nan if the norm is not finite.
+        The norms (runs,) and the numbers (runs,), in the weight's own type.
     """
-    norms, counts = [], []
-    # one copy at a time; much faster than torch's L1 norm and a bool mask
-    for w, place in zip(rows, places or [None] * len(rows), strict=True):
-        size = torch.abs(w, out=place)
-        norms.append(size.sum(1))
-        counts.append(size.lt_(ZERO).sum(1))  # in place: 0 or 1 in the weight's own type
-    results = torch.stack([torch.stack(values, dim=1) for values in (norms, counts)]).double()
-    results[1].masked_fill_(~torch.isfinite(results[0]), torch.nan)
-    return results
+    size = torch.abs(weight, out=place)  # one copy; much faster than torch's L1 norm and a bool mask
+    return size.sum(1), size.lt_(ZERO).sum(1)  # in place: 0 or 1 in the weight's own type
+
+
+def share_of_zeros(l1_norms: Tensor, zeros: Tensor, count: int) -> Tensor:
+    """Return the share of zeros among all weights, in [0, 1], (runs,); nan if a weight is not finite.
+
+    Args:
+        l1_norms: the L1 norm of each weight tensor, float64 (runs, tensors).
+        zeros: the number of zeros of each weight tensor, float64 (runs, tensors).
+        count: the number of elements of all weight tensors of a run.
+    """
+    return torch.where(torch.isfinite(l1_norms), zeros, torch.nan).sum(1) / count
 
 
 def active_unit_share(paths: Sequence[Tensor]) -> Tensor:
