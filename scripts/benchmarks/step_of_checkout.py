@@ -1,6 +1,8 @@
 """Time the steps of a case with the ``wdlab`` that Python finds, and print the seconds of a step. See ``commits``.
 
 PYTHONPATH=CHECKOUT python scripts/benchmarks/step_of_checkout.py "24 MLPs, L2"
+
+With ``--profile`` it also prints which operations take the time.
 """
 
 import statistics
@@ -14,6 +16,7 @@ import wdlab  # noqa: F401, before torch: sets how long torch's threads spin whi
 # isort: split
 import torch
 from omegaconf import DictConfig
+from torch.profiler import ProfilerActivity, profile
 
 from wdlab import data
 from wdlab.build import build_experiment
@@ -64,6 +67,10 @@ def seconds_of_a_step(runs: int, overrides: tuple[str, ...]) -> float:
             program.begin()
             steps = iter(range(NEVER))
             times = [_seconds(program, steps, WARM), *(_seconds(program, steps, STEPS) for _ in range(REPEATS))]
+            if "--profile" in sys.argv:
+                with profile(activities=[ProfilerActivity.CPU]) as profiled:
+                    _seconds(program, steps, STEPS)
+                print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=10))
         for member in members:
             member.recorder.close()
     return statistics.median(times[1:])
