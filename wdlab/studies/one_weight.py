@@ -3,12 +3,13 @@
 ``configs/figure`` names the function :func:`one_weight`, and ``wdlab.analysis.tables`` calls it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.optimize import brentq
+from torch import Tensor
 
 from wdlab.regularizers import Lp, PNormDecay, Regularizer
 
@@ -93,12 +94,24 @@ def _paths(
     optimizer = torch.optim.SGD([weights], lr=lr)
     _method(kind, weights, strength, p).attach(optimizer)
     path = [weights.detach().clone()]
-    for _ in range(steps):
-        optimizer.zero_grad()
-        ((weights - targets).square().sum() / 2).backward()
-        optimizer.step()
-        path.append(weights.detach().clone())
+    for now in descend(optimizer, lambda w: w - targets, steps):
+        path.append(now.clone())
     return torch.stack(path).numpy()
+
+
+def descend(optimizer: torch.optim.Optimizer, slope: Callable[[Tensor], Tensor], steps: int) -> Iterator[Tensor]:
+    """Make steps of an optimizer on a vector of independent weights, and yield the vector after each step.
+
+    Args:
+        optimizer: an optimizer of one tensor, shape (n,), with the methods attached to it.
+        slope: the function that returns the derivative of each weight's loss without the penalty, shape (n,).
+        steps: the number of steps.
+    """
+    (weights,) = optimizer.param_groups[0]["params"]
+    for _ in range(steps):
+        weights.grad = slope(weights.detach())
+        optimizer.step()
+        yield weights.detach()
 
 
 def _rows(path: np.ndarray, limit: float, log_every: int) -> pd.DataFrame:

@@ -16,59 +16,10 @@ from matplotlib.ticker import NullFormatter, PercentFormatter
 
 from wdlab.analysis import claims, style
 
-FORM_TITLES = {"lp": "in the gradient", "pnorm": "decoupled (pWD)"}
-STEPS_SHOWN = 80  # of a path; later the weights do not move any more
 # Distances, positive for an accuracy and negative for a loss. NEAR: the distance from AdamW's best value that counts as
 # near. CLOSER: the distance from the best value of all methods down to which the closer view reaches.
 NEAR_ACCURACY, NEAR_NATS = 0.01, -0.05
 CLOSER_ACCURACY, CLOSER_NATS = 0.08, -0.5
-
-
-def fig4(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
-    """Draw paths of one weight (upper row), and the end of each path against the minimum of the loss (lower row).
-
-    In the left column the penalty is in the gradient, in the right column it is decoupled. Thin lines are exact fixed
-    points. If a weight does not settle, a bar spans the middle half of its values in the last quarter of its path.
-    """
-    figure, axes = plt.subplots(2, 2, figsize=(7.2, 5.6), sharey="row", layout="constrained")
-    titles = {panel["panel"]: panel["title"] for panel in panels}
-    for column, (form, name) in enumerate(FORM_TITLES.items()):
-        rows = table[table["regularizer"] == form]
-        _paths(axes[0, column], rows[rows["panel"] == "paths"])
-        _ends(axes[1, column], rows[rows["panel"] == "shrinkage"])
-        axes[0, column].set_title(f"{titles['paths']}: {name}")
-        axes[1, column].set_title(f"{titles['shrinkage']}: {name}")
-    axes[0, 0].set_ylabel("weight w")
-    axes[1, 0].set_ylabel("w at the end")
-    axes[0, 1].legend(loc=(0.42, 0.18), ncols=2, fontsize=7)
-    axes[1, 1].legend(loc="upper left", fontsize=7.5)
-    return figure
-
-
-def _paths(axes: Axes, rows: pd.DataFrame) -> None:
-    """Draw the weight by step, one line for each start, and the fixed points at which the lines should end."""
-    for value in rows["fixed_point"].unique():
-        axes.axhline(value, color="0.6", linewidth=1)
-    for (start, path), color, line in zip(rows.groupby("start"), 2 * style.PALETTE, 3 * style.LINES, strict=False):
-        axes.plot(path["step"], path["weight"], line, color=color, linewidth=1.1, label=f"from {start:g}")
-    axes.set_xlim(-2, STEPS_SHOWN)
-    axes.set_xlabel("step")
-
-
-def _ends(axes: Axes, rows: pd.DataFrame) -> None:
-    """Draw for each p the end of each path against its target (the minimum of the loss), and a line of fixed points.
-
-    If a weight does not settle, a bar spans its quartiles, with the marker in the middle of the bar.
-    """
-    last = rows[rows["step"] == rows["step"].max()]
-    for (p, part), color, marker in zip(last.groupby("p"), style.PALETTE, style.MARKERS, strict=False):
-        part = part.sort_values("target")
-        axes.plot(part["target"], part["fixed_point"], color=color, alpha=0.5, linewidth=1)
-        ends = part["weight"].fillna((part["low"] + part["high"]) / 2)
-        bars = [ends - part["low"], part["high"] - ends]
-        bars = [bar.where(part["weight"].isna(), 0.0) for bar in bars]
-        axes.errorbar(part["target"], ends, bars, fmt=marker, color=color, mfc="white", ms=4.5, label=f"p = {p:g}")
-    axes.set_xlabel("target: where the loss is least")
 
 
 def fig5(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
