@@ -38,7 +38,7 @@ def fig4(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
         axes[2, column].set_title(titles[panel])
     axes[0, 0].set_ylabel("weight w")
     axes[1, 0].set_ylabel("w at the end")
-    axes[0, 1].legend(loc=(0.42, 0.18), ncols=2, fontsize=7)
+    axes[0, 1].legend(loc=(0.36, 0.18), ncols=2, fontsize=7)
     axes[1, 1].legend(loc="upper left", fontsize=7.5)
     return figure
 

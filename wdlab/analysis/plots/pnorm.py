@@ -1,4 +1,4 @@
-"""The plots of P2 (p-norm weight decay, arXiv 2404.10824).
+"""The plots of P2 (p-norm weight decay, arXiv 2404.10824) but for fig4, which is in ``one_weight``.
 
 Called by ``figures``, which reads their names in ``configs/figure``. A plot is a function of the table of the runs, the
 table of the probes if the figure has one, and the declarations of the panels. It returns the picture.
@@ -16,17 +16,21 @@ from matplotlib.ticker import NullFormatter, PercentFormatter
 
 from wdlab.analysis import claims, style
 
-# Distances, positive for an accuracy and negative for a loss. NEAR: the distance from AdamW's best value that counts as
-# near. CLOSER: the distance from the best value of all methods down to which the closer view reaches.
-NEAR_ACCURACY, NEAR_NATS = 0.01, -0.05
+# Distances, positive for an accuracy and negative for a loss. NEAR: the distance from AdamW that counts as near, as a
+# number and in words. CLOSER: the distance from the best value of all methods down to which the closer view reaches.
+NEAR_ACCURACY, NEAR_NATS = (0.01, "a point"), (-0.05, "0.05 nats")
 CLOSER_ACCURACY, CLOSER_NATS = 0.08, -0.5
+
+REFERENCE = "decoupled"  # AdamW, drawn as a horizontal line
+ALONG = ("regularizer.zeros", "regularizer.strength")  # a line joins the values of the first of these that varies
+DENSE = 0.8  # a method all of whose runs have a larger share of weights that are not zero counts as without zeros
+STRIP = 0.06  # distance of the methods without zeros from each other, in powers of ten
 
 
 def fig5(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
-    """Draw test accuracy against the share of weights that are not zero: for each method a line over its strengths.
+    """Draw test accuracy against the share of weights that are not zero, for each method a line over its settings.
 
-    The right column is a closer view. The grey region has more than 90 % zeros and an accuracy at most 0.01 below the
-    accuracy of AdamW's best strength.
+    A panel with ``reference`` has a further column, of the runs of P2's author. See :func:`_against_density`.
     """
     figure, grid = _against_density(table, panels, "test/accuracy", "test accuracy", NEAR_ACCURACY, CLOSER_ACCURACY)
     for axes in grid.flat:
@@ -35,87 +39,203 @@ def fig5(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
 
 
 def fig7(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
-    """Draw test loss against the share of weights that are not zero: for each method a line over its strengths.
+    """Draw test loss against the share of weights that are not zero, for each method a line over its settings.
 
-    The right column is a closer view. The grey region has more than 90 % zeros and a loss at most 0.05 nats above the
-    loss of AdamW's best strength.
+    See :func:`_against_density`.
     """
     return _against_density(table, panels, "test/loss", "test loss (nats per character)", NEAR_NATS, CLOSER_NATS)[0]
 
 
 def _against_density(
-    table: pd.DataFrame, panels: list[Mapping[str, Any]], metric: str, label: str, near: float, closer: float
+    table: pd.DataFrame,
+    panels: list[Mapping[str, Any]],
+    metric: str,
+    label: str,
+    near: tuple[float, str],
+    closer: float,
 ) -> tuple[Figure, np.ndarray]:
     """Draw the last value of a metric against the share of weights that are not zero, one row per panel.
 
+    Lines join the medians over seeds; each seed is a small pale marker. AdamW, which has no zeros, is a horizontal line
+    at the median of its best setting on validation, with a band over the range of seeds. Other methods without zeros
+    stand next to each other to the left of 100 %. A second column is a closer view; it is left out if it would show
+    hardly less. The grey region, near AdamW with more than 90 % zeros, is drawn where a run has as many.
+
     Args:
         table: the rows of the runs.
-        panels: the declarations of the panels.
+        panels: the declarations of the panels. In the optional ``reference`` are a ``title`` and ``runs``, a mapping
+            each: ``regularizer``, ``p``, ``zeros`` and the metric.
         metric: a column of the table.
         label: the label of the y axis.
-        near: how far below AdamW's best value (above it, if negative) a value still counts as near.
-        closer: how far below the best value (above it, if negative) the axes of the right column reach. The right
-            column is left out if it would show hardly less than the left column.
+        near: how far below AdamW (above it, if negative) a value still counts as near, as a number and in words.
+        closer: how far below the best value (above it, if negative) the closer view reaches.
 
     Returns:
         The figure, and an array of its axes (panels, columns).
     """
     ends = claims.last_lines(table)
     ends = ends.assign(density=1 - ends["sparsity/weights"])
+    published = {panel["panel"]: _published(panel["reference"]) for panel in panels if "reference" in panel}
+    looks = style.looks_by_method(pd.concat([ends, *published.values()]))
     values = ends.groupby("panel")[metric]
-    zoom = (values.max() - values.min() > 2 * abs(closer)).any()
-    shape = (len(panels), 1 + zoom)
-    figure, grid = plt.subplots(
-        *shape, figsize=(4.2 * shape[1] + 1.4 * (not zoom), 3.4 * shape[0] + 0.4), squeeze=False, layout="constrained"
-    )
-    looks = style.looks_by_method(ends)
+    zoom = bool((values.max() - values.min() > 2 * abs(closer)).any())
+    shape = (len(panels), 1 + zoom + bool(published))
+    size = (3.3 * shape[1] + (3 if shape[1] == 1 else 0.6), 3.1 * shape[0] + 0.6)
+    figure, grid = plt.subplots(*shape, figsize=size, sharex="row", squeeze=False, layout="constrained")
     for axes, panel in zip(grid, panels, strict=True):
         rows = ends[ends["panel"] == panel["panel"]]
-        for _, look, part in style.by_method(rows, looks):
-            spread = claims.summarize_over_seeds(part, "regularizer.strength", ["density", metric])
-            for one in axes:
-                _strengths(one, spread["density"], spread[metric], look)
+        own = axes[: 1 + zoom]
+        for one in own:
+            _methods(one, rows, looks, metric, named=one is own[0])
         axes[0].set_title(panel["title"])
         axes[0].set_ylabel(label)
-        best = rows[metric].max() if closer > 0 else rows[metric].min()
-        axes[-1].set_title("closer" if zoom else panel["title"])
         if zoom:
-            axes[-1].set_ylim(*sorted((best - closer, best + closer / 10)))
+            best = rows[metric].max() if closer > 0 else rows[metric].min()
+            own[-1].set_ylim(*sorted((best - closer, best + closer / 10)))
+            own[-1].set_title("closer")
+        for one in axes[1 + zoom :]:
+            if panel["panel"] in published:
+                _author(one, published[panel["panel"]], looks, metric)
+                one.set_title(panel["reference"]["title"])
+            else:
+                one.set_visible(False)
+        _density_axis(axes[0])
+        _near_adamw(own[-1], rows, metric, *near)
         for one in axes:
-            one.set_xscale("log")
-            one.invert_xaxis()
             one.set_xlabel("weights that are not zero")
-            one.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-            one.xaxis.set_minor_formatter(NullFormatter())
-            _near_adamw(one, rows, metric, near)
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    handles = {name: line for axes in grid.flat for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=1 + shape[1])
     return figure, grid
 
 
-def _near_adamw(axes: Axes, rows: pd.DataFrame, metric: str, near: float) -> None:
-    """Shade the region with more than 90 % zeros and a metric at most ``near`` worse than AdamW's best mean."""
-    means = rows[rows["regularizer"] == "decoupled"].groupby("regularizer.strength")[metric].mean()
-    if means.empty:
-        return
-    (left, right), limits = axes.get_xlim(), axes.get_ylim()
-    edge = (means.max() if near > 0 else means.min()) - near
-    axes.fill_between([min(0.1, left), right], edge, limits[1] if near > 0 else limits[0], color="0.88", zorder=0)
-    axes.set_xlim(left, right)
-    axes.set_ylim(limits)
+def _published(reference: Mapping[str, Any]) -> pd.DataFrame:
+    """Return a table of the runs in a panel's ``reference``, with the columns that the plots of own runs need."""
+    runs = pd.DataFrame(reference["runs"]).rename(columns={"p": "regularizer.p"})
+    return runs.assign(density=1 - runs["zeros"])
 
 
-def _strengths(axes: Axes, x: pd.DataFrame, y: pd.DataFrame, look: style.Look) -> None:
-    """Draw a line with a marker for each strength at the means over seeds, and bars over the ranges.
+def _density_axis(axes: Axes) -> None:
+    """Make the x axis logarithmic, from many weights that are not zero on the left to few on the right."""
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _methods(
+    axes: Axes, rows: pd.DataFrame, looks: Mapping[style.Method, style.Look], metric: str, named: bool
+) -> None:
+    """Draw the lines of all methods, see :func:`_against_density`.
 
     Args:
         axes: the axes to draw in.
-        x: ``mean``, ``min`` and ``max`` over seeds for each strength, as ``claims.summarize_over_seeds`` returns them.
-        y: the same for the vertical axis.
-        look: the look of the method.
+        rows: the last rows of the runs of a panel, with ``density``.
+        looks: the look of each method.
+        metric: a column of the rows.
+        named: True to write at the end of each line of a method with several lines which settings set it apart.
     """
-    bars = [np.maximum(0, [v["mean"] - v["min"], v["max"] - v["mean"]]) for v in (y, x)]
-    drawn = {"color": look.color, "linestyle": look.line, "marker": look.marker, "label": look.label}
-    axes.errorbar(x["mean"], y["mean"], *bars, **drawn, ms=4.5, mfc="white", elinewidth=0.7)
+    places = 0
+    for name, look, part in style.by_method(rows, looks):
+        drawn = {"color": look.color, "marker": look.marker, "ms": 4.5, "linewidth": 1.2, "mfc": "white"}
+        if name == REFERENCE:
+            best = _best_on_validation(part, metric)
+            axes.axhspan(best.min(), best.max(), color=look.color, alpha=0.12, linewidth=0)
+            label = f"{look.label}, best on validation"
+            axes.axhline(best.median(), color=look.color, linestyle=look.line, label=label)
+            continue
+        if (part["density"] > DENSE).all():
+            places += 1
+            part = part.assign(density=10 ** (STRIP * places))
+        axes.plot(part["density"], part[metric], look.marker, color=look.color, ms=2.5, alpha=0.35, linewidth=0)
+        lines = _lines(part, metric)
+        for number, (name_of_line, line) in enumerate(lines):
+            label = look.label if number == 0 else None
+            axes.plot(line["density"], line[metric], look.line, label=label, **drawn)
+            if named and name_of_line:
+                highest = line[metric].iloc[-1] >= max(other[metric].iloc[-1] for _, other in lines)
+                place = {"textcoords": "offset points", "va": "bottom" if highest else "top"}
+                axes.annotate(
+                    name_of_line, line[["density", metric]].iloc[-1], (4, 0), fontsize=6.5, color=look.color, **place
+                )
+
+
+def _lines(rows: pd.DataFrame, metric: str) -> list[tuple[str, pd.DataFrame]]:
+    """Return the lines of a method: the name of each, and the medians over seeds of density and metric at its settings.
+
+    A line joins the runs that differ in one setting of ``ALONG``. Other settings that vary make further lines, and name
+    them; the name of a single line is empty. Runs are left out if one of their seeds diverged.
+
+    Args:
+        rows: the last rows of the runs of a method, with ``density``.
+        metric: a column of the rows.
+    """
+    varied = _varied(rows)
+    along = next((column for column in ALONG if column in varied), varied[0])
+    of_seeds = rows.groupby(varied, dropna=False)[["density", metric]]
+    medians = of_seeds.agg(lambda values: values.median(skipna=False))
+    medians = medians.dropna().reset_index().sort_values(along)
+    others = [column for column in varied if column != along]
+    if not others:
+        return [("", medians)]
+    names = [column.rpartition(".")[2].replace("strength", "s") for column in others]
+    return [
+        (", ".join(f"{name} = {value}" for name, value in zip(names, values, strict=True)), line)
+        for values, line in medians.groupby(others, dropna=False)
+    ]
+
+
+def _varied(rows: pd.DataFrame) -> list[str]:
+    """Return the columns of settings that vary between the runs of a method; its name, which does not, if none does."""
+    settings = rows.columns[: list(rows).index("step")].difference(["panel", "run", "seed"], sort=False)
+    return [column for column in settings if rows[column].nunique(dropna=False) > 1] or ["regularizer"]
+
+
+def _best_on_validation(rows: pd.DataFrame, metric: str) -> pd.Series:
+    """Return a test metric of all seeds for the setting of a method that is best by the mean of the validation metric.
+
+    Args:
+        rows: the last rows of the runs of a method.
+        metric: ``test/accuracy``, of which the highest is best, or ``test/loss``, of which the lowest is.
+    """
+    settings = rows.groupby(_varied(rows), dropna=False).ngroup()
+    means = rows.groupby(settings)[metric.replace("test", "val")].agg(lambda of_seeds: of_seeds.mean(skipna=False))
+    return rows.loc[settings == (means.idxmax() if "accuracy" in metric else means.idxmin()), metric]
+
+
+def _near_adamw(axes: Axes, rows: pd.DataFrame, metric: str, near: float, words: str) -> None:
+    """Shade the region with more than 90 % zeros and a metric at most ``near`` worse than AdamW, if it is reached.
+
+    Args:
+        axes: the axes to draw in.
+        rows: the last rows of the runs of a panel, with ``density``.
+        metric: a column of the rows.
+        near: how far below AdamW (above it, if negative) a value still counts as near.
+        words: ``near`` in words.
+    """
+    adamw = rows[rows["regularizer"] == REFERENCE]
+    if adamw.empty or rows["density"].min() > 0.1:
+        return
+    limits, right = axes.get_ylim(), axes.get_xlim()[1]
+    edge = _best_on_validation(adamw, metric).median() - near
+    label = f"> 90 % zeros, within {words} of AdamW"
+    axes.fill_between([0.1, right], edge, limits[1] if near > 0 else limits[0], color="0.9", zorder=0, label=label)
+    axes.set_xlim(right=right)
+    axes.set_ylim(limits)
+
+
+def _author(axes: Axes, runs: pd.DataFrame, looks: Mapping[style.Method, style.Look], metric: str) -> None:
+    """Draw published runs as diamonds in the colours of their methods.
+
+    Args:
+        axes: the axes to draw in.
+        runs: the table of :func:`_published`.
+        looks: the look of each method.
+        metric: a column of the runs.
+    """
+    for name, look, part in style.by_method(runs, looks):
+        part, line = part.sort_values("density"), "" if name == REFERENCE else look.line
+        axes.plot(part["density"], part[metric], line, color=look.color, marker="D", ms=5, linewidth=1.2)
+    axes.plot([], [], "D", color="0.4", ms=5, label="author's runs (chosen on the test set, one seed)")
 
 
 def fig6(table: pd.DataFrame, sizes: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
@@ -140,7 +260,7 @@ def fig6(table: pd.DataFrame, sizes: pd.DataFrame, panels: list[Mapping[str, Any
         column[0].set_title(panel["title"])
         for axes, (_, look, part) in zip(column, style.by_method(rows, looks), strict=True):
             _histogram(axes, part, look)
-        column[-1].set_xticks([-13.5, -12, -9, -6, -3, 0], ["zero", "-12", "-9", "-6", "-3", "0"])
+        column[-1].set_xticks([-13.75, -12, -9, -6, -3, 0], ["zero", "-12", "-9", "-6", "-3", "0"])
         column[-1].set_xlabel("log10 |w|")
     figure.supylabel("share of weights", fontsize=9)
     return figure
@@ -150,13 +270,16 @@ def _histogram(axes: Axes, rows: pd.DataFrame, look: style.Look) -> None:
     """Draw the share of weights in each bin, and at the left the share of zeros: means and ranges over seeds."""
     width = float(np.diff(np.sort(rows["log10_size"].unique())[:2])[0])
     shares = claims.summarize_over_seeds(rows, "log10_size", ["share"])["share"]
-    zero = claims.summarize_over_seeds(rows.drop_duplicates("run").assign(left=-14), "left", ["zero"])["zero"]
-    for spread, wide in ((shares, width), (zero, 4 * width)):
+    zero = claims.summarize_over_seeds(rows.drop_duplicates("run").assign(left=-14.5), "left", ["zero"])["zero"]
+    for spread, wide in ((shares, width), (zero, 6 * width)):
         bars = np.maximum(0, [spread["mean"] - spread["min"], spread["max"] - spread["mean"]])
         drawn = {"yerr": bars, "align": "edge", "color": look.color, "error_kw": {"elinewidth": 0.6}}
         axes.bar(spread.index, spread["mean"], wide, **drawn)
     axes.set_yscale("log")
-    axes.set_ylim(1e-4, 1.3)
+    axes.set_ylim(1e-4, 12)
+    axes.set_yticks([1e-4, 1e-2, 1])
+    share = float(zero["mean"].iloc[0])
+    axes.text(-13.75, 1.3 * max(share, 1e-4), f"{100 * share:.1f} %", ha="center", va="bottom", fontsize=8)
     strength = rows["regularizer.strength"].iloc[0]
     axes.text(0.3, 0.8, f"{look.label}, s = {strength:g}", transform=axes.transAxes, fontsize=8)
     axes.axvline(-13, color="0.7", linewidth=0.8)
