@@ -18,7 +18,7 @@ def table():
         one_weight([0.5], [1.0], [0.02, 0.5], 0.1, 0.3, 40, 1),
         one_weight([0.5, 1.5], [0.2, 0.9], None, 0.1, 0.3, 200, 50),
         quartic.end_points(0.7, [1e-2, 1.0], [0.05, 0.3], 0.9, 100),
-        quartic.critical_strengths([0.5, 0.8], [1e-4, 1e-3, 1e-2], 1e-2, 0.9, 50, 1e-2),
+        quartic.critical_strengths([0.5, 0.8], [1e-4, 1e-3, 1e-2], 1e-2, 0.9, 300, 1e-2),
     )
     return pd.concat([part.assign(panel=name) for name, part in zip(PANELS, parts, strict=True)], ignore_index=True)
 
