@@ -88,7 +88,7 @@ def words(value) -> dict[str, object]:
 def test_fig3_on_mnist_is_within_three_percent_of_the_released_curves(method):
     declared = declaration.read("fig3", "cpu")
     table = pd.read_csv(tables.FigureFiles.of("fig3", "cpu", RESULTS).table)
-    rows = claims.select(table, {"panel": "mlp", "regularizer": method})
+    rows = selection.select(table, {"panel": "mlp", "regularizer": method})
     means = rows.groupby("step")["objective/path_norm"].agg(["mean", "count"])
     reference = declared["released"]["objective/path_norm"][method]
     for step, value in reference.items():

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, PercentFormatter
 
-from wdlab.analysis import claims, style
+from wdlab.analysis import selection, style
 
 FORM_TITLES = {"lp": "in the gradient", "pnorm": "decoupled (pWD)"}
 STEPS_SHOWN = 80  # of a path; later the weights do not move any more
@@ -109,7 +109,7 @@ def _against_density(
     Returns:
         The figure, and an array of its axes (panels, columns).
     """
-    ends = claims.last_lines(table)
+    ends = selection.last_lines(table)
     ends = ends.assign(density=1 - ends["sparsity/weights"])
     values = ends.groupby("panel")[metric]
     zoom = (values.max() - values.min() > 2 * abs(closer)).any()
@@ -121,7 +121,7 @@ def _against_density(
     for axes, panel in zip(grid, panels, strict=True):
         rows = ends[ends["panel"] == panel["panel"]]
         for _, look, part in style.by_method(rows, looks):
-            spread = claims.summarize_over_seeds(part, "regularizer.strength", ["density", metric])
+            spread = selection.summarize_over_seeds(part, "regularizer.strength", ["density", metric])
             for one in axes:
                 _strengths(one, spread["density"], spread[metric], look)
         axes[0].set_title(panel["title"])
@@ -158,7 +158,7 @@ def _strengths(axes: Axes, x: pd.DataFrame, y: pd.DataFrame, look: style.Look) -
 
     Args:
         axes: the axes to draw in.
-        x: ``mean``, ``min`` and ``max`` over seeds for each strength, as ``claims.summarize_over_seeds`` returns them.
+        x: ``mean``, ``min`` and ``max`` over seeds for each strength, as ``summarize_over_seeds`` returns them.
         y: the same for the vertical axis.
         look: the look of the method.
     """
@@ -198,8 +198,8 @@ def fig6(table: pd.DataFrame, sizes: pd.DataFrame, panels: list[Mapping[str, Any
 def _histogram(axes: Axes, rows: pd.DataFrame, look: style.Look) -> None:
     """Draw the share of weights in each bin, and at the left the share of zeros: means and ranges over seeds."""
     width = float(np.diff(np.sort(rows["log10_size"].unique())[:2])[0])
-    shares = claims.summarize_over_seeds(rows, "log10_size", ["share"])["share"]
-    zero = claims.summarize_over_seeds(rows.drop_duplicates("run").assign(left=-14), "left", ["zero"])["zero"]
+    shares = selection.summarize_over_seeds(rows, "log10_size", ["share"])["share"]
+    zero = selection.summarize_over_seeds(rows.drop_duplicates("run").assign(left=-14), "left", ["zero"])["zero"]
     for spread, wide in ((shares, width), (zero, 4 * width)):
         bars = np.maximum(0, [spread["mean"] - spread["min"], spread["max"] - spread["mean"]])
         drawn = {"yerr": bars, "align": "edge", "color": look.color, "error_kw": {"elinewidth": 0.6}}
