@@ -25,8 +25,8 @@ import pandas as pd
 
 from wdlab.analysis import tuning, verdicts
 from wdlab.analysis.selection import select
-from wdlab.analysis.sentences import sentence
-from wdlab.analysis.statistics import NEED_A_GROUP_B, STATISTICS, Curve
+from wdlab.analysis.sentences import sentence, size
+from wdlab.analysis.statistics import NEED_A_GROUP_B, STATISTICS, Curve, median_curve, worst_deviation
 from wdlab.errors import ConfigError
 
 REQUIRED = (
@@ -157,6 +157,10 @@ def _sides(claim: Mapping[str, Any], groups: Mapping[str, pd.DataFrame], notes: 
                 other = None
             value = curve.worst if curve.diverged else statistic(curve, other, **options)
             sides[side].values[seed] = value if np.isfinite(value) else curve.worst
+    if statistic is worst_deviation:
+        values = [worst_deviation(median_curve(list(curves["a"].values())), None, **options)]
+        of_median, *of_seeds = (size(claim, value) for value in (*values, *sides["a"].values.values()))
+        notes.append(f"the median over seeds deviates by {of_median}, single seeds by {', '.join(of_seeds)}")
     return sides
 
 
@@ -198,7 +202,8 @@ def _outcome(claim: Mapping[str, Any], a: np.ndarray, b: np.ndarray, over: str) 
     if over != "seeds" and count:
         interval = (float(differences.min()), float(differences.max()))
     elif count >= 2:
-        interval = verdicts.student_interval(differences)
+        low, high = verdicts.student_interval(differences)
+        interval = (float(low), float(high))
         p_value = verdicts.p_value(kind, turn * differences, smallest)
     if interval and (count >= verdicts.LEAST_SEEDS or over != "seeds"):
         verdict = verdicts.verdict(kind, tuple(sorted(turn * end for end in interval)), smallest)

@@ -37,21 +37,21 @@ def _measured(judged: Mapping[str, Any], over: str) -> str:
         told = f"Measured {_words(judged, judged['mean_difference'])}"
     between = f"{_words(judged, low)} to {_words(judged, high)}"
     kind = "95 % interval" if over == "seeds" else "range"
-    return f"{told} ({kind} {between}; {count}; {_size(judged, judged['smallest_difference'])} counts)"
+    return f"{told} ({kind} {between}; {count}; {size(judged, judged['smallest_difference'])} counts)"
 
 
 def _words(judged: Mapping[str, Any], difference: float) -> str:
     """Return a difference in words: ``12 % lower``, ``0.8 points higher``."""
-    return f"{_size(judged, difference)} {'lower' if difference < 0 else 'higher'}"
+    return f"{size(judged, difference)} {'lower' if difference < 0 else 'higher'}"
 
 
-def _size(judged: Mapping[str, Any], difference: float) -> str:
+def size(claim: Mapping[str, Any], difference: float) -> str:
     """Return the absolute size of a difference with its unit; for logarithms the change of the ratio in percent."""
-    if judged.get("difference"):
+    if claim.get("difference"):
         return f"{100 * abs(np.expm1(difference)):.3g} %"
-    if judged.get("unit") == "points":
+    if claim.get("unit") == "points":
         return f"{100 * abs(difference):.3g} points"
-    return f"{abs(difference):.3g} {judged.get('unit', '')}".strip()
+    return f"{abs(difference):.3g} {claim.get('unit', '')}".strip()
 
 
 def _value(judged: Mapping[str, Any], value: float) -> str:

@@ -5,7 +5,7 @@ Each statistic is a function of a ``Curve``; of the curve ``other``, that of the
 returns a number.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -118,6 +118,13 @@ def _at(values: pd.Series, step: int) -> float:
     if step not in values.index:
         raise ConfigError(f"a claim names step {step}, which is not logged")
     return values.loc[step]
+
+
+def median_curve(curves: Sequence[Curve]) -> Curve:
+    """Return a curve that has at each step the median of the metric over the curves that have a value there."""
+    metric = curves[0].metric
+    median = pd.concat([curve.values for curve in curves], axis=1).median(axis=1)
+    return Curve(median.rename(metric).rename_axis("step").reset_index(), metric, curves[0].worst)
 
 
 STATISTICS: dict[str, Callable[..., float]] = {

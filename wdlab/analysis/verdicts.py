@@ -29,11 +29,16 @@ EXPLORATORY_BELOW_SEEDS = 5
 Interval = tuple[float, float]
 
 
-def student_interval(differences: Sequence[float]) -> Interval:
-    """Return the 95 % Student interval of the mean of at least two independent differences, with n - 1 degrees."""
+def student_interval(differences: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of the 95 % Student interval of the mean, with n - 1 degrees of freedom.
+
+    Args:
+        differences: n independent differences, n >= 2; for several samples at once of shape (samples, n).
+    """
     values = np.asarray(differences, dtype=float)
-    margin = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean() - margin), float(values.mean() + margin)
+    count = values.shape[-1]
+    margin = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * values.std(axis=-1, ddof=1) / np.sqrt(count)
+    return values.mean(axis=-1) - margin, values.mean(axis=-1) + margin
 
 
 def verdict(kind: str, interval: Interval, smallest: float) -> str:
