@@ -65,19 +65,17 @@ def read(name: str, scale: str) -> dict[str, Any]:
     return declared | {"name": name, "scale": scale, "at": at}
 
 
-def figure_runs(declared: Mapping[str, Any], root: str | Path, committed: bool = False) -> list[FigureRun]:
+def figure_runs(declared: Mapping[str, Any], root: str | Path) -> list[FigureRun]:
     """Return all runs of a figure at its scale: in each panel one for each seed and each line of ``vary``.
 
     Args:
         declared: the declaration, as :func:`read` returns it.
         root: the folder of the run directories.
-        committed: True for the runs of the committed table, whose configs also have the overrides ``committed_with``;
-            False for the runs that the figure would compute now.
     """
     result = []
     for panel in declared["at"]["panels"]:
         lines = [line for vary in panel.get("vary", ()) for line in _lines(vary)]
-        shared = (*panel.get("shared", ()), *(panel.get("committed_with", ()) if committed else ()))
+        shared = tuple(panel.get("shared", ()))
         # Once per line and not per run: composing takes nearly all the time of this function.
         configs = [compose_config((*shared, *line)) for line in lines]
         for seed in seeds(declared, panel) if lines else ():

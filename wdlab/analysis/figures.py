@@ -2,8 +2,7 @@
 
 A panel of a declaration has ``vary`` or ``simulate``. ``vary`` is a list of lines; the panel has one run for each line
 and each seed (a line with ``a=1,2`` counts as two lines). ``simulate`` names a function that computes rows of the table
-without training. ``committed_with`` lists overrides that the committed runs had in addition, if the declaration has
-changed since. ``derived`` adds columns to the table, each with a formula of other columns. ``measure`` names a function
+without training. ``derived`` adds columns to the table, each with a formula of other columns. ``measure`` names a function
 that measures a checkpoint (a probe); its results for all runs are a second table.
 """
 
