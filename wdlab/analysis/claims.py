@@ -1,299 +1,237 @@
-"""Claims about curves, judged over seeds. Called by ``figures``; the claims are in ``configs/figure``.
+"""Claims about runs, judged over seeds. Called by ``figures``; the claims are in ``configs/figure``.
 
-A claim compares a statistic of each run's curve between two groups of runs, or between a group and a number. Pairs
-share a seed. With ``d`` the mean paired difference (a - b), its 95 % bootstrap interval, and ``m`` the smallest
-difference that counts, a claim that a is lower is
+A claim compares a statistic of each run between two groups of runs, or between a group and a number. Pairs share a
+seed. The verdict follows from the 95 % Student interval of the mean paired difference and from the smallest difference
+that counts, by the rules of :mod:`wdlab.analysis.verdicts`. Losses, norms and ratios are compared by the difference of
+their logarithms (``difference: of logarithms``).
 
-- ``reproduced`` if the whole interval is at or below -m,
-- ``contradicted`` if the whole interval is above -m,
-- ``inconclusive`` otherwise, or with fewer than two seeds.
+No seed is left out. The statistic of a run that diverged is the claim's ``worst`` value, and so is the value of a
+seed of group a for which no setting can be chosen or a level is never reached. If that happens in group b, it could
+favour the claim; then the claim is at most ``inconclusive``, unless a run diverged.
 
-A claim that a is ``higher`` is judged in the same way, with the signs reversed. ``equal`` is reproduced if the interval
-is inside [-m, m], contradicted if the interval is outside, else inconclusive. A ``lower`` or ``higher`` claim may be
-contradicted without the opposite being shown. Its note then reports that the difference is as stated, but less than m,
-or that there is no difference that counts in either direction.
+A group that was tuned contains several runs per seed. The claim then has a rule of :mod:`wdlab.analysis.tuning` under
+``choose`` (for both groups), ``choose_a`` or ``choose_b``.
 
-A verdict on fewer than five seeds is marked as exploratory. With three seeds the interval is nearly always their range,
-which (for normal differences) contains the true mean in 75 % of cases, with five in about 86 %.
-
-A group that was tuned contains several runs per seed. The claim then chooses one run per seed by the last log lines.
-``choose: {highest: val/accuracy}`` chooses the run with the highest accuracy. ``choose: {lowest: sparsity/active_units,
-near_best: {highest: val/accuracy, within: 0.01}}`` chooses the run with the fewest active units among those whose
-accuracy is at most 0.01 below the best of both groups. With ``a_at_least: {sparsity/weights: 0.9}`` in ``choose``, only
-runs of group a with at least this value are candidates; group b is not limited.
+A verdict is exploratory with fewer than five seeds, and if the claim has ``changed`` for this scale: the reason why its
+wording or its statistic was chosen after runs had been seen.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from wdlab.analysis.statistics import STATISTICS
+from wdlab.analysis import tuning, verdicts
+from wdlab.analysis.selection import select
+from wdlab.analysis.sentences import sentence, size
+from wdlab.analysis.statistics import NEED_A_GROUP_B, STATISTICS, Curve, median_curve, worst_deviation
 from wdlab.errors import ConfigError
 
-VERDICTS = ("reproduced", "inconclusive", "contradicted")
-EXPLORATORY_BELOW_SEEDS = 5  # number of seeds
-RESAMPLES = 10_000  # of the bootstrap
+REQUIRED = (
+    "id",
+    "statement",
+    "panels",
+    "metric",
+    "statistic",
+    "a",
+    "b",
+    "kind",
+    "smallest_difference",
+    "reason",
+    "worst",
+)
+OPTIONAL = ("scales", "of", "difference", "unit", "choose", "choose_a", "choose_b", "better", "changed")
+UNITS = ("points", "nats")  # points: shares are told in hundredths
+OF_LOGARITHMS = "of logarithms"
 
 
 @dataclass
-class _Pairs:
-    """The statistic of group a and of group b, by seed; NaN in both if a run of the seed diverged or is missing."""
+class _Side:
+    """The values of a group: by seed, None where there is no candidate; how many runs diverged; what tuning found."""
 
-    a: list[float] = field(default_factory=list)
-    b: list[float] = field(default_factory=list)
+    values: dict[int, float | None]
+    diverged: int = 0
+    tuned: tuning.Tuned | None = None
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a value is missing, or is only a bound."""
+        return None in self.values.values() or bool(self.tuned and self.tuned.beyond)
 
 
-def judge(claim: Mapping[str, Any], table: pd.DataFrame) -> dict[str, Any]:
+def check(claim: Mapping[str, Any]) -> None:
+    """Raise a ConfigError if a declared claim lacks a key, has an unknown one, or a value that is not allowed."""
+    where = f"claim {claim.get('id', claim)}"
+    missing, unknown = set(REQUIRED) - set(claim), set(claim) - {*REQUIRED, *OPTIONAL}
+    if missing or unknown:
+        key = min(missing or unknown)
+        raise ConfigError(f"{where}: key {key!r} is {'missing' if missing else 'unknown'}")
+    allowed = {
+        "kind": (claim["kind"], verdicts.KINDS),
+        "statistic": (claim["statistic"]["name"], STATISTICS),
+        "difference": (claim.get("difference"), (None, OF_LOGARITHMS)),
+        "unit": (claim.get("unit"), (None, *UNITS)),
+        "better": (claim.get("better"), ("higher", "lower") if claim["kind"] == "not_worse" else (None,)),
+    }
+    for key, (word, known) in allowed.items():
+        if word not in known:
+            raise ConfigError(f"{where}: {key}={word}: must be one of {', '.join(map(str, known))}")
+    if not claim["smallest_difference"] > 0:
+        raise ConfigError(f"{where}: smallest_difference={claim['smallest_difference']}: must be > 0")
+    if claim["statistic"]["name"] in NEED_A_GROUP_B and isinstance(claim["b"], int | float):
+        raise ConfigError(f"{where}: b={claim['b']}: {claim['statistic']['name']} needs a group of runs")
+    for key in ("choose", "choose_a", "choose_b"):
+        if key in claim:
+            tuning.check_rule(claim[key], where)
+
+
+def judge(claim: Mapping[str, Any], table: pd.DataFrame, scale: str = "", over: str = "seeds") -> dict[str, Any]:
     """Return the verdict on one claim.
 
     Args:
-        claim: ``id, statement, metric, statistic, a, b, direction, smallest_difference, reason``. ``a`` and ``b`` are
-            column filters (``{regularizer: l2}``, ``{optimizer.p: [0.5, 0.8]}``); ``b`` may be a number.
-            ``statistic`` has a ``name`` from ``STATISTICS`` and that function's options. With the optional ``choose``
-            one run per group and seed is chosen, see the docstring of this module.
+        claim: the claim, with the keys ``REQUIRED`` and some of ``OPTIONAL``. ``a`` and ``b`` are column filters
+            (``{regularizer: l2}``, ``{optimizer.p: [0.5, 0.8]}``); ``b`` may be a number. ``statistic`` has a ``name``
+            from ``STATISTICS`` and that function's options.
         table: the rows of the runs that the claim is about, as ``analysis.load`` returns them.
+        scale: the scale of the runs, to find the reason of a change under ``changed``.
+        over: what the column ``seed`` numbers. Seeds are a sample, about whose mean an interval is given. Anything else
+            is a list of cases, in the worst of which the claim must hold: the interval is their range.
 
     Returns:
-        The claim, with these keys added: ``n`` (the number of seeds), ``exploratory``, ``a_mean``, ``b_mean``,
-        ``mean_difference``, ``interval`` and ``verdict``; with ``choose`` also ``chosen``, the names of the chosen runs
-        of each group; and ``note``, if there are remarks for the reader.
+        The claim, with these keys added: ``n`` (number of seeds), ``exploratory``, ``a_mean`` and ``b_mean`` (geometric
+        means for a difference of logarithms), ``differences`` by seed, ``mean_difference``, ``interval``, ``p_value``
+        (None over cases), ``verdict`` and ``sentence``; with a rule for tuned groups also ``tuning``; and ``note``, if
+        there are remarks for the reader.
 
     Raises:
-        ConfigError: for an unknown statistic or direction, a column that the table lacks, or several runs of a seed
-            without ``choose``.
+        ConfigError: for a claim that ``check`` refuses, a column that the table lacks, several runs of a seed without
+            ``choose``, or a logarithm of a value that is not positive.
     """
-    _check_words(claim)
-    filters = [where for where in (claim["a"], claim["b"]) if not isinstance(where, int | float)]
-    groups = [select(table, where) for where in filters]
+    check(claim)
+    filters = {"a": claim["a"]} | ({} if isinstance(claim["b"], int | float) else {"b": claim["b"]})
+    groups = {side: select(table, where) for side, where in filters.items()}
     notes: list[str] = []
-    chosen = _chosen(groups, claim["choose"], notes) if "choose" in claim else groups
-    seeds = sorted(set.intersection(*(set(rows["seed"]) for rows in groups)))
-    outcome = _verdict(claim, _pairs(claim, chosen, seeds, notes), notes)
-    if "choose" in claim:
-        outcome["chosen"] = [sorted(set(rows["run"])) for rows in chosen]
+    sides = _sides(claim, groups, notes)
+    seeds = sorted(set.intersection(*(set(side.values) for side in sides.values())))
+    a, b = (_numbers(claim, sides.get(side), seeds) for side in "ab")
+    outcome = _outcome(claim, a, b, over)
+    outcome["exploratory"] = over == "seeds" and (len(seeds) < verdicts.EXPLORATORY_BELOW_SEEDS)
+    if scale in claim.get("changed", {}):
+        outcome["exploratory"] = True
+        notes.append(f"changed after runs were seen: {claim['changed'][scale]}")
+    _note_on_sides(sides, notes)
+    if "b" in sides and sides["b"].in_doubt and outcome["verdict"] in ("reproduced", "direction only"):
+        outcome["verdict"] = "inconclusive"
+        notes.append("group b has no value, or only a bound, for a seed, which could favour the claim")
+    tuned = {side: _told(of.tuned) for side, of in sides.items() if of.tuned}
+    judged = dict(claim) | outcome | ({"tuning": tuned} if tuned else {})
     if notes:
-        outcome["note"] = "; ".join(sorted(set(notes)))
-    return dict(claim) | outcome
+        judged["note"] = "; ".join(dict.fromkeys(notes))
+    return judged | {"sentence": sentence(judged, over)}
 
 
-def _check_words(claim: Mapping[str, Any]) -> None:
-    """Raise a ConfigError if a claim's statistic is not in ``STATISTICS`` or its direction not in ``VERDICT_RULES``."""
-    for word, known in ((claim["statistic"]["name"], STATISTICS), (claim["direction"], VERDICT_RULES)):
-        if word not in known:
-            raise ConfigError(f"claim {claim['id']}: {word!r} is unknown; it must be one of {', '.join(known)}")
-
-
-def _pairs(claim: Mapping[str, Any], groups: list[pd.DataFrame], seeds: Sequence[int], notes: list[str]) -> _Pairs:
-    """Evaluate the claim's statistic for each seed, in both groups.
-
-    Args:
-        claim: the claim.
-        groups: the rows of group a and of group b, with one run per seed; of group a alone if ``b`` is a number.
-        seeds: the seeds to evaluate.
-        notes: remarks for the reader, to which further remarks are appended.
-    """
+def _sides(claim: Mapping[str, Any], groups: Mapping[str, pd.DataFrame], notes: list[str]) -> dict[str, _Side]:
+    """Return the values of each group by seed. A statistic of group a may look at the run of group b."""
+    where = f"claim {claim['id']}"
     options = dict(claim["statistic"])
     statistic = STATISTICS[options.pop("name")]
-    curves = [_curves(rows, claim["metric"], f"claim {claim['id']}") for rows in groups]
-    pairs = _Pairs()
-    for seed in seeds:
-        of_seed = [of_group[seed] for of_group in curves if seed in of_group]
-        diverged = any(np.isnan(curve.iloc[-1]) for curve in of_seed)
-        if diverged:
-            notes.append(f"of seed {seed} a run diverged")
-        if diverged or len(of_seed) < len(groups):
-            pairs.a.append(float("nan"))
-            pairs.b.append(float("nan"))
+    sides: dict[str, _Side] = {}
+    curves: dict[str, dict[int, Curve]] = {}
+    for side, rows in groups.items():
+        rule = claim.get(f"choose_{side}", claim.get("choose"))
+        tuned = tuning.tuned(rows, rule, claim["metric"], list(groups.values()), where) if rule else None
+        if tuned and tuned.values:
+            sides[side] = _Side(dict(tuned.values), tuned=tuned)
             continue
-        other = of_seed[1] if len(of_seed) > 1 else None
-        pairs.a.append(statistic(of_seed[0], other, notes, **options))
-        pairs.b.append(float(claim["b"]) if other is None else statistic(other, other, notes, **options))
-    return pairs
+        if tuned:
+            rows = rows[rows["run"].isin(tuned.runs.values())]
+        curves[side] = _curves(rows, claim, side, notes)
+        sides[side] = _Side(dict.fromkeys(tuned.runs if tuned else curves[side]), tuned=tuned)
+    for side, of_seed in curves.items():
+        for seed, curve in of_seed.items():
+            other = curves.get("b" if side == "a" else "a", {}).get(seed)
+            sides[side].diverged += curve.diverged
+            if other is not None and other.diverged:
+                other = None
+            value = curve.worst if curve.diverged else statistic(curve, other, **options)
+            sides[side].values[seed] = value if np.isfinite(value) else curve.worst
+    if statistic is worst_deviation:
+        values = [worst_deviation(median_curve(list(curves["a"].values())), None, **options)]
+        of_median, *of_seeds = (size(claim, value) for value in (*values, *sides["a"].values.values()))
+        notes.append(f"the median over seeds deviates by {of_median}, single seeds by {', '.join(of_seeds)}")
+    return sides
 
 
-def _verdict(claim: Mapping[str, Any], pairs: _Pairs, notes: list[str]) -> dict[str, Any]:
-    """Return the keys that :func:`judge` adds to a claim, except ``chosen`` and ``note``; add remarks to ``notes``."""
-    differences = np.array(pairs.a) - np.array(pairs.b)
-    interval, direction = bootstrap_interval(differences), claim["direction"]
-    verdict = VERDICT_RULES[direction](interval, claim["smallest_difference"]) if interval else "inconclusive"
-    if verdict == "contradicted" and direction != "equal":
-        notes += _notes_on_small_differences(interval, direction)
-    if len(differences) < 2:
-        notes.append("fewer than two seeds")
-    return {
-        "n": len(differences),
-        "exploratory": len(differences) < EXPLORATORY_BELOW_SEEDS,
-        "a_mean": _mean(pairs.a),
-        "b_mean": _mean(pairs.b),
-        "mean_difference": _mean(differences),
-        "interval": interval,
-        "verdict": verdict,
-    }
-
-
-def bootstrap_interval(differences: np.ndarray) -> list[float] | None:
-    """Return the mean's 95 % percentile bootstrap interval; None for fewer than two values, or if one is not finite."""
-    if len(differences) < 2 or not np.isfinite(differences).all():
-        return None
-    result = stats.bootstrap(
-        (differences,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0)
-    )
-    return [float(result.confidence_interval.low), float(result.confidence_interval.high)]
-
-
-def select(table: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
-    """Return the rows of a table that pass a filter.
-
-    Args:
-        table: the rows.
-        where: the required value by column, or a list of the values that are allowed.
+def _curves(rows: pd.DataFrame, claim: Mapping[str, Any], side: str, notes: list[str]) -> dict[int, Curve]:
+    """Return the curve of each seed in group ``side`` (a or b).
 
     Raises:
-        ConfigError: if the table has no such column.
+        ConfigError: if a seed has several runs, or the rows lack the metric.
     """
-    chosen = pd.Series(True, index=table.index)
-    for column, value in where.items():
-        if column not in table:
-            raise ConfigError(f"a claim selects {column}={value}, which does not vary between these runs")
-        chosen &= table[column].isin(value if isinstance(value, list) else [value])
-    return table[chosen]
-
-
-def last_lines(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the row of each run's last log line. A run that is in several panels has one row for each of them."""
-    of_a_run = [column for column in ("panel", "run") if column in rows]
-    return rows.sort_values("step", kind="stable").groupby(of_a_run, sort=False).tail(1)
-
-
-def summarize_over_seeds(rows: pd.DataFrame, by: str, columns: list[str]) -> pd.DataFrame:
-    """Return ``mean``, ``min`` and ``max`` over the seeds, for each of ``columns`` and each value of column ``by``.
-
-    A value of ``by`` at which a seed has no value is left out, since the mean over only those seeds that did not
-    diverge is another quantity.
-
-    Args:
-        rows: the rows of one method, with a column ``seed``.
-        by: the column to group by, such as ``step``.
-        columns: the columns to summarize.
-
-    Returns:
-        A table indexed by the values of ``by``, with columns (column, ``mean``), (column, ``min``), (column, ``max``).
-    """
-    grouped = rows.groupby(by)[columns]
-    complete = (grouped.count() == rows["seed"].nunique()).all(axis=1)
-    return grouped.agg(["mean", "min", "max"])[complete]
-
-
-def _chosen(groups: Sequence[pd.DataFrame], choose: Mapping[str, Any], notes: list[str]) -> list[pd.DataFrame]:
-    """Return each group's rows of one chosen run per seed. If no run of a seed can be chosen, a note is appended."""
-    ends = [last_lines(rows) for rows in groups]
-    limits = [choose.get("a_at_least", {}), {}]
-    result = []
-    for side, rows, last, limit in zip("ab", groups, ends, limits, strict=False):
-        runs = []
-        for seed, part in last.groupby("seed"):
-            run, why = _best_run(part, choose, limit, [end[end["seed"] == seed] for end in ends])
-            if run is None:
-                notes.append(f"of seed {seed} no run of {side} {why}")
-            else:
-                runs.append(run)
-        result.append(rows[rows["run"].isin(runs)])
-    return result
-
-
-def _best_run(
-    candidates: pd.DataFrame, choose: Mapping[str, Any], limit: Mapping[str, float], both: Sequence[pd.DataFrame]
-) -> tuple[str | None, str]:
-    """Choose the best run of one group and one seed by the last log lines.
-
-    Args:
-        candidates: the last log lines of the group's runs.
-        choose: the rule of the claim, see the docstring of this module.
-        limit: the least value that a candidate must have, by column.
-        both: the last log lines of group a and of group b for this seed; ``near_best`` is measured over both groups.
-
-    Returns:
-        The name of the best run, or None if no candidate passes all filters; and the last filter that was applied, in
-        words that complete "no run of a ...".
-    """
-    sign, metric = _order(choose)
-    candidates, why = candidates.dropna(subset=[metric]), "ended well"
-    for column, least in limit.items():
-        candidates, why = candidates[candidates[column] >= least], f"has {column} >= {least:g}"
-    order = [sign * candidates[metric]]
-    if near := choose.get("near_best"):
-        near_sign, near_metric = _order(near)
-        best = max((near_sign * end[near_metric]).max() for end in both)
-        near_rank = near_sign * candidates[near_metric]
-        candidates, why = candidates[near_rank >= best - near["within"]], f"is near the best {near_metric}"
-        order.append(near_rank)  # decides between equal values
-    if candidates.empty:
-        return None, why
-    ranked = pd.concat([by[candidates.index] for by in order], axis=1).apply(tuple, axis=1)
-    return candidates.loc[max(ranked.index, key=ranked.get), "run"], why
-
-
-def _order(choose: Mapping[str, Any]) -> tuple[int, str]:
-    """Return the sign by which a rule orders runs (1 for ``highest``, -1 for ``lowest``), and the rule's metric."""
-    return (1, choose["highest"]) if "highest" in choose else (-1, choose["lowest"])
-
-
-def _curves(rows: pd.DataFrame, metric: str, where: str) -> dict[int, pd.Series]:
-    """Return the metric by step for each seed, without missing values. The last value of a diverged run is NaN.
-
-    Args:
-        rows: the rows of a group, with one run per seed.
-        metric: a column of the rows.
-        where: the claim, as the error names it.
-
-    Raises:
-        ConfigError: if a seed has several runs.
-    """
+    if claim["metric"] not in rows:
+        raise ConfigError(f"claim {claim['id']}: metric {claim['metric']} was not measured")
     curves = {}
     for seed, part in rows.groupby("seed"):
         count = part["run"].nunique()
         if count != 1:
-            raise ConfigError(f"{where}: {count} runs of seed {seed} in a group, expected 1; choose one by choose")
-        curve = part.set_index("step")[metric].sort_index()
-        curves[int(seed)] = curve[curve.notna() | (curve.index == curve.index[-1])]
+            raise ConfigError(f"claim {claim['id']}: {count} runs of seed {seed} in a group; choose one by choose")
+        part = part.sort_values("step", kind="stable").drop_duplicates("step")
+        curves[int(seed)] = Curve(part, claim["metric"], float(claim["worst"]), side == "a", notes)
     return curves
 
 
-def _mean(values: Any) -> float | None:
-    """Return the mean; None if there are no values or a value is not finite."""
-    return float(np.mean(values)) if len(values) and np.isfinite(values).all() else None
+def _numbers(claim: Mapping[str, Any], side: _Side | None, seeds: Sequence[int]) -> np.ndarray:
+    """Return a group's values in the order of the seeds, the worst one for None; ``b`` itself if it is a number."""
+    if side is None:
+        return np.full(len(seeds), float(claim["b"]))
+    worst = float(claim["worst"])
+    return np.array([worst if side.values[seed] is None else side.values[seed] for seed in seeds], dtype=float)
 
 
-def _lower(interval: list[float], smallest: float) -> str:
-    """Return the verdict on "a is lower" for the interval of a - b and the smallest difference that counts."""
-    low, high = interval
-    return "reproduced" if high <= -smallest else "contradicted" if low > -smallest else "inconclusive"
+def _outcome(claim: Mapping[str, Any], a: np.ndarray, b: np.ndarray, over: str) -> dict[str, Any]:
+    """Return the numbers and the verdict for the values of both groups, in the order of the seeds."""
+    logarithms = claim.get("difference") == OF_LOGARITHMS
+    if logarithms and min([*a, *b], default=1.0) <= 0:
+        raise ConfigError(f"claim {claim['id']}: a difference of logarithms of a value that is not positive")
+    differences = np.log(a) - np.log(b) if logarithms else a - b
+    count, kind, smallest = len(differences), claim["kind"], claim["smallest_difference"]
+    interval, p_value, verdict = None, None, "inconclusive"
+    turn = -1 if claim.get("better") == "lower" else 1
+    if over != "seeds" and count:
+        interval = (float(differences.min()), float(differences.max()))
+    elif count >= 2:
+        low, high = verdicts.student_interval(differences)
+        interval = (float(low), float(high))
+        p_value = verdicts.p_value(kind, turn * differences, smallest)
+    if interval and (count >= verdicts.LEAST_SEEDS or over != "seeds"):
+        verdict = verdicts.verdict(kind, tuple(sorted(turn * end for end in interval)), smallest)
+    mean = (lambda v: float(np.exp(np.log(v).mean()))) if logarithms else (lambda v: float(v.mean()))
+    return {
+        "n": count,
+        "a_mean": mean(a) if count else None,
+        "b_mean": mean(b) if count else None,
+        "differences": differences.tolist(),
+        "mean_difference": float(differences.mean()) if count else None,
+        "interval": list(interval) if interval else None,
+        "p_value": p_value,
+        "verdict": verdict,
+    }
 
 
-def _higher(interval: list[float], smallest: float) -> str:
-    """Return the verdict on "a is higher": that on "a is lower" with the signs of the interval reversed."""
-    low, high = interval
-    return _lower([-high, -low], smallest)
+def _note_on_sides(sides: Mapping[str, _Side], notes: list[str]) -> None:
+    """Append remarks on diverged runs, missing values and bounds in the groups."""
+    for name, side in sides.items():
+        if side.diverged:
+            notes.append(f"{side.diverged} of {len(side.values)} runs of {name} diverged and count as the worst value")
+        missing = [seed for seed, value in side.values.items() if value is None]
+        if missing:
+            notes.append(f"{name} has no value for {len(missing)} of {len(side.values)} seeds: worst value")
+        if side.tuned and side.tuned.beyond:
+            notes.append(f"{name} passes the level beyond its strengths in {len(side.tuned.beyond)} seeds: a bound")
 
 
-def _notes_on_small_differences(interval: list[float], direction: str) -> list[str]:
-    """Return the note on a contradicted claim, in a list that is empty if the opposite of the claim is shown."""
-    low, high = interval
-    if low <= 0 <= high:
-        return ["no difference that counts, either way"]
-    return ["as stated, but by less than what counts"] if (high < 0) == (direction == "lower") else []
-
-
-def _equal(interval: list[float], smallest: float) -> str:
-    """Return the verdict on "a and b are equal" for the interval of a - b and the smallest difference that counts."""
-    low, high = interval
-    if -smallest <= low and high <= smallest:
-        return "reproduced"
-    return "contradicted" if low > smallest or high < -smallest else "inconclusive"
-
-
-VERDICT_RULES: dict[str, Callable[[list[float], float], str]] = {"lower": _lower, "higher": _higher, "equal": _equal}
+def _told(tuned: tuning.Tuned) -> dict[str, Any]:
+    """Return what the verdict file tells of a tuned group."""
+    return {"settings": tuned.settings, "inside": tuned.inside} | ({"chosen": tuned.chosen} if tuned.chosen else {})

@@ -12,6 +12,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from wdlab.analysis import claims
 from wdlab.errors import ConfigError
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import CONFIGS, compose_config, run_name
@@ -45,7 +46,8 @@ def read(name: str, scale: str) -> dict[str, Any]:
         this scale, in which ``scale_down`` is joined to one text.
 
     Raises:
-        ConfigError: for a figure, a scale, or a panel of a claim that does not exist.
+        ConfigError: for a figure, a scale, or a panel of a claim that does not exist, or a claim that ``claims.check``
+            refuses.
     """
     if name not in names():
         raise ConfigError(f"figure {name}: does not exist; available: {', '.join(names())}")
@@ -53,6 +55,7 @@ def read(name: str, scale: str) -> dict[str, Any]:
     scales = declared.pop("scales")
     panels = {panel["panel"] for at in scales.values() for panel in at["panels"]}
     for claim in declared["claims"]:
+        claims.check(claim)
         unknown = set(claim["panels"]) - panels
         if unknown:
             raise ConfigError(f"figure {name}: claim {claim['id']} names panel {unknown.pop()}, which no scale has")
@@ -62,19 +65,17 @@ def read(name: str, scale: str) -> dict[str, Any]:
     return declared | {"name": name, "scale": scale, "at": at}
 
 
-def figure_runs(declared: Mapping[str, Any], root: str | Path, committed: bool = False) -> list[FigureRun]:
+def figure_runs(declared: Mapping[str, Any], root: str | Path) -> list[FigureRun]:
     """Return all runs of a figure at its scale: in each panel one for each seed and each line of ``vary``.
 
     Args:
         declared: the declaration, as :func:`read` returns it.
         root: the folder of the run directories.
-        committed: True for the runs of the committed table, whose configs also have the overrides ``committed_with``;
-            False for the runs that the figure would compute now.
     """
     result = []
     for panel in declared["at"]["panels"]:
         lines = [line for vary in panel.get("vary", ()) for line in _lines(vary)]
-        shared = (*panel.get("shared", ()), *(panel.get("committed_with", ()) if committed else ()))
+        shared = tuple(panel.get("shared", ()))
         # Once per line and not per run: composing takes nearly all the time of this function.
         configs = [compose_config((*shared, *line)) for line in lines]
         for seed in seeds(declared, panel) if lines else ():

@@ -2,8 +2,7 @@
 
 A panel of a declaration has ``vary`` or ``simulate``. ``vary`` is a list of lines; the panel has one run for each line
 and each seed (a line with ``a=1,2`` counts as two lines). ``simulate`` names a function that computes rows of the table
-without training. ``committed_with`` lists overrides that the committed runs had in addition, if the declaration has
-changed since. ``derived`` adds columns to the table, each with a formula of other columns. ``measure`` names a function
+without training. ``derived`` adds columns to the table, each with a formula of other columns. ``measure`` names a function
 that measures a checkpoint (a probe); its results for all runs are a second table.
 """
 
@@ -18,7 +17,8 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from wdlab.analysis import claims, declaration, style, tables
+from wdlab.analysis import claims, declaration, selection, style, tables
+from wdlab.analysis import verdicts as rules
 from wdlab.analysis.declaration import SCALES, FigureRun
 from wdlab.analysis.tables import FigureFiles
 from wdlab.errors import ConfigError
@@ -66,7 +66,7 @@ def _diverged(rows: pd.DataFrame) -> int:
     """
     if "train/loss" not in rows:
         return 0
-    last = claims.last_lines(rows.dropna(subset=["run"]))
+    last = selection.last_lines(rows.dropna(subset=["run"]))
     return int(last.loc[last["train/loss"].isna(), "run"].nunique())
 
 
@@ -86,17 +86,17 @@ def verdicts(
 
     Returns:
         The judged claims under ``claims``, as ``claims.judge`` returns them, next to title, paper, scale, seeds of each
-        panel, numbers of runs by status, devices and commits. A verdict is ``exploratory`` only if the declaration's
-        ``over`` is ``seeds``, the default.
+        panel, numbers of runs by status, devices and commits. A claim that has a p-value also has ``holm``: whether it
+        is at most 0.025 after Holm's correction over all claims of the figure at this scale.
     """
-    over, judged = declared.get("over", "seeds"), []
+    over, scale, judged = declared.get("over", "seeds"), declared["scale"], []
     for claim in declared["claims"]:
         source = probes if claim.get("of") == "measured" else rows
         for panel in claim["panels"]:
             part = source[source["panel"] == panel]
-            if len(part) and declared["scale"] in claim.get("scales", SCALES):
-                outcome = claims.judge({**claim, "panel": panel}, part)
-                judged.append(outcome | {"exploratory": outcome["exploratory"] and over == "seeds"})
+            if len(part) and scale in claim.get("scales", SCALES):
+                judged.append(claims.judge(claim, part, scale, over) | {"panel": panel})
+    _correct_for_several(judged)
     directories = tables.run_directories(runs)
     sessions = [s for run in directories for s in run.read("provenance.json").get("sessions", [])]
     codes = [s["code"] for s in sessions] or [code_version()]
@@ -118,6 +118,13 @@ def verdicts(
     }
 
 
+def _correct_for_several(judged: list[dict[str, Any]]) -> None:
+    """Add ``holm`` to the claims that have a p-value, see :func:`verdicts`."""
+    tested = [claim for claim in judged if claim["p_value"] is not None]
+    for claim, adjusted in zip(tested, rules.holm([claim["p_value"] for claim in tested]), strict=True):
+        claim["holm"] = adjusted <= (1 - rules.CONFIDENCE) / 2
+
+
 def _seeds_of(rows: pd.DataFrame, panel: str) -> list[int]:
     """Return the sorted seeds of a panel's rows in a table."""
     return sorted(map(int, set(rows.loc[rows["panel"] == panel, "seed"])))
@@ -135,20 +142,23 @@ def _dirty(code: Mapping[str, str]) -> str:
 
 def verdict_numbers(claim: Mapping[str, Any]) -> str:
     """Return the numbers of a judged claim in a line: difference, interval, number of seeds, and the note if any."""
-    rest = (
-        f"n={claim['n']}" + ", exploratory" * claim["exploratory"] + (f"; {claim['note']}" if "note" in claim else "")
-    )
-    if claim["interval"] is None:
-        return f"no interval, {rest}"
-    low, high = claim["interval"]
-    return f"difference {claim['mean_difference']:.3g} [{low:.3g}, {high:.3g}], {rest}"
+    parts = [f"n = {claim['n']}"]
+    if claim["interval"] is not None:
+        low, high = claim["interval"]
+        of_logarithms = " of logarithms" * ("difference" in claim)
+        parts.insert(0, f"difference{of_logarithms} {claim['mean_difference']:.3g} [{low:.3g}, {high:.3g}]")
+    if claim["verdict"] == "reproduced" and not claim.get("holm", True):
+        parts.append("not after Holm's correction")
+    if "note" in claim:
+        parts.append(claim["note"])
+    return "; ".join(parts)
 
 
 def verdict_counts(files: FigureFiles) -> str:
     """Return the number of each verdict in a figure's file: ``2 reproduced, 1 contradicted (exploratory)``."""
     judged = json.loads(files.verdicts.read_text())["claims"]
     by_verdict = Counter(claim["verdict"] for claim in judged)
-    counts = ", ".join(f"{by_verdict[verdict]} {verdict}" for verdict in claims.VERDICTS if by_verdict[verdict])
+    counts = ", ".join(f"{by_verdict[verdict]} {verdict}" for verdict in rules.VERDICTS if by_verdict[verdict])
     return counts + " (exploratory)" * any(claim["exploratory"] for claim in judged)
 
 

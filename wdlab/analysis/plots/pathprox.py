@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
-from wdlab.analysis import claims, style
+from wdlab.analysis import selection, style
 
 
 def fig1(table: pd.DataFrame, units: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
@@ -70,7 +70,7 @@ def fig2(table: pd.DataFrame, pruned: pd.DataFrame, panels: list[Mapping[str, An
     figure, rows_of_axes = plt.subplots(
         len(panels), 3, figsize=(9.6, 3.3 * len(panels)), squeeze=False, layout="constrained"
     )
-    ends, looks = claims.last_lines(table), style.looks_by_method(table)
+    ends, looks = selection.last_lines(table), style.looks_by_method(table)
     for axes, panel in zip(rows_of_axes, panels, strict=True):
         last, small = (part[part["panel"] == panel["panel"]] for part in (ends, pruned))
         _points(axes[0], last, looks, "sparsity/active_units", "test/accuracy")
@@ -98,7 +98,7 @@ def fig2(table: pd.DataFrame, pruned: pd.DataFrame, panels: list[Mapping[str, An
 def _points(axes: Axes, rows: pd.DataFrame, looks: Mapping[style.Method, style.Look], x: str, y: str) -> None:
     """Draw a line per method: for each strength a marker at the means of x and y over seeds, with bars over ranges."""
     for _, look, part in style.by_method(rows, looks):
-        spread = claims.summarize_over_seeds(part, "regularizer.strength", [x, y])
+        spread = selection.summarize_over_seeds(part, "regularizer.strength", [x, y])
         bars = [[spread[key]["mean"] - spread[key]["min"], spread[key]["max"] - spread[key]["mean"]] for key in (y, x)]
         drawn = {"color": look.color, "linestyle": look.line, "marker": look.marker, "label": look.label}
         axes.errorbar(spread[x]["mean"], spread[y]["mean"], *bars, **drawn, ms=4.5, mfc="white", elinewidth=0.8)
@@ -151,7 +151,7 @@ def _curves(
         reference: reference values by metric, regularizer and step; {} for none.
     """
     for name, look, part in style.by_method(rows, looks):
-        by_step = claims.summarize_over_seeds(part, "step", [metric])[metric]
+        by_step = selection.summarize_over_seeds(part, "step", [metric])[metric]
         axes.plot(by_step.index, by_step["mean"], color=look.color, linestyle=look.line, label=look.label)
         axes.fill_between(by_step.index, by_step["min"], by_step["max"], color=look.color, alpha=0.2, linewidth=0)
         points = reference.get(metric, {}).get(name, {})

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, PercentFormatter
 
-from wdlab.analysis import claims, style
+from wdlab.analysis import selection, style
 
 # Distances, positive for an accuracy and negative for a loss. NEAR: the distance from AdamW that counts as near, as a
 # number and in words. CLOSER: the distance from the best value of all methods down to which the closer view reaches.
@@ -73,7 +73,7 @@ def _against_density(
     Returns:
         The figure, and an array of its axes (panels, columns).
     """
-    ends = claims.last_lines(table)
+    ends = selection.last_lines(table)
     ends = ends.assign(density=1 - ends["sparsity/weights"])
     published = {panel["panel"]: _published(panel["reference"]) for panel in panels if "reference" in panel}
     looks = style.looks_by_method(pd.concat([ends, *published.values()]))
@@ -171,23 +171,22 @@ def _lines(rows: pd.DataFrame, metric: str) -> list[tuple[str, pd.DataFrame]]:
     """
     varied = _varied(rows)
     along = next((column for column in ALONG if column in varied), varied[0])
-    of_seeds = rows.groupby(varied, dropna=False)[["density", metric]]
-    medians = of_seeds.agg(lambda values: values.median(skipna=False))
-    medians = medians.dropna().reset_index().sort_values(along)
+    spread = selection.summarize_over_seeds(rows, varied, ["density", metric])
+    medians = spread.xs("median", axis=1, level=1).reset_index().sort_values(along)
     others = [column for column in varied if column != along]
     if not others:
         return [("", medians)]
     names = [column.rpartition(".")[2].replace("strength", "s") for column in others]
     return [
         (", ".join(f"{name} = {value}" for name, value in zip(names, values, strict=True)), line)
-        for values, line in medians.groupby(others, dropna=False)
+        for values, line in medians.groupby(others)
     ]
 
 
 def _varied(rows: pd.DataFrame) -> list[str]:
     """Return the columns of settings that vary between the runs of a method; its name, which does not, if none does."""
-    settings = rows.columns[: list(rows).index("step")].difference(["panel", "run", "seed"], sort=False)
-    return [column for column in settings if rows[column].nunique(dropna=False) > 1] or ["regularizer"]
+    columns = selection.setting_columns(rows)
+    return [column for column in columns if rows[column].nunique(dropna=False) > 1] or ["regularizer"]
 
 
 def _best_on_validation(rows: pd.DataFrame, metric: str) -> pd.Series:
@@ -197,7 +196,7 @@ def _best_on_validation(rows: pd.DataFrame, metric: str) -> pd.Series:
         rows: the last rows of the runs of a method.
         metric: ``test/accuracy``, of which the highest is best, or ``test/loss``, of which the lowest is.
     """
-    settings = rows.groupby(_varied(rows), dropna=False).ngroup()
+    settings = selection.settings(rows)
     means = rows.groupby(settings)[metric.replace("test", "val")].agg(lambda of_seeds: of_seeds.mean(skipna=False))
     return rows.loc[settings == (means.idxmax() if "accuracy" in metric else means.idxmin()), metric]
 
@@ -269,8 +268,8 @@ def fig6(table: pd.DataFrame, sizes: pd.DataFrame, panels: list[Mapping[str, Any
 def _histogram(axes: Axes, rows: pd.DataFrame, look: style.Look) -> None:
     """Draw the share of weights in each bin, and at the left the share of zeros: means and ranges over seeds."""
     width = float(np.diff(np.sort(rows["log10_size"].unique())[:2])[0])
-    shares = claims.summarize_over_seeds(rows, "log10_size", ["share"])["share"]
-    zero = claims.summarize_over_seeds(rows.drop_duplicates("run").assign(left=-14.5), "left", ["zero"])["zero"]
+    shares = selection.summarize_over_seeds(rows, "log10_size", ["share"])["share"]
+    zero = selection.summarize_over_seeds(rows.drop_duplicates("run").assign(left=-14.5), "left", ["zero"])["zero"]
     for spread, wide in ((shares, width), (zero, 6 * width)):
         bars = np.maximum(0, [spread["mean"] - spread["min"], spread["max"] - spread["mean"]])
         drawn = {"yerr": bars, "align": "edge", "color": look.color, "error_kw": {"elinewidth": 0.6}}

@@ -1,0 +1,127 @@
+"""Groups with several settings: which one is chosen, and what is interpolated."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.analysis.test_claims import claim
+from wdlab.analysis import claims, tuning
+from wdlab.errors import ConfigError
+
+STRENGTH = "regularizer.strength"
+
+
+def runs(ends: dict[str, dict[float, tuple[float, float, float]]], seeds: int = 3) -> pd.DataFrame:
+    """Runs by method and strength, which end with the values val, test and zeros (the same for all seeds)."""
+    return pd.DataFrame(
+        [
+            {
+                **{
+                    "run": f"{method}{strength}-{seed}",
+                    "method": method,
+                    STRENGTH: strength,
+                    "seed": seed,
+                    "step": step,
+                },
+                **dict(zip(("val", "m", "zeros"), values, strict=True)),
+            }
+            for method, strengths in ends.items()
+            for strength, values in strengths.items()
+            for seed in range(seeds)
+            for step in (0, 10)
+        ]
+    )
+
+
+TWO = {
+    "a": {1: (0.90, 0.90, 0.0), 2: (0.92, 0.91, 0.5), 3: (0.80, 0.80, 1.0)},
+    "b": {1: (0.88, 0.88, 0.0), 2: (0.80, 0.80, 0.0), 3: (0.70, 0.70, 0.0)},
+}
+
+
+def tuned(rows: pd.DataFrame, rule: dict, method: str = "a") -> tuning.Tuned:
+    groups = [part for _, part in rows.groupby("method")]
+    return tuning.tuned(rows[rows["method"] == method], rule, "m", groups, "claim c")
+
+
+def test_the_setting_is_chosen_by_the_mean_over_the_other_seeds():
+    rows = runs(TWO)
+    rows.loc[rows["run"] == "a1-0", "val"] = 5.0  # luck of seed 0 with strength 1
+    found = tuned(rows, {"highest": "val"})
+    assert found.runs == {0: "a2-0", 1: "a1-1", 2: "a1-2"}
+    assert found.chosen == {"2": 1, "1": 2} and found.settings == 3 and not found.inside
+    assert tuned(runs(TWO), {"highest": "val"}).inside
+    assert tuned(runs(TWO), {"lowest": "val"}).runs == {seed: f"a3-{seed}" for seed in range(3)}
+
+
+def test_a_setting_with_a_diverged_run_is_not_chosen_for_the_other_seeds():
+    rows = runs(TWO)
+    rows.loc[(rows["run"] == "a2-0") & (rows["step"] == 10), ["val", "m", "zeros"]] = np.nan
+    assert tuned(rows, {"highest": "val"}).runs == {0: "a2-0", 1: "a1-1", 2: "a1-2"}
+    rows.loc[(rows["seed"] == 1) & (rows["step"] == 10), ["val", "m", "zeros"]] = np.nan
+    assert tuned(rows, {"highest": "val"}).runs == {0: None, 1: "a1-1", 2: None}
+
+
+def test_of_several_exponents_the_inside_is_that_of_one_of_them():
+    rows = pd.concat([runs({"a": TWO["a"]}).assign(p=p) for p in (0.5, 0.8)], ignore_index=True)
+    rows = rows[["run", "method", "p", STRENGTH, "seed", "step", "val", "m", "zeros"]]
+    rows["run"] += rows["p"].astype(str)
+    found = tuning.tuned(rows, {"highest": "val"}, "m", [rows], "claim c")
+    assert found.settings == 6 and found.inside and found.runs[0] == "a2-00.5"
+
+
+def test_a_metric_is_interpolated_where_a_column_passes_a_level():
+    found = tuned(runs(TWO), {"at": {"zeros": 0.6}})
+    assert found.values == pytest.approx(dict.fromkeys(range(3), 0.91 - 0.2 * 0.11)) and found.inside
+    assert tuned(runs(TWO), {"at": {"zeros": 0.6}}, "b").values == dict.fromkeys(range(3))  # it has no zeros
+    beyond = tuned(runs({"a": {1: (0, 0.7, 0.95), 2: (0, 0.6, 0.99)}, "b": TWO["b"]}), {"at": {"zeros": 0.9}})
+    assert beyond.values[0] == 0.7 and beyond.beyond == (0, 1, 2) and not beyond.inside
+
+
+def test_the_strongest_setting_that_is_nearly_as_good_as_the_best_of_both_groups():
+    rule = {"within_best": {"highest": "val", "within": 0.06}}  # the level is 0.86
+    found = tuned(runs(TWO), rule)
+    assert found.values == pytest.approx(dict.fromkeys(range(3), 0.91 - 0.5 * 0.11)) and found.inside
+    assert tuned(runs(TWO), {"within_best": {"highest": "val", "within": 0.5}}).beyond == (0, 1, 2)
+    never = tuned(runs(TWO), {"within_best": {"highest": "val", "within": 0.01}}, "b")
+    assert never.values == dict.fromkeys(range(3)) and not never.inside
+
+
+def test_of_a_loss_the_level_is_above_the_best():
+    losses = {"a": {1: (0.10, 0.9, 0), 2: (0.20, 0.8, 0)}, "b": {1: (0.30, 0.9, 0), 2: (0.40, 0.8, 0)}}
+    found = tuned(runs(losses), {"within_best": {"lowest": "val", "within": 0.05}})
+    assert found.values[0] == pytest.approx(0.85)
+
+
+def test_of_several_passages_the_last_counts():
+    wavy = {"a": {1: (0.9, 1.0, 0), 2: (0.7, 2.0, 0), 3: (0.9, 3.0, 0), 4: (0.7, 4.0, 0)}, "b": TWO["b"]}
+    assert tuned(runs(wavy), {"within_best": {"highest": "val", "within": 0.1}}).values[0] == pytest.approx(3.5)
+
+
+def test_missing_values_of_b_make_a_claim_inconclusive_and_those_of_a_count_as_the_worst():
+    rows, rule = runs(TWO), {"within_best": {"highest": "val", "within": 0.01}}
+    of_b = claims.judge(claim(metric="zeros", kind="higher", choose=rule, worst=0.0), rows)
+    assert of_b["verdict"] == "inconclusive" and "group b has no value, or only a bound" in of_b["note"]
+    assert of_b["tuning"]["a"] == {"settings": 3, "inside": True}
+    swapped = claim(metric="zeros", kind="higher", choose=rule, worst=0.0, a={"method": "b"}, b={"method": "a"})
+    of_a = claims.judge(swapped, rows)
+    assert of_a["a_mean"] == 0.0 and of_a["verdict"] == "contradicted" and "a has no value for 3 of 3" in of_a["note"]
+
+
+def test_the_sentence_tells_the_grid_and_whether_the_best_is_inside():
+    judged = claims.judge(claim(choose={"highest": "val"}, kind="higher"), runs(TWO))
+    assert judged["tuning"] == {
+        "a": {"settings": 3, "inside": True, "chosen": {"2": 3}},
+        "b": {"settings": 3, "inside": False, "chosen": {"1": 3}},
+    }
+    assert "a: best of 3 settings, inside the range tried" in judged["sentence"]
+    assert "b: best of 3 settings, not inside the range tried" in judged["sentence"]
+
+
+def test_two_runs_of_a_seed_and_strength_are_no_curve():
+    rows = runs(TWO)
+    twice = pd.concat([rows, rows.assign(run=rows["run"] + "x")])
+    with pytest.raises(ConfigError, match="several runs of a seed at one regularizer"):
+        tuned(twice, {"at": {"zeros": 0.5}})
+    with pytest.raises(ConfigError, match="claim c: the runs do not differ in regularizer"):
+        tuned(rows, {"highest": "val", "along": "regularizer.zeros"})
