@@ -103,7 +103,10 @@ def _against_density(
         _near_adamw(own[-1], rows, metric, *near)
         for one in axes:
             one.set_xlabel("weights that are not zero")
-    handles = {name: line for axes in grid.flat for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    handles: dict[str, Any] = {}
+    for axes in grid.flat:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=1 + shape[1])
     return figure, grid
 
@@ -232,8 +235,9 @@ def _author(axes: Axes, runs: pd.DataFrame, looks: Mapping[style.Method, style.L
         metric: a column of the runs.
     """
     for name, look, part in style.by_method(runs, looks):
-        part, line = part.sort_values("density"), "" if name == REFERENCE else look.line
-        axes.plot(part["density"], part[metric], line, color=look.color, marker="D", ms=5, linewidth=1.2)
+        part = part.sort_values("density")
+        drawn = {"linestyle": "none"} if name == REFERENCE else {"linestyle": look.line, "label": look.label}
+        axes.plot(part["density"], part[metric], color=look.color, marker="D", ms=5, linewidth=1.2, **drawn)
     axes.plot([], [], "D", color="0.4", ms=5, label="author's runs (chosen on the test set, one seed)")
 
 
