@@ -68,7 +68,7 @@ def critical_strengths(
     """
     points, parts = np.array(starts, dtype=float), []
     for power in p:
-        low, high = points / 10, np.ones(len(points))  # bounds of the critical strength for every p
+        low, high = points / 10, np.ones(len(points))  # for every p the critical strength is between these
         while (high / low > 1 + tolerance).any():
             middle = np.sqrt(low * high)
             is_zero = _ends(power, points, middle, lr, steps) == 0
@@ -94,11 +94,12 @@ def critical_strength(p: float, start: float) -> float:
     """
     if not 0 < p < 1 or not 0 < start <= 1:
         raise ValueError(f"p={p}, start={start}: p must be in (0, 1), start in (0, 1]")
-    return _critical_at(p, min(start, _peak(p)))
+    w = min(start, _peak(p))
+    return (1 - w) ** 3 * w ** (1 - p)
 
 
 def fixed_point(p: float, s: float, start: float) -> float:
-    """Return the limit of gradient flow from ``start``: 0, or the zero above the peak of f of the objective's slope.
+    """Return the limit of gradient flow from ``start``: 0, or the larger of the two weights at which f equals s.
 
     Raises:
         ValueError: for a p outside (0, 1), or a start outside (0, 1].
@@ -114,18 +115,13 @@ def minimum(p: float, s: float) -> float:
     return larger if (larger - 1) ** 4 / 4 + s / p * larger**p < 1 / 4 else 0.0
 
 
-def _critical_at(p: float, w: float) -> float:
-    """Return ``f(w)``, the strength that keeps a weight where it is."""
-    return (1 - w) ** 3 * w ** (1 - p)
-
-
 def _peak(p: float) -> float:
     """Return the weight at which ``f`` is largest."""
     return (1 - p) / (4 - p)
 
 
 def _design(p: float, starts: np.ndarray, what: str) -> pd.DataFrame:
-    """Return the columns ``run``, ``regularizer``, ``p``, ``seed`` and ``start`` of a row for each start.
+    """Return the first columns of a row for each start: ``run``, ``regularizer``, ``p``, ``seed`` and ``start``.
 
     Args:
         p: the exponent.
