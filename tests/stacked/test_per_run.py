@@ -211,6 +211,8 @@ MIXED = {  # methods that share a stack, each with its optimizer's kind
         ("regularizer=l1", "regularizer.route=second"),
         ("regularizer=scheduled", "regularizer.scope=all"),
         ("regularizer=coherent", "regularizer.coherence=norm_ratio"),
+        ("regularizer=magnitude_pruning", "regularizer.zeros=0.5"),
+        ("regularizer=magnitude_pruning", "regularizer.zeros=0.9"),
     ],
     "adams": [PLAIN, ("regularizer=none",), ("regularizer=coherent", "regularizer.route=first")],
 }

@@ -1,5 +1,6 @@
 """Decoupled decay with magnitude pruning, the rival of p-norm weight decay in P2 (arXiv 2404.10824)."""
 
+import bisect
 import functools
 from collections.abc import Sequence
 from typing import Any, Self
@@ -17,29 +18,28 @@ RAMPS = {"cubic": lambda done: 1 - (1 - done) ** 3, "linear": lambda done: done}
 
 
 class MagnitudePruning(DecoupledDecay):
-    """Decoupled decay ``w *= 1 - lr * s``, and magnitude pruning: the smallest weights become zero and stay zero.
+    """Decoupled decay ``w *= 1 - lr * s`` with magnitude pruning: the smallest weights become zero and stay zero.
 
     [grade B]
 
-    The decay is that of :class:`DecoupledDecay`, so with torch's Adam this is AdamW, pruned. ``times`` prunings take
-    place at equal distances, pruning k after the optimizer's step number ``steps (begin + (end - begin) k / times)``,
-    rounded. It sets the weights with the smallest ``|w|`` of all tensors together to zero, and they are set to zero
-    again after every later step. With the cubic ramp of Zhu and Gupta 2017 (arXiv 1710.01878) the share
-    ``zeros (1 - (1 - k / times)^3)`` of the weights is zero then, rounded to a whole number of weights: most are pruned
-    early, while the network can still adapt. Of equally small weights the first ones are pruned.
+    The decay is that of :class:`DecoupledDecay`, so with torch's Adam this is AdamW, pruned. There are ``times``
+    prunings at equal distances, pruning k after update ``steps (begin + (end - begin) k / times)``, rounded. A pruning
+    sets the weights with the smallest ``|w|`` among all tensors together to zero; after every later update they are set
+    to zero again. After pruning k the share of zeros is ``zeros (1 - (1 - k / times)^3)``, the cubic ramp of Zhu and
+    Gupta 2017 (arXiv 1710.01878), rounded to a whole number of weights: most weights are pruned early, while many are
+    left that can replace them. Of equally small weights those that come first in ``params`` are pruned.
 
     The learning rate multiplies the decay. The pruning depends on neither the learning rate, the strength nor
     ``over_time``: strength 0 switches off the decay, ``zeros=0`` the pruning. The optimizer's moments are not changed.
-    A tensor without a gradient in the step of a pruning does not take part in it. Sharded weights are refused, since a
-    pruning compares all weights.
+    A tensor that has no gradient in the step of a pruning is left out of this pruning. Sharded weights are refused,
+    since a pruning compares all weights.
 
     Args:
         params, strength, over_time: as in :class:`wdlab.regularizers.Regularizer`.
-        zeros: share of the weights that is zero in the end, in [0, 1).
-        times: number of prunings, a whole number >= 1. Where the run is so short that several fall into one step, the
-            last of them counts.
+        zeros: share of the weights that is zero after the last pruning, in [0, 1).
+        times: number of prunings, a whole number >= 1. If several fall into one step, the last of them takes place.
         begin: share of the run after which the prunings begin, >= 0. The defaults of ``times``, ``begin`` and ``end``
-            are the settings of P2's author: 40 prunings from the end of the warm-up, epoch 2 of 100, to epoch 70.
+            are those of P2's author: 40 prunings from the end of the warm-up, epoch 2 of 100, to epoch 70.
         end: share of the run after which the last pruning takes place, greater than ``begin`` and at most 1.
         ramp: ``cubic``, or ``linear`` for the share ``zeros * k / times`` after pruning k.
         steps: length of the run in updates; None for the length in the method's ``clock``, which ``wdlab.train`` sets.
@@ -119,8 +119,8 @@ class MagnitudePruning(DecoupledDecay):
         """Return the share of the weights that has been pruned after so many updates, in [0, ``zeros``]."""
         if self.zeros == 0:
             return 0.0
-        moments = pruning_steps(self._length, self.times, self.begin, self.end)
-        return self.zeros * RAMPS[self.ramp](sum(step <= updates for step in moments) / self.times)
+        done = bisect.bisect_right(pruning_steps(self._length, self.times, self.begin, self.end), updates)
+        return self.zeros * RAMPS[self.ramp](done / self.times)
 
     def gather_runs(self, runs: Sequence[Self]) -> None:
         super().gather_runs(runs)
@@ -156,24 +156,27 @@ def _check_count(name: str, value: Any) -> int:
 
 @functools.cache
 def pruning_steps(steps: int, times: int, begin: float, end: float) -> tuple[int, ...]:
-    """Return the updates after which the prunings take place, in increasing order; the same one for several if short.
+    """Return the numbers of the updates after which the prunings take place, in increasing order, (times,).
+
+    In a short run several prunings may fall into one update, whose number is repeated then.
 
     Args:
         steps: length of the run in updates.
         times: number of prunings.
-        begin: share of the run after which the prunings begin; the first one follows after a ``times``-th of the span.
-        end: share of the run after which the last one takes place.
+        begin: share of the run after which the prunings begin. Pruning 1 takes place a distance after it.
+        end: share of the run after which the last pruning takes place.
     """
     return tuple(max(1, round(steps * (begin + (end - begin) * k / times))) for k in range(1, times + 1))
 
 
 def with_smallest(masks: Sequence[Tensor], weights: Sequence[Tensor], share: float, runs: int = 1) -> list[Tensor]:
-    """Return masks with more weights: the smallest of all tensors, until a share of the weights is in the masks.
+    """Return masks to which the smallest weights of all tensors together are added.
 
     Args:
-        masks: bool, in the shapes of ``weights``. What is in a mask stays in it.
-        weights: tensors; for a stack of runs, of shape (runs, ...). Each run has smallest weights of its own.
-        share: share of the weights that is in the masks then, rounded to a whole number of weights.
+        masks: bool tensors in the shapes of ``weights``, True for weights that are pruned already.
+        weights: the tensors; for a stack of runs (runs, ...), where each run has smallest weights of its own.
+        share: share of the weights that is True in the result, rounded to a whole number of weights. If more are True
+            already, none is added.
         runs: number of runs; 1 for tensors that are not of a stack.
     """
     rows = [w.abs().masked_fill(mask, -1).reshape(runs, -1) for w, mask in zip(weights, masks, strict=True)]
