@@ -45,7 +45,9 @@ def test_a_method_with_a_p_is_named_by_both():
     assert {name: len(part) for name, part in parts.items()} == {"pnorm": 3, "mine": 3}
 
 
-@pytest.mark.parametrize("methods", [("none", "l2", "pathprox"), ("pnorm", "decoupled", "pnorm_prox", "lp")])
+@pytest.mark.parametrize(
+    "methods", [("none", "l2", "pathprox"), ("pnorm", "decoupled", "magnitude_pruning", "pnorm_prox", "lp")]
+)
 def test_methods_that_are_shown_together_look_different(methods):
     looks = [look[:3] for (name, _), look in style.LOOKS.items() if name in methods]
     assert len(set(looks)) == len(looks) > 2
