@@ -24,6 +24,7 @@ from wdlab.regularizers import (
     CoherenceGate,
     DecoupledDecay,
     Lp,
+    MagnitudePruning,
     PathProx,
     PNormDecay,
     PNormProx,
@@ -94,7 +95,8 @@ SHARDABLE = {
     "Lp": on_adam(Lp, 0.1),
     **{f"CoherenceGate, {coherence}": make for coherence, make in GATED.items()},
 }
-METHODS = {"DDP": {**SHARDABLE, "PathProx": pathprox}, "FSDP2": SHARDABLE}
+UNSHARDABLE = {"PathProx": pathprox, "MagnitudePruning": on_adam(MagnitudePruning, 0.3, zeros=0.5, steps=STEPS)}
+METHODS = {"DDP": SHARDABLE | UNSHARDABLE, "FSDP2": SHARDABLE}
 WHOLE_STATE = ("AdamS", "AdamS, amsgrad", "SGDS", "ScheduledDecay", "L2, separate", "PAdam, p=0.8", "PNormDecay")
 REPLICAS = ("AdamS", "CoherenceGate, total_gradient")
 
@@ -207,11 +209,15 @@ WRAPS = {"DDP": nn.parallel.DistributedDataParallel, "FSDP2": shard}
 
 
 def refusals() -> list[str]:
-    """What PathProx says of a sharded model, its pairs given or looked for."""
+    """What PathProx says of a sharded model, its pairs given or looked for, and what pruning says of it."""
     model = shard(problem()[0])
     optimizer = torch.optim.Adam(model.parameters(), lr=LR)
     said = []
-    for make in (lambda: PathProx([(model[0], model[2])], 0.1), lambda: PathProx.for_model(model, 0.1)):
+    for make in (
+        lambda: PathProx([(model[0], model[2])], 0.1),
+        lambda: PathProx.for_model(model, 0.1),
+        lambda: MagnitudePruning.for_model(model, 0.1, steps=STEPS),
+    ):
         try:
             make().attach(optimizer)
         except ValueError as error:
@@ -334,7 +340,8 @@ def test_replicas_count_once(ranks, name):
         same(outcome, alone(name))
 
 
-def test_pathprox_refuses_sharded_weights(ranks):
-    for said in ranks("FSDP2", "refusals"):
-        assert len(said) == 2
-        assert all(message.startswith("PathProx: cannot work on sharded weights") for message in said)
+def test_pathprox_and_pruning_refuse_sharded_weights(ranks):
+    for *of_pathprox, of_pruning in ranks("FSDP2", "refusals"):
+        assert len(of_pathprox) == 2
+        assert all(message.startswith("PathProx: cannot work on sharded weights") for message in of_pathprox)
+        assert of_pruning.startswith("MagnitudePruning: cannot prune sharded weights")

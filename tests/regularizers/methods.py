@@ -11,6 +11,7 @@ from wdlab.regularizers import (
     Early,
     GradientScale,
     Lp,
+    MagnitudePruning,
     PathProx,
     PNormDecay,
     PNormProx,
@@ -32,6 +33,7 @@ METHODS = {
     "pnorm": lambda model: PNormDecay.for_model(model, STRENGTH, p=0.8),
     "pnorm scheduled": lambda model: PNormDecay.for_model(model, STRENGTH, over_time=GradientScale()),
     "pnorm prox": lambda model: PNormProx.for_model(model, STRENGTH),
+    "pruning": lambda model: MagnitudePruning.for_model(model, STRENGTH, zeros=0.5, steps=8),
     "pathprox": lambda model: PathProx.for_model(model, STRENGTH),
 }
 IN_THE_GRADIENT = ("l2", "l2 second", "l2 gated", "l1 early", "lp", "coherent", "pathprox")

@@ -51,6 +51,8 @@ OPTIMIZERS = {
     "adam": lambda p: torch.optim.Adam(p, lr=1e-3),
     "amsgrad": lambda p: torch.optim.Adam(p, lr=1e-3, amsgrad=True, fused=True),
 }
+# what makes a method's steps those of a decay alone: pruning depends on neither the strength nor the learning rate
+UNPRUNED = {"magnitude_pruning": {"zeros": 0.0}}
 NEED_ADAM = {case for case in CASES if case.split()[-1] in ("first", "second", "separate")}
 
 
@@ -88,7 +90,7 @@ def test_strength_zero_is_bit_identical_to_the_optimizer_alone(name, make_optimi
     model, inputs, labels = problem()
     alone = copy.deepcopy(model)
     optimizer, optimizer_alone = make_optimizer(model.parameters()), make_optimizer(alone.parameters())
-    regularizer(name, model, strength=0.0).attach(optimizer)
+    regularizer(name, model, strength=0.0, **UNPRUNED.get(name, {})).attach(optimizer)
     steps(model, optimizer, inputs, labels, 5)
     steps(alone, optimizer_alone, inputs, labels, 5)
     assert same(model, alone)
@@ -186,7 +188,7 @@ def test_groups_have_strengths_of_their_own(name, make_optimizer):
     if not parameters:
         return  # PathProx takes pairs; its groups are those added later, see above
     twins = [p.detach().clone().requires_grad_() for p in parameters]
-    method = regularizer(name, model, strength=0.05)
+    method = regularizer(name, model, strength=0.05, **UNPRUNED.get(name, {}))
     options = {key: method.groups[0][key] for key in method.groups[0] if key == "p"}
     method.groups.clear()
     method.add_param_group({"params": [parameters[0]], "strength": 0.05, **options})
@@ -217,6 +219,8 @@ def test_narrower_weights_follow_float64(name, make_optimizer, dtype):
         regularizer(name, model, strength=0.01).attach(optimizer)
         steps(model, optimizer, x, labels, 3)
     assert all(p.dtype == dtype and torch.isfinite(p).all() for p in narrow.parameters())
+    if name in UNPRUNED and dtype == torch.bfloat16:
+        return  # rounding decides which of nearly equal weights are pruned
     if name not in NEED_ADAM:  # those divide by a second moment that may be next to nothing
         assert close(narrow, exact, rtol=0, atol=0.03 if dtype == torch.bfloat16 else 2e-4)
 
@@ -509,7 +513,7 @@ def test_a_learning_rate_of_zero_changes_nothing(name):
         model, inputs, labels = problem()
         before = copy.deepcopy(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-        regularizer(name, model, strength=0.1).attach(optimizer)
+        regularizer(name, model, strength=0.1, **UNPRUNED.get(name, {})).attach(optimizer)
         steps(model, optimizer, inputs, labels, 3)
         assert same(model, before)
 

@@ -10,7 +10,17 @@ from tests.problem import same
 from tests.regularizers.methods import network
 from tests.regularizers.test_copies import train
 from wdlab.optimizers import SGDS, AdamS, PAdam
-from wdlab.regularizers import L2, CoherenceGate, DecoupledDecay, Early, Lp, PNormDecay, PNormProx, ScheduledDecay
+from wdlab.regularizers import (
+    L2,
+    CoherenceGate,
+    DecoupledDecay,
+    Early,
+    Lp,
+    MagnitudePruning,
+    PNormDecay,
+    PNormProx,
+    ScheduledDecay,
+)
 
 KINDS = {
     "float32": np.float32,
@@ -62,6 +72,9 @@ METHODS = {
     "lp": lambda model, number: Lp.for_model(model, VALUE, p=number(0.5), epsilon=number(0.125)),
     "pnorm": lambda model, number: PNormDecay.for_model(model, VALUE, p=number(0.5)),
     "prox": lambda model, number: PNormProx.for_model(model, VALUE, p=number(1.5)),
+    "pruning": lambda model, number: MagnitudePruning.for_model(
+        model, VALUE, zeros=number(0.5), begin=number(0.25), end=number(0.75), steps=4
+    ),
     "early": lambda model, number: DecoupledDecay.for_model(model, VALUE, over_time=Early(steps=number(2))),
     "gate": lambda model, number: L2.for_model(
         model, VALUE, over_time=CoherenceGate(threshold=number(-0.5), momentum=number(0.5))

@@ -38,6 +38,7 @@ METHODS = {  # methods with a state per run
     "gate over all": ("regularizer=coherent", "regularizer.scope=all", "optimizer.momentum=0.9"),
     "scheduled": ("regularizer=scheduled", "optimizer=adam"),
     "adams": ("regularizer=l1", "optimizer=adams", "optimizer.weight_decay=0.1"),
+    "pruned": ("regularizer=magnitude_pruning", "optimizer=adam"),
     "first": ("regularizer=l1", "regularizer.route=first", *BIG_EPS),
     "second": ("regularizer=l2", "regularizer.route=second", *BIG_EPS),
     "gate over a route": ("regularizer=coherent", "regularizer.route=separate", "regularizer.threshold=0.4", *BIG_EPS),
@@ -210,6 +211,8 @@ MIXED = {  # methods that share a stack, each with its optimizer's kind
         ("regularizer=l1", "regularizer.route=second"),
         ("regularizer=scheduled", "regularizer.scope=all"),
         ("regularizer=coherent", "regularizer.coherence=norm_ratio"),
+        ("regularizer=magnitude_pruning", "regularizer.zeros=0.5"),
+        ("regularizer=magnitude_pruning", "regularizer.zeros=0.9"),
     ],
     "adams": [PLAIN, ("regularizer=none",), ("regularizer=coherent", "regularizer.route=first")],
 }

@@ -43,6 +43,7 @@ SETTINGS = {
     "pnorm late": ("regularizer=pnorm", "regularizer.late=true"),
     "soft threshold": ("regularizer=pnorm_prox", "regularizer.p=1"),
     "three halves": ("regularizer=pnorm_prox", "regularizer.p=1.5"),
+    "pruned": ("regularizer=magnitude_pruning", "regularizer.zeros=0.8", "optimizer=adam"),
     "pathprox": ("regularizer=pathprox",),
     "pathprox with biases": ("regularizer=pathprox", "regularizer.regularize_bias=true"),
     "pathprox, five layers": ("regularizer=pathprox", "model.depth=5"),

@@ -34,7 +34,7 @@ LOOKS: dict[Method, Look] = {
     ("pnorm", 1.0): Look(PALETTE[2], "--", "D", "p = 1"),
     ("pnorm", 1.5): Look(PALETTE[5], "-.", "^", "p = 1.5"),
     ("decoupled", None): Look(PALETTE[0], ":", "v", "p = 2 (AdamW)"),
-    ("magnitude_pruning", None): Look(PALETTE[4], "-.", "P", "magnitude pruning of AdamW"),
+    ("magnitude_pruning", None): Look(PALETTE[0], "--", "P", "AdamW, pruned"),
     ("pnorm_prox", 1.0): Look("0.45", "--", "x", "soft threshold"),
     ("lp", 0.8): Look(PALETTE[4], ":", "+", "Lp, p = 0.8, in the gradient"),
 }

@@ -8,6 +8,7 @@ from wdlab.regularizers.coherent import CoherenceGate, Coherent
 from wdlab.regularizers.decoupled import DecoupledDecay, ScheduledDecay
 from wdlab.regularizers.gradient_scale import GradientScale
 from wdlab.regularizers.in_loss import L1, L2, Lp
+from wdlab.regularizers.magnitude_pruning import MagnitudePruning
 from wdlab.regularizers.over_time import Delayed, Early, Late, OverTime, ScheduleFactor, WarmUp
 from wdlab.regularizers.pathprox import PathProx
 from wdlab.regularizers.pnorm import PNormDecay, PNormProx
@@ -23,6 +24,7 @@ __all__ = [
     "GradientScale",
     "Late",
     "Lp",
+    "MagnitudePruning",
     "OverTime",
     "PNormDecay",
     "PNormProx",

@@ -98,6 +98,11 @@ class DecayedParameters:
         """The strength of the first group, without the factors of ``over_time``."""
         return self.groups[0]["strength"]
 
+    @property
+    def is_off(self) -> bool:
+        """True if the method does nothing, since all its strengths are 0."""
+        return all(group["strength"] == 0 for group in self.groups)
+
     def _rows(self) -> list[TensorRow]:
         """Return a row of ``describe`` for each tensor, in the order of ``params``."""
         names = {id(place.tensor): place.name for place in reversed(self._places)}
@@ -123,7 +128,7 @@ class DecayedParameters:
         """
         if group_of is self._checked and not self._replaced():
             return
-        if all(group["strength"] == 0 for group in self.groups):
+        if self.is_off:
             return
         rows = [row for row in self._rows() if row.strength != 0 and id(row.tensor) not in group_of]
         names = [row.name or f"one of shape {tuple(row.tensor.shape)}" for row in rows]

@@ -105,13 +105,13 @@ class StackedMethod:
 
     Attributes:
         method: the method that acts on all these runs.
-        acts: False if the method does nothing: its strength is 0 in all runs, and no schedule of its strength keeps a
-            state from the gradients.
+        acts: False if the method does nothing: it is off in all runs (its strength is 0), and no schedule of its
+            strength keeps a state from the gradients.
     """
 
     def __init__(self, runs: Sequence[Regularizer], view: RowsView, clock: Clock) -> None:
         observes = any(schedule.observes_gradients for schedule in runs[0].over_time)
-        self.acts = observes or any(run.strength for run in runs)
+        self.acts = observes or not all(run.is_off for run in runs)
         self.method = copy.copy(runs[0])
         self.method.over_time = tuple(map(copy.copy, self.method.over_time))
         self.method.updates, self.method.clock = view.step, clock
