@@ -1,4 +1,4 @@
-"""A figure made from its declaration: tables, one picture, verdicts. Called by ``scripts/reproduce.py`` and notebooks.
+"""A figure made from its declaration: tables, one picture, verdicts. Called by ``scripts`` and ``notebook``.
 
 A panel of a declaration has ``vary`` or ``simulate``. ``vary`` is a list of lines; the panel has one run for each line
 and each seed (a line with ``a=1,2`` counts as two lines). ``simulate`` names a function that computes rows of the table
@@ -152,30 +152,14 @@ def verdict_counts(files: FigureFiles) -> str:
     return counts + " (exploratory)" * any(claim["exploratory"] for claim in judged)
 
 
-def draw_committed(name: str, scale: str, results: str | Path = PROJECT / "results") -> tuple[Figure, pd.DataFrame]:
-    """Draw a figure from its tables under ``results``, without training any run. For notebooks.
+def claims_by_panel(judged: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Return the title and the judged claims of each panel that has claims, in the order of the declaration.
 
-    Returns:
-        The picture, and a table of the verdicts with columns ``panel``, ``claim``, ``verdict`` and ``numbers``.
-
-    Raises:
-        ConfigError: if the figure has not been made at this scale.
+    Args:
+        judged: the verdicts, as :func:`verdicts` returns them and as they are in a figure's file.
     """
-    declared = declaration.read(name, scale)
-    files = FigureFiles.of(name, scale, results)
-    if not files.table.exists():
-        raise ConfigError(f"{files.table}: does not exist yet; run make reproduce-{name} SCALE={scale}")
-    judged = json.loads(files.verdicts.read_text())
-    shown = [
-        {
-            "panel": c["panel"],
-            "claim": " ".join(c["statement"].split()),
-            "verdict": c["verdict"],
-            "numbers": verdict_numbers(c),
-        }
-        for c in judged["claims"]
-    ]
-    return draw(declared, *tables.read(declared, files)), pd.DataFrame(shown)
+    by_panel = {name: [c for c in judged["claims"] if c["panel"] == name] for name in judged["panels"]}
+    return [(judged["panels"][name]["title"], claims) for name, claims in by_panel.items() if claims]
 
 
 def write(
