@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from IPython.utils.capture import capture_output
 from PIL import Image
 
 from wdlab.analysis import notebook
@@ -42,10 +41,11 @@ def results(tmp_path):
     return tmp_path
 
 
-def test_a_figure_is_a_heading_a_picture_and_a_line_per_claim(results):
-    with capture_output() as captured:
-        notebook.show("fig9", "quick", results)
-    heading, picture, verdicts = (output.data for output in captured.outputs)
+def test_a_figure_is_a_heading_a_picture_and_a_line_per_claim(results, monkeypatch):
+    displayed = []
+    monkeypatch.setattr(notebook, "display", lambda data, raw: displayed.append(data))
+    notebook.show("fig9", "quick", results)
+    heading, picture, verdicts = displayed
     assert heading["text/markdown"] == (
         "**fig9 at `quick` scale, 3 to 5 seeds: one against another**  \n2 reproduced, 1 contradicted (exploratory)"
     )

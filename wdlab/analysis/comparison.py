@@ -1,7 +1,7 @@
 """The comparison of a figure's tables and verdicts with earlier ones of the same figure.
 
-Called by ``scripts/reproduce.py``. Another processor rounds differently, and training magnifies rounding, so the numbers
-of two machines are never the same. Two results *agree* if they have the same rows and the same verdicts, and if each
+Called by ``scripts/reproduce.py``. Another processor rounds differently, and training magnifies rounding, so two
+machines never make the same numbers. Two results *agree* if they have the same rows and the same verdicts, and if each
 group's mean in a claim differs by at most ``MEANS_WITHIN``. Single numbers in the tables may differ by more, since a
 mean over the seeds is steadier than a number at one step of one run.
 """
@@ -63,7 +63,7 @@ def compare(ours: FigureFiles, theirs: FigureFiles) -> Comparison:
     means = of_claims(our_claims, their_claims)
     if means.size == numbers.size == 0:
         return Comparison(True, "equal in every number")
-    text = f"the same verdicts; a mean behind a verdict differs by up to {means}, a number in the tables by up to {numbers}"
+    text = f"the same verdicts; the means behind them differ by up to {means}, numbers in the tables by up to {numbers}"
     return Comparison(means.size <= MEANS_WITHIN, text)
 
 
@@ -83,7 +83,7 @@ def of_tables(ours: pd.DataFrame, theirs: pd.DataFrame) -> Difference | None:
     if list(ours) != list(theirs) or len(ours) != len(theirs):
         return None
     compared = [column for column in ours if column not in TIMES]
-    numeric = [c for c in compared if c not in KEYS and all(pd.api.types.is_numeric_dtype(t[c]) for t in (ours, theirs))]
+    numeric = [c for c in compared if c not in KEYS and ours[c].dtype.kind in "iufb" and theirs[c].dtype.kind in "iufb"]
     words = [column for column in compared if column not in numeric]
     keys = [column for column in KEYS if column in words]
     ours, theirs = (table.sort_values(keys, kind="stable", ignore_index=True) for table in (ours, theirs))

@@ -18,11 +18,9 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from wdlab.analysis import claims, declaration, style, tables
+from wdlab.analysis import claims, style, tables
 from wdlab.analysis.declaration import SCALES, FigureRun
 from wdlab.analysis.tables import FigureFiles
-from wdlab.errors import ConfigError
-from wdlab.records.identity import PROJECT
 from wdlab.records.provenance import code_version
 
 NOTE_CHARACTERS_PER_INCH = 19  # in a line of the caption beneath a picture
