@@ -3,17 +3,20 @@ USABLE = import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(shell $(p) -c '$(USABLE)' 2>/dev/null && echo $(p))))
 BIN := .venv/bin
 READY := .venv/.ready
+LAB := .venv/.lab
 SCALE ?= quick
 LAUNCHER ?= auto
 LOGGER ?= auto
+UPDATE ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup status index bench test test-faults lint
+.PHONY: help setup status index notebooks lab bench test test-faults lint
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-zA-Z%-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  SCALE=quick|cpu|paper LAUNCHER=auto|local|joblib|stacked|slurm LOGGER=auto|offline|online|disabled go with reproduce-figN"
+	@echo "  SCALE=quick|cpu|paper LAUNCHER=auto|local|joblib|stacked|slurm LOGGER=auto|offline|online|disabled go with reproduce-figN,"
+	@echo "  and so does UPDATE=1, which replaces the figure's files under results/"
 
 setup: $(READY)  ## build .venv with exactly the versions of requirements.lock
 
@@ -25,7 +28,8 @@ $(READY): pyproject.toml requirements.lock
 	@touch $@
 
 reproduce-%: $(READY)  ## a figure: make reproduce-fig3 SCALE=quick
-	@$(BIN)/python scripts/reproduce.py $* --scale $(SCALE) --launcher $(LAUNCHER) --logger $(LOGGER)
+	@$(BIN)/python scripts/reproduce.py $* --scale $(SCALE) --launcher $(LAUNCHER) --logger $(LOGGER) \
+		$(if $(filter-out 0,$(UPDATE)),--update)
 
 fetch-%: $(READY)  ## download a data set into ./data: make fetch-mnist
 	@$(BIN)/python scripts/fetch_data.py $*
@@ -35,6 +39,16 @@ status: $(READY)  ## state, progress and errors of every run in results/runs
 
 index: $(READY)  ## the README's table of figures, from their declarations and verdicts
 	@$(BIN)/python -m scripts.index
+
+notebooks: $(READY)  ## execute the notebooks in place, which writes their pictures and verdicts
+	@$(BIN)/python -m scripts.notebooks
+
+lab: $(LAB)  ## open the notebooks in JupyterLab, which is installed into .venv the first time
+	@$(BIN)/python -m jupyterlab notebooks
+
+$(LAB): $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev,jupyter]'
+	@touch $@
 
 bench: $(READY)  ## costs next to torch's own: tables in results/benchmarks
 	@MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824 $(BIN)/python scripts/benchmark.py

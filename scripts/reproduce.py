@@ -1,6 +1,9 @@
 """Make a figure: train its missing runs, then write table, picture and verdicts. Called by ``make reproduce-figN``.
 
 python scripts/reproduce.py fig3 --scale quick
+
+If the figure's files exist already, as the committed ones do, they are compared with and left alone: the new ones are
+written to the folder ``local`` next to them, unless ``--update`` is given.
 """
 
 import argparse
@@ -14,9 +17,11 @@ import tempfile
 import textwrap
 from pathlib import Path
 
-from wdlab.analysis import declaration, figures, tables
+from wdlab.analysis import comparison, declaration, figures, tables
 from wdlab.errors import ConfigError, RunFailed, explain
 
+LOCAL = "local"  # folder of this machine's files
+WIDTH = 110  # characters in a line of the output
 LAUNCHERS = ("auto", "local", "joblib", "stacked", "slurm")
 
 
@@ -32,9 +37,13 @@ def main() -> None:
     )
     parser.add_argument("--logger", default="auto", help="auto, offline, online, disabled")
     parser.add_argument("--results", default="results", help="folder for tables, pictures and verdicts")
+    parser.add_argument("--update", action="store_true", help="replace the figure's files in that folder")
     arguments = parser.parse_args()
     try:
-        reproduce(arguments.figure, arguments.scale, arguments.launcher, arguments.logger, Path(arguments.results))
+        results = Path(arguments.results)
+        reproduce(
+            arguments.figure, arguments.scale, arguments.launcher, arguments.logger, results, update=arguments.update
+        )
     except Exception as error:
         line = explain(error)
         if line is None:
@@ -43,7 +52,7 @@ def main() -> None:
         sys.exit(1 if isinstance(error, RunFailed) else 2)
 
 
-def reproduce(figure: str, scale: str, launcher: str, logger: str, results: Path) -> None:
+def reproduce(figure: str, scale: str, launcher: str, logger: str, results: Path, update: bool = False) -> None:
     """Train the missing runs of a figure, then write its files and print its verdicts.
 
     Args:
@@ -52,6 +61,8 @@ def reproduce(figure: str, scale: str, launcher: str, logger: str, results: Path
         launcher: one of ``LAUNCHERS``, see ``launcher_of``.
         logger: value of the config's ``logger``.
         results: folder of the figure's files and, in ``runs``, of the runs.
+        update: whether the figure's files in ``results`` are replaced. If not, and if they exist, the new ones are
+            written to the folder ``local`` in ``results`` and compared with them.
 
     Raises:
         WdlabError: if an argument is invalid.
@@ -66,8 +77,12 @@ def reproduce(figure: str, scale: str, launcher: str, logger: str, results: Path
     print(f"{figure} at {scale} scale: {len(distinct)} runs, {len(missing)} to do", flush=True)
     if missing:
         run_missing(missing, launcher, scale, logger, results)
-    files, judged = figures.write(declared, runs, results)
+    earlier = tables.FigureFiles.of(figure, scale, results)
+    aside = not update and earlier.table.exists() and earlier.verdicts.exists()
+    files, judged = figures.write(declared, runs, results / LOCAL if aside else results)
     print_verdicts(files, judged)
+    if aside:
+        print_comparison(files, earlier, results)
 
 
 def launcher_of(run: declaration.FigureRun, chosen: str, scale: str) -> str:
@@ -124,16 +139,29 @@ def run_to_its_end(command: list[str]) -> int:
 
 
 def print_verdicts(files: tables.FigureFiles, judged: dict) -> None:
-    """Print the paths of a figure's files, and from ``judged`` its seeds, scale-downs and verdicts."""
+    """Print the paths of a figure's files, and from ``judged`` its scale-downs, seeds and verdicts."""
     print(f"\ntable    {files.table}\npicture  {files.picture}\nverdicts {files.verdicts}\n")
-    exploratory = any(claim["exploratory"] for claim in judged["claims"])
-    print(f"{judged['title']}, {judged['scale']} scale" + exploratory * ", exploratory: fewer than 5 seeds")
-    for panel in judged["panels"].values():
-        if "seeds" in panel:  # a simulated panel has none
-            print(f"  {panel['title']}: seeds {', '.join(map(str, panel['seeds']))}")
-    print(textwrap.fill(f"Scale-downs: {judged['scale_down']}", 110))
-    for claim in judged["claims"]:
-        print(f"  {claim['verdict']:<13}{claim['panel']}: {claim['id']}: {figures.verdict_numbers(claim)}")
+    print(f"{judged['title']}, {judged['scale']} scale")
+    print(textwrap.fill(f"Scale-downs: {judged['scale_down']}", WIDTH))
+    seeds = {panel["title"]: panel.get("seeds", ()) for panel in judged["panels"].values()}
+    for title, claims in figures.claims_by_panel(judged):
+        print(f"\n{title}" + f", seeds {', '.join(map(str, seeds[title]))}" * bool(seeds[title]))
+        for claim in claims:
+            begin = f"  {claim['verdict'].upper():<16}"
+            text = claim["sentence"] + " Exploratory." * claim["exploratory"]
+            print(textwrap.fill(text, WIDTH, initial_indent=begin, subsequent_indent=" " * len(begin)))
+    if any(claim["exploratory"] for claim in judged["claims"]):
+        print("\nExploratory: of fewer than 5 seeds, or changed after its runs had been seen.")
+
+
+def print_comparison(files: tables.FigureFiles, earlier: tables.FigureFiles, results: Path) -> None:
+    """Print whether the files just written agree with earlier ones in ``results``, which are left alone."""
+    found = comparison.compare(files, earlier)
+    if found.agree:
+        text = f"Agrees with the figure's files in {results}/, which stay as they are: {found.text}."
+    else:
+        text = f"Differs from the figure's files in {results}/, which UPDATE=1 replaces by these: {found.text}."
+    print("\n" + textwrap.fill(text, WIDTH, break_on_hyphens=False, break_long_words=False))
 
 
 if __name__ == "__main__":

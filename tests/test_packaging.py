@@ -183,7 +183,7 @@ def test_the_wheel_requires_torch_alone(wheel):
     lines = [Requirement(line) for line in header.get_all("Requires-Dist")]
     always = [str(line) for line in lines if line.marker is None or line.marker.evaluate({"extra": ""})]
     assert always == ["torch>=2.11"]
-    assert set(header.get_all("Provides-Extra")) == {"lab", "slurm", "dev"}
+    assert set(header.get_all("Provides-Extra")) == {"lab", "slurm", "dev", "jupyter"}
 
 
 def test_the_wheel_has_every_module(installed):

@@ -51,12 +51,55 @@ def test_a_figure_leaves_table_picture_and_verdicts_and_is_not_run_again(short, 
     assert len(table) == 12 * 3
     judged = json.loads(files.verdicts.read_text())
     assert {c["panel"] for c in judged["claims"]} == {"mlp", "factorized"}
-    assert all(c["n"] == 3 and c["verdict"] in printed for c in judged["claims"])
+    assert all(c["n"] == 3 and c["verdict"].upper() in printed for c in judged["claims"])
     assert judged["runs"] == {"done": 12} and judged["scale_down"] and judged["devices"] and judged["code"]
     before = {path: path.read_bytes() for path in (files.table, files.picture, files.print_picture, files.verdicts)}
     reproduce.reproduce("fig3", "quick", "local", "disabled", tmp_path)
-    assert "12 runs, 0 to do" in capfd.readouterr().out
+    printed = " ".join(capfd.readouterr().out.split())
+    assert "12 runs, 0 to do" in printed and "which stay as they are: equal in every number." in printed
     assert {path: path.read_bytes() for path in before} == before
+    assert {(tmp_path / "local" / path.relative_to(tmp_path)).read_bytes() for path in before} == {*before.values()}
+
+
+def test_files_from_elsewhere_are_left_alone_until_they_are_to_be_replaced(short, tmp_path, capfd, in_process):
+    files = tables.FigureFiles.of("fig3", "quick", tmp_path)
+    reproduce.reproduce("fig3", "quick", "local", "disabled", tmp_path)
+    made = files.table.read_bytes()
+    table = pd.read_csv(files.table)
+    table.loc[5, "val/loss"] *= 2
+    table.to_csv(files.table, index=False)
+    judged = json.loads(files.verdicts.read_text())
+    judged["claims"][0]["verdict"] = "believed"
+    files.verdicts.write_text(json.dumps(judged))
+    before = {path: path.read_bytes() for path in (files.table, files.verdicts)}
+    capfd.readouterr()
+    reproduce.reproduce("fig3", "quick", "local", "disabled", tmp_path)
+    printed = " ".join(capfd.readouterr().out.split())
+    assert {path: path.read_bytes() for path in before} == before
+    assert f"Differs from the figure's files in {tmp_path}/, which UPDATE=1 replaces by these" in printed
+    assert "not believed" in printed and f"up to 50 % (val/loss of {table['run'][5]}" in printed
+    assert tables.FigureFiles.of("fig3", "quick", tmp_path / "local").table.read_bytes() == made
+    reproduce.reproduce("fig3", "quick", "local", "disabled", tmp_path, update=True)
+    assert files.table.read_bytes() == made and "UPDATE=1" not in capfd.readouterr().out
+
+
+def test_a_verdict_is_in_capitals_in_front_of_its_sentence(tmp_path, capsys):
+    claim = {"panel": "mlp", "verdict": "direction only", "exploratory": True, "sentence": "One is above. " * 20}
+    judged = {
+        "title": "one against another",
+        "scale": "quick",
+        "scale_down": "small images",
+        "panels": {"mlp": {"title": "Digits, MLP", "seeds": [0, 1, 2]}, "sim": {"title": "Paths", "starts": [0]}},
+        "claims": [claim, claim | {"panel": "sim", "verdict": "reproduced", "exploratory": False, "sentence": "Yes."}],
+    }
+    reproduce.print_verdicts(tables.FigureFiles.of("fig9", "quick", tmp_path), judged)
+    lines = capsys.readouterr().out.splitlines()
+    first = lines.index("Digits, MLP, seeds 0, 1, 2") + 1
+    assert lines[first].startswith("  DIRECTION ONLY  One is above. ") and "Exploratory." in " ".join(lines[first:])
+    assert all(line.startswith(" " * 18) for line in lines[first + 1 : first + 3])
+    assert lines[lines.index("Paths") + 1] == "  REPRODUCED      Yes."
+    assert max(len(line) for line in lines if "fig9" not in line) <= 110
+    assert lines[-1].startswith("Exploratory: of fewer than 5 seeds")
 
 
 def test_runs_that_fail_leave_no_figure(short, tmp_path, monkeypatch):

@@ -1,9 +1,9 @@
-"""A figure made from its declaration: tables, one picture, verdicts. Called by ``scripts/reproduce.py`` and notebooks.
+"""A figure made from its declaration: tables, one picture, verdicts. Called by ``scripts`` and ``notebook``.
 
 A panel of a declaration has ``vary`` or ``simulate``. ``vary`` is a list of lines; the panel has one run for each line
 and each seed (a line with ``a=1,2`` counts as two lines). ``simulate`` names a function that computes rows of the table
-without training. ``derived`` adds columns to the table, each with a formula of other columns. ``measure`` names a function
-that measures a checkpoint (a probe); its results for all runs are a second table.
+without training. ``derived`` adds columns to the table, each with a formula of other columns. ``measure`` names a
+function that measures a checkpoint (a probe); its results for all runs are a second table.
 """
 
 import json
@@ -17,12 +17,10 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from wdlab.analysis import claims, declaration, selection, style, tables
+from wdlab.analysis import claims, selection, style, tables
 from wdlab.analysis import verdicts as rules
 from wdlab.analysis.declaration import SCALES, FigureRun
 from wdlab.analysis.tables import FigureFiles
-from wdlab.errors import ConfigError
-from wdlab.records.identity import PROJECT
 from wdlab.records.provenance import code_version
 
 NOTE_CHARACTERS_PER_INCH = 19  # in a line of the caption beneath a picture
@@ -155,37 +153,22 @@ def verdict_numbers(claim: Mapping[str, Any]) -> str:
 
 
 def verdict_counts(files: FigureFiles) -> str:
-    """Return the number of each verdict in a figure's file: ``2 reproduced, 1 contradicted (exploratory)``."""
+    """Return the number of each verdict in a figure's file: ``2 reproduced, 1 contradicted (1 exploratory)``."""
     judged = json.loads(files.verdicts.read_text())["claims"]
     by_verdict = Counter(claim["verdict"] for claim in judged)
     counts = ", ".join(f"{by_verdict[verdict]} {verdict}" for verdict in rules.VERDICTS if by_verdict[verdict])
-    return counts + " (exploratory)" * any(claim["exploratory"] for claim in judged)
+    exploratory = sum(claim["exploratory"] for claim in judged)
+    return counts + f" ({exploratory} exploratory)" * (exploratory > 0)
 
 
-def draw_committed(name: str, scale: str, results: str | Path = PROJECT / "results") -> tuple[Figure, pd.DataFrame]:
-    """Draw a figure from its tables under ``results``, without training any run. For notebooks.
+def claims_by_panel(judged: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Return the title and the judged claims of each panel that has claims, in the order of the declaration.
 
-    Returns:
-        The picture, and a table of the verdicts with columns ``panel``, ``claim``, ``verdict`` and ``numbers``.
-
-    Raises:
-        ConfigError: if the figure has not been made at this scale.
+    Args:
+        judged: the verdicts, as :func:`verdicts` returns them and as they are in a figure's file.
     """
-    declared = declaration.read(name, scale)
-    files = FigureFiles.of(name, scale, results)
-    if not files.table.exists():
-        raise ConfigError(f"{files.table}: does not exist yet; run make reproduce-{name} SCALE={scale}")
-    judged = json.loads(files.verdicts.read_text())
-    shown = [
-        {
-            "panel": c["panel"],
-            "claim": " ".join(c["statement"].split()),
-            "verdict": c["verdict"],
-            "numbers": verdict_numbers(c),
-        }
-        for c in judged["claims"]
-    ]
-    return draw(declared, *tables.read(declared, files)), pd.DataFrame(shown)
+    by_panel = {name: [c for c in judged["claims"] if c["panel"] == name] for name in judged["panels"]}
+    return [(judged["panels"][name]["title"], claims) for name, claims in by_panel.items() if claims]
 
 
 def write(
