@@ -148,7 +148,7 @@ def print_verdicts(files: tables.FigureFiles, judged: dict) -> None:
         print(f"\n{title}" + f", seeds {', '.join(map(str, seeds[title]))}" * bool(seeds[title]))
         for claim in claims:
             begin = f"  {claim['verdict'].upper():<16}"
-            text = claim["sentence"] + " Exploratory." * claim["exploratory"]
+            text = claim["sentence"]
             print(textwrap.fill(text, WIDTH, initial_indent=begin, subsequent_indent=" " * len(begin)))
     if any(claim["exploratory"] for claim in judged["claims"]):
         print("\nExploratory: of fewer than 5 seeds, or changed after its runs had been seen.")

@@ -122,7 +122,9 @@ def test_fewer_than_three_seeds_decide_nothing(seeds):
 def test_a_group_may_be_compared_with_a_number():
     judged = claims.judge(claim(b=1.0, kind="equal"), ending([1.0, 1.0, 1.0], []))
     assert judged["verdict"] == "reproduced" and judged["b_mean"] == 1.0
-    assert "Measured 1 for 1" in judged["sentence"]
+    assert (
+        "Measured: 1, where 1 is claimed (95 % interval no difference; 3 seeds; 0.1 would count)" in judged["sentence"]
+    )
 
 
 ONCE_BELOW = {"name": "mean_once_both_below", "of": "loss", "level": 0.5}
@@ -240,3 +242,28 @@ def test_largest_after_a_share_of_the_run():
     rows = table({("a", s): np.array([9, 9, 9, 9, 9, 1, 2, 3, 2, 1, 0.0]) for s in (0, 1, 2)})
     judged = claims.judge(claim(statistic={"name": "largest_after", "share": 0.5}, b=0.0), rows)
     assert judged["a_mean"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "a", "text"),
+    [
+        ({}, [0.5, 0.6, 0.4], "Measured: 0.5 lower (95 % interval 0.252 to 0.748 lower; 3 seeds; 0.1 would count)"),
+        (
+            {"unit": "points"},
+            [1.01, 1.02, 1.03],
+            "Measured: 2 points higher (95 % interval 0.484 points lower to 4.48 points",
+        ),
+        (
+            {"unit": "nats"},
+            [1.1, 1.2, 1.3],
+            "Measured: 0.2 nats higher (95 % interval 0.0484 nats lower to 0.448 nats higher;",
+        ),
+        (
+            {"difference": "of logarithms"},
+            [0.5, 0.5, 0.5],
+            "Measured: 50 % lower (95 % interval 50 % lower; 3 seeds; 10.5 %",
+        ),
+    ],
+)
+def test_the_sentence_tells_direction_size_interval_and_what_counts(changes, a, text):
+    assert text in claims.judge(claim(**changes), ending(a, [1.0, 1.0, 1.0]))["sentence"]

@@ -30,19 +30,29 @@ def _measured(judged: Mapping[str, Any], over: str) -> str:
     count = f"{judged['n']} {over}"
     if judged["interval"] is None:
         return f"Measured on {count}"
-    low, high = judged["interval"]
+    told = _difference(judged, judged["mean_difference"])
     if judged["kind"] == "equal" and isinstance(judged["b"], int | float):
-        told = f"Measured {_value(judged, judged['a_mean'])} for {_value(judged, judged['b'])}"
-    else:
-        told = f"Measured {_words(judged, judged['mean_difference'])}"
-    between = f"{_words(judged, low)} to {_words(judged, high)}"
+        told = f"{_value(judged, judged['a_mean'])}, where {_value(judged, judged['b'])} is claimed"
     kind = "95 % interval" if over == "seeds" else "range"
-    return f"{told} ({kind} {between}; {count}; {size(judged, judged['smallest_difference'])} counts)"
+    counts = size(judged, judged["smallest_difference"])
+    return f"Measured: {told} ({kind} {_between(judged, *judged['interval'])}; {count}; {counts} would count)"
 
 
-def _words(judged: Mapping[str, Any], difference: float) -> str:
-    """Return a difference in words: ``12 % lower``, ``0.8 points higher``."""
+def _difference(judged: Mapping[str, Any], difference: float) -> str:
+    """Return a difference in words: ``12 % lower``, ``0.8 points higher``, ``no difference``."""
+    if difference == 0:
+        return "no difference"
     return f"{size(judged, difference)} {'lower' if difference < 0 else 'higher'}"
+
+
+def _between(judged: Mapping[str, Any], low: float, high: float) -> str:
+    """Return an interval in words: ``2 % to 5 % higher``, ``1 % lower to 5 % higher``."""
+    if low == high:
+        return _difference(judged, low)
+    near, far = (low, high) if low >= 0 else (high, low)
+    if low * high > 0:
+        return f"{size(judged, near)} to {_difference(judged, far)}"
+    return f"{_difference(judged, low)} to {_difference(judged, high)}"
 
 
 def size(claim: Mapping[str, Any], difference: float) -> str:
