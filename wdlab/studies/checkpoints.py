@@ -39,10 +39,10 @@ def unit_norms(run: RunDirectory) -> pd.DataFrame:
 
     Returns:
         A row per step and unit, with the columns ``step``, ``pair`` and ``unit`` (numbers from 0), ``input_norm`` |w|,
-        ``output_norm`` |v|, and ``path_share``, the path |w||v| divided by the largest path of the pair. A unit with a
-        share above 0.01 is in use. The column ``imbalance_in_use`` is the same in all rows of a step: the share by
-        which ``sum (|w|^2 + |v|^2) / 2`` over the units in use exceeds their path-norm ``sum |w||v|``; NaN if no unit
-        is in use.
+        ``output_norm`` |v|, ``path_share``, the path |w||v| divided by the largest path of the pair, and ``in_use``,
+        True if this share is above 0.01. The column ``imbalance_in_use`` is the same in all rows of a step: the share
+        by which ``sum (|w|^2 + |v|^2) / 2`` over the units in use exceeds their path-norm ``sum |w||v|``; NaN if no
+        unit is in use.
     """
     model, state = _as_begun(run), checkpoint.load_or_raise(run)
     parts = [_norms(model, 0)]
@@ -65,7 +65,8 @@ def _norms(model: nn.Module, step: int) -> pd.DataFrame:
             columns = {"input_norm": inputs, "output_norm": outputs, "path_share": _shares(inputs * outputs)}
             parts.append(pd.DataFrame({"step": step, "pair": number, "unit": range(len(inputs)), **columns}))
     units = pd.concat(parts, ignore_index=True)
-    used = units[units["path_share"] > IN_USE_ABOVE]
+    units["in_use"] = units["path_share"] > IN_USE_ABOVE
+    used = units[units["in_use"]]
     squares = (used["input_norm"] ** 2 + used["output_norm"] ** 2).sum()
     products = (used["input_norm"] * used["output_norm"]).sum()
     return units.assign(imbalance_in_use=1 - 2 * products / squares if squares > 0 else math.nan)
