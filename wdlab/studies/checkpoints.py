@@ -1,7 +1,8 @@
 """Probes: functions that measure the checkpoint of a finished run for a figure.
 
 A probe takes a run's directory and returns a table with a column ``step``. ``configs/figure`` names the probes of a
-figure, and ``wdlab.analysis.tables`` calls them. The result for a run that diverged is not used.
+figure, and ``wdlab.analysis.tables`` calls them. Columns before ``step`` say what a row is about; those after it are
+measured, and are not used for a run that diverged.
 """
 
 import json
@@ -121,8 +122,8 @@ def pruned(run: RunDirectory) -> pd.DataFrame:
     for share, network, cost in zip(SMALL_PATHS, networks[1:], costs[1:], strict=True):
         accuracy = evaluate_split(network, splits.test, autocast)[1].item()
         row = {
-            "step": opened.state["step"],
             "share": share,
+            "step": opened.state["step"],
             "parameters": cost.parameters / costs[0].parameters,
             "latency": cost.latency_ms / costs[0].latency_ms,
             "units": _paired_units(network) / _paired_units(model),
@@ -155,8 +156,8 @@ def zeroed(run: RunDirectory) -> pd.DataFrame:
         for w, mask in zip(decayed, small, strict=True):
             w.masked_fill_(mask, 0)
         row = {
-            "step": opened.state["step"],
             "threshold": threshold,
+            "step": opened.state["step"],
             "share": sum(mask.sum().item() for mask in small) / count,
             "train_accuracy": evaluate_split(model, splits.train, autocast)[1].item(),
             "test_accuracy": evaluate_split(model, splits.test, autocast)[1].item(),

@@ -20,6 +20,7 @@ SMALLEST_IMBALANCE = 1e-7  # the lower end of the axis; float32 norms are exact 
 DECAY = r"its start times $e^{-4\,\mathrm{lr}\,s\,t}$"
 SMALL = 0.1  # units with a path below this share of the largest of their pair are small, in fig2
 DENSE = "l2"  # the regularizer that leaves no dead units, in fig2
+FRAME = 0.1  # the axes of test accuracy in fig2 end this far below the best
 PROBED = ("units", "parameters", "latency", "test_accuracy")  # columns of fig2's probe
 
 
@@ -106,11 +107,11 @@ def _unit_norms(axes: Axes, units: pd.DataFrame, looks: Mapping[style.Method, st
 
 
 class _Removal(NamedTuple):
-    """The networks of one method after the removal of units, with a row of ``spread`` for each strength."""
+    """The networks of one method after the removal of units, with a row for each strength."""
 
     name: str
     regularizer: str
-    spread: pd.DataFrame  # as ``claims.summarize_over_seeds`` returns it
+    rows: pd.DataFrame  # medians over seeds of the columns ``PROBED``, by strength
     drawn: dict[str, Any]  # matplotlib's options for the curve
 
 
@@ -123,101 +124,95 @@ def fig2(table: pd.DataFrame, pruned: pd.DataFrame, panels: list[Mapping[str, An
         panels: the declarations of the panels, one row of axes each.
     """
     figure, rows_of_axes = plt.subplots(
-        len(panels), 3, figsize=(9.6, 3.5 * len(panels)), squeeze=False, layout="constrained"
+        len(panels), 3, figsize=(9.6, 3.7 * len(panels)), squeeze=False, layout="constrained"
     )
     ends, looks = claims.last_lines(table), style.looks_by_method(table)
     for axes, panel in zip(rows_of_axes, panels, strict=True):
         last, removed = (part[part["panel"] == panel["panel"]] for part in (ends, pruned))
         dead, small = (_removals(removed[removed["share"] == share], looks, share) for share in (0, SMALL))
-        _accuracy_by_units(axes[0], dead, small)
-        axes[0].set_title(panel["title"])
-        _accuracy_by_strength(axes[1], dead, last)
-        _size_by_strength(axes[2], [*(curve for curve in dead if curve.regularizer != DENSE), *small])
-        for one in axes:
-            one.yaxis.set_major_formatter(PercentFormatter(1.0))
-            one.legend(fontsize=7)
+        if dead:  # else all runs have diverged
+            _accuracy_by_units(axes[0], removed, dead, small)
+            axes[0].set_title(panel["title"])
+            _accuracy_by_strength(axes[1], removed, dead, last)
+            _size_by_strength(axes[2], [*(curve for curve in dead if curve.regularizer != DENSE), *small])
+        for one, corner in zip(axes, ("lower right", "lower left", "upper right"), strict=True):
+            one.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            one.legend(fontsize=6.5, loc=corner, frameon=True, framealpha=0.9, edgecolor="none")
     return figure
 
 
 def _removals(rows: pd.DataFrame, looks: Mapping[style.Method, style.Look], share: float) -> list[_Removal]:
     """Return the curve of each method for one ``share`` of the probe's rows (see ``studies.checkpoints.pruned``)."""
     curves = []
-    for regularizer, look, part in style.by_method(rows, looks):
-        spread = claims.summarize_over_seeds(part, "regularizer.strength", [*PROBED])
+    for regularizer, look, part in style.by_method(rows.dropna(subset=["test_accuracy"]), looks):
+        medians = part.groupby("regularizer.strength")[[*PROBED]].median()
         drawn = {"color": look.color, "linestyle": look.line, "marker": look.marker, "ms": 4.5, "mfc": "white"}
         if share:
             drawn |= {"linestyle": ":", "marker": "s" if regularizer == DENSE else "^", "ms": 3.5, "mfc": look.color}
         units = "small units removed" if share else "all units" if regularizer == DENSE else "dead units removed"
-        curves.append(_Removal(f"{look.label}, {units}", regularizer, spread, drawn))
+        curves.append(_Removal(f"{look.label}, {units}", regularizer, medians, drawn))
     return curves
 
 
-def _accuracy_by_units(axes: Axes, dead: list[_Removal], small: list[_Removal]) -> None:
-    """Draw test accuracy against the units left; of the dense network a line at its best accuracy."""
-    _frame_accuracy(axes, [*dead, *small])
+def _accuracy_by_units(axes: Axes, rows: pd.DataFrame, dead: list[_Removal], small: list[_Removal]) -> None:
+    """Draw test accuracy against the units left: medians, and paler each seed; of the dense network its best median."""
+    _frame_accuracy(axes, dead)
     for curve in dead:
         if curve.regularizer == DENSE:
-            best = curve.spread["test_accuracy"]["mean"].max()
+            best = curve.rows["test_accuracy"].max()
             axes.axhline(best, color="0.4", linewidth=1, label=f"{curve.name}, best", zorder=1)
-    for curve in [*small, *(curve for curve in dead if curve.regularizer != DENSE)]:
-        _points(axes, curve.spread["units"], curve.spread["test_accuracy"], curve.drawn | {"label": curve.name})
-    axes.annotate("", (0.12, 0.06), (0.45, 0.06), xycoords="axes fraction", arrowprops={"arrowstyle": "->"})
-    axes.text(0.47, 0.06, "growing strength", transform=axes.transAxes, va="center", fontsize=7)
+    for share, curves in ((SMALL, small), (0, [curve for curve in dead if curve.regularizer != DENSE])):
+        for curve in curves:
+            seeds = rows[(rows["share"] == share) & (rows["regularizer"] == curve.regularizer)]
+            paler = curve.drawn | {"linestyle": "none", "alpha": 0.25, "ms": 2}
+            axes.plot(seeds["units"], seeds["test_accuracy"], **paler)
+            axes.plot(curve.rows["units"], curve.rows["test_accuracy"], **curve.drawn, label=curve.name)
+    axes.annotate("", (0.03, 0.95), (0.25, 0.95), xycoords="axes fraction", arrowprops={"arrowstyle": "->"})
+    axes.text(0.27, 0.95, "growing strength", transform=axes.transAxes, va="center", fontsize=7)
     axes.set_xlabel("units left")
     axes.set_xlim(0, 1.04)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
 
 
-def _accuracy_by_strength(axes: Axes, dead: list[_Removal], last: pd.DataFrame) -> None:
-    """Draw test accuracy against strength, with a filled marker at the strength of the lowest validation loss."""
+def _accuracy_by_strength(axes: Axes, rows: pd.DataFrame, dead: list[_Removal], last: pd.DataFrame) -> None:
+    """Draw test accuracy against strength: medians, filled at the lowest validation loss, and paler each seed."""
     _frame_accuracy(axes, dead)
     for curve in dead:
-        accuracy, name = curve.spread["test_accuracy"], curve.name.partition(",")[0]
-        _points(axes, accuracy.index, accuracy, curve.drawn | {"label": name})
-        of_method = last[last["regularizer"] == curve.regularizer]
-        losses = claims.summarize_over_seeds(of_method, "regularizer.strength", ["val/loss"])["val/loss"]["mean"]
-        if losses.notna().any():
-            chosen = losses.idxmin()
-            filled = curve.drawn | {"mfc": curve.drawn["color"], "ms": 6, "linestyle": "none", "zorder": 3}
-            axes.plot(chosen, accuracy["mean"].get(chosen), **filled)
+        seeds = rows[(rows["share"] == 0) & (rows["regularizer"] == curve.regularizer)]
+        paler = curve.drawn | {"linestyle": "none", "alpha": 0.25, "ms": 2}
+        axes.plot(seeds["regularizer.strength"], seeds["test_accuracy"], **paler)
+        accuracy = curve.rows["test_accuracy"]
+        axes.plot(accuracy.index, accuracy, **curve.drawn, label=curve.name.partition(",")[0])
+        losses = last[last["regularizer"] == curve.regularizer].groupby("regularizer.strength")["val/loss"].median()
+        filled = curve.drawn | {"mfc": curve.drawn["color"], "ms": 6, "linestyle": "none", "zorder": 3}
+        axes.plot(accuracy.reindex(losses.index[losses == losses.min()]), **filled)
     axes.set_xlabel("strength")
     axes.set_xscale("log")
 
 
 def _frame_accuracy(axes: Axes, curves: list[_Removal]) -> None:
-    """Set the range of an axis of test accuracy, and mark the values within a point of the best one."""
-    best = max((curve.spread["test_accuracy"]["mean"].max() for curve in curves), default=1.0)
+    """Set the range of an axis of test accuracy, and mark the values within a point of the best median."""
+    best = max(curve.rows["test_accuracy"].max() for curve in curves)
     axes.axhspan(best - 0.01, best, color="0.9", zorder=0)
-    axes.set_ylim(best - 0.07, best + 0.015)
+    axes.set_ylim(best - FRAME, best + 0.025)
     axes.set_ylabel("test accuracy")
 
 
 def _size_by_strength(axes: Axes, curves: list[_Removal]) -> None:
-    """Draw the parameters left (lines) and the latency left (markers alone) against strength."""
+    """Draw the medians of the parameters left (lines) and the latency left (markers alone) against strength.
+
+    Strengths at which a method fails, with an accuracy below the frame of the other axes, are left out.
+    """
+    best = max(curve.rows["test_accuracy"].max() for curve in curves)
     for curve in curves:
-        drawn = curve.drawn | {"label": curve.name}
-        _points(axes, curve.spread.index, curve.spread["parameters"], drawn | {"marker": "none"})
-        _points(axes, curve.spread.index, curve.spread["latency"], curve.drawn | {"linestyle": "none", "alpha": 0.5})
+        rows = curve.rows[curve.rows["test_accuracy"] > best - FRAME]
+        axes.plot(rows["parameters"], **curve.drawn | {"marker": "none", "label": curve.name})
+        axes.plot(rows["latency"], **curve.drawn | {"linestyle": "none", "alpha": 0.5})
     axes.set_title("lines: parameters; markers: latency", fontsize=8)
     axes.set_ylabel("left after removal")
     axes.set_ylim(0, 1.3)
     axes.set_xlabel("strength")
     axes.set_xscale("log")
-
-
-def _points(axes: Axes, x: pd.DataFrame | pd.Index, y: pd.DataFrame, drawn: Mapping[str, Any]) -> None:
-    """Draw a marker at each mean, joined by lines, with bars over the ranges.
-
-    Args:
-        axes: the axes to draw in.
-        x: ``mean``, ``min`` and ``max`` of each point, or numbers, which have no bars.
-        y: ``mean``, ``min`` and ``max`` of each point.
-        drawn: matplotlib's options.
-    """
-    spread = {"yerr": [y["mean"] - y["min"], y["max"] - y["mean"]]}
-    if isinstance(x, pd.DataFrame):
-        spread["xerr"], x = [x["mean"] - x["min"], x["max"] - x["mean"]], x["mean"]
-    axes.errorbar(x, y["mean"], **spread, **drawn, elinewidth=0.8)
 
 
 def fig3(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
