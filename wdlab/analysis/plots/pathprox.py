@@ -148,7 +148,8 @@ def _removals(rows: pd.DataFrame, looks: Mapping[style.Method, style.Look], shar
         medians = part.groupby("regularizer.strength")[[*PROBED]].median()
         drawn = {"color": look.color, "linestyle": look.line, "marker": look.marker, "ms": 4.5, "mfc": "white"}
         if share:
-            drawn |= {"linestyle": ":", "marker": "s" if regularizer == DENSE else "^", "ms": 3.5, "mfc": look.color}
+            line, marker = ("-.", "s") if regularizer == DENSE else (":", "^")
+            drawn |= {"linestyle": line, "marker": marker, "ms": 3.5, "mfc": look.color}
         units = "small units removed" if share else "all units" if regularizer == DENSE else "dead units removed"
         curves.append(_Removal(f"{look.label}, {units}", regularizer, medians, drawn))
     return curves
