@@ -15,7 +15,7 @@ from tests.problem import problem, same, steps
 from wdlab.footprint import footprint, footprints
 from wdlab.homogeneous import homogeneous_pairs, unit_path_norms
 from wdlab.models import MLP, FactorizedMLP
-from wdlab.pruning import prune_dead_units
+from wdlab.pruning import prune_dead_units, prune_small_units
 from wdlab.regularizers import PathProx
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -555,3 +555,21 @@ def test_whatever_rows_and_columns_are_zero_the_function_is_the_same(data, seed)
     assert parameters(pruned) <= parameters(network) + 3  # a bias may have been made
     assert_same_function(pruned, network, inputs)
     assert parameters(prune_dead_units(pruned)) == parameters(pruned)
+
+
+def test_small_units_are_removed_and_the_largest_of_a_pair_stays():
+    network = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 1))
+    network[0].weight.data = torch.tensor([[1.0], [2.0], [4.0], [0.5]])
+    network[2].weight.data = torch.tensor([[1.0, 2.0, 10.0, 0.0]])  # paths 1, 4, 40, 0
+    widths = [prune_small_units(network, share)[0].out_features for share in (0, 0.025, 0.03, 0.1, 0.11, 1)]
+    assert widths == [3, 3, 2, 2, 1, 1]
+    inputs = torch.randn(7, 1)
+    assert_same_function(prune_small_units(network, 0), network, inputs)
+    network[2].weight.data[:, :2] = 0
+    assert_same_function(prune_small_units(network, 0.11), network, inputs)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(ValueError, match=f"share={share}: must be between 0 and 1"):
+        prune_small_units(MLP((1, 2, 2), classes=3, width=5, depth=4), share)

@@ -10,6 +10,8 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from wdlab import data, metrics, pruning
-from wdlab.build import build_parts, instantiate_node
+from wdlab.build import Parts, build_parts, instantiate_node
 from wdlab.engine import averaging, device
 from wdlab.errors import ConfigError, WdlabError, explain
 from wdlab.footprint import footprints
@@ -32,6 +34,41 @@ from wdlab.tracing import attributes_restored
 from wdlab.validation import check_data_unchanged
 
 SETTABLE = ("runtime.", "paths.data=")
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run as its last checkpoint has it, on the device of this machine.
+
+    Args:
+        config: the run's config, see ``_config``.
+        state: the checkpoint.
+        built: the objects of the run; ``built.model`` has the weights of the checkpoint, and the regularizer is not
+            attached to the optimizer.
+        machine: the device.
+        data: the splits of the data set.
+    """
+
+    config: DictConfig
+    state: dict[str, Any]
+    built: Parts
+    machine: device.Machine
+    data: data.Data
+
+
+def open_run(folder: Path, overrides: Sequence[str] = ()) -> OpenedRun:
+    """Load a run's last checkpoint and its data. The arguments and errors are those of :func:`evaluate`."""
+    config = _config(folder, overrides)
+    directory = RunDirectory(folder.parent, folder.name)
+    state = checkpoint.load_or_raise(directory)
+    check_data_unchanged(config, directory, state)
+    built = build_parts(config)
+    built.model.load_state_dict(state["model"])
+    machine = device.set_up(config["runtime"], built.model)
+    machine.place(built.model)
+    return OpenedRun(
+        config, state, built, machine, data.load(config["dataset"], config["paths"]["data"], machine.device)
+    )
 
 
 def evaluate(
@@ -57,16 +94,9 @@ def evaluate(
             another key.
         CheckpointError: if the checkpoint is missing or damaged, or the data set is not the one of the training.
     """
-    config = _config(folder, overrides)
-    directory = RunDirectory(folder.parent, folder.name)
-    state = checkpoint.load_or_raise(directory)
-    check_data_unchanged(config, directory, state)
-    built = build_parts(config)
+    run = open_run(folder, overrides)
+    config, state, built, machine, splits = run.config, run.state, run.built, run.machine, run.data
     model = built.model
-    model.load_state_dict(state["model"])
-    machine = device.set_up(config["runtime"], model)
-    machine.place(model)
-    splits = data.load(config["dataset"], config["paths"]["data"], machine.device)
 
     refresh_average = None
     if "average" in state:
@@ -98,7 +128,7 @@ def evaluate(
     return result
 
 
-def _config(folder: Path, overrides: list[str]) -> DictConfig:
+def _config(folder: Path, overrides: Sequence[str]) -> DictConfig:
     """Return the run's config with default ``paths`` and default ``runtime``, except for the run's own precision.
 
     Args:
@@ -119,7 +149,7 @@ def _config(folder: Path, overrides: list[str]) -> DictConfig:
     config["runtime"] = OmegaConf.merge(defaults["runtime"], {"precision": config["runtime"]["precision"]})
     config["paths"] = defaults["paths"]
     OmegaConf.set_struct(config, True)
-    config.merge_with_dotlist(overrides)
+    config.merge_with_dotlist(list(overrides))
     device.check_runtime(read_runtime(config))
     return config
 

@@ -1,4 +1,4 @@
-"""Removal of dead units from a network. The module also exports the cost measurements of ``wdlab.footprint``.
+"""Removal of dead and small units from a network. The module also exports the measurements of ``wdlab.footprint``.
 
 For users of the sparsity that structured weight decay (PathProx, P1) produces.
 """
@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from wdlab.footprint import Footprint, footprint, footprints
+from wdlab.homogeneous import homogeneous_pairs, unit_path_norms
 from wdlab.models.modes import evaluation
 from wdlab.tracing import DROPOUT, IDENTITY, POOLING, RELU, LayerLink, OperationKind, TracedModel
 
-__all__ = ["Footprint", "footprint", "footprints", "prune_dead_units"]
+__all__ = ["Footprint", "footprint", "footprints", "prune_dead_units", "prune_small_units"]
 
 _ACTIVATION = OperationKind(  # elementwise operations, in addition to tracing.RELU
     (
@@ -72,6 +73,30 @@ def prune_dead_units(model: nn.Module) -> nn.Module:
         while any([link.remove_dead_units() for link in links]):  # a list, so that every round prunes every link
             pass
     return pruned
+
+
+def prune_small_units(model: nn.Module, share: float) -> nn.Module:
+    """Return a copy of the model without dead units and without units that have small paths. Its outputs differ.
+
+    The path of a unit is ``|w| |v|``, see :mod:`wdlab.homogeneous`. A path is small below ``share`` times the largest
+    path of the same pair of layers. Of a unit with a small path the output weights ``v`` are set to zero, and then
+    :func:`prune_dead_units` removes the unit. Units that are in no pair are removed only if they are dead.
+
+    Args:
+        model: as in :func:`prune_dead_units`.
+        share: from 0 (dead units alone) to 1 (of every pair, only the units with the largest path are left).
+
+    Raises:
+        ValueError: for a share outside of [0, 1]; if ``torch.fx`` cannot trace the model's forward.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share={share}: must be between 0 and 1")
+    smaller = copy.deepcopy(model)
+    pairs = homogeneous_pairs(smaller)
+    with torch.no_grad():
+        for (_, second), paths in zip(pairs, unit_path_norms(pairs), strict=True):
+            second.weight[:, paths < share * paths.max()] = 0
+    return prune_dead_units(smaller)
 
 
 def _prunable_links(traced: TracedModel) -> list[LayerLink]:

@@ -120,7 +120,11 @@ def test_panels_may_share_a_run_and_checkpoints_are_measured_once(measuring, in_
         one, other = (part.drop(columns="panel") for _, part in pd.read_csv(path).groupby("panel", sort=False))
         assert len(one) and one.reset_index(drop=True).equals(other.reset_index(drop=True))
     found = pd.read_csv(files.measured)
-    assert len(found) == 24 and found["parameters"].between(0, 1).all() and "optimizer" not in found
+    assert (
+        len(found) == 24 * len(checkpoints.SMALL_PATHS)
+        and found["parameters"].between(0, 1).all()
+        and "optimizer" not in found
+    )
     before = files.measured.read_bytes()
     monkeypatch.setattr(checkpoints, "pruned", lambda run: pytest.fail("measured again"))
     reproduce.reproduce("fig2", "quick", "local", "disabled", tmp_path)
@@ -141,6 +145,7 @@ def test_a_picture_says_that_runs_diverged(short):
 def measuring(monkeypatch):
     """fig2 at quick scale with 20 steps a run and two strengths, and how often a run was measured."""
     declared = copy.deepcopy(declaration.read("fig2", "quick"))
+    declared["at"]["seeds"] = [0, 1, 2]
     (panel,) = declared["at"]["panels"]
     panel["shared"] += SHORT
     panel["vary"] = [["regularizer=l2,pathprox", "regularizer.strength=1e-3,1e-2"]]
@@ -152,7 +157,9 @@ def test_a_diverged_run_is_a_result_and_its_probes_are_missing(measuring, in_pro
     measuring["at"]["panels"][0]["shared"] += ["optimizer.lr=1e30"]
     reproduce.reproduce("fig2", "quick", "local", "disabled", tmp_path)
     files = tables.FigureFiles.of("fig2", "quick", tmp_path)
-    assert pd.read_csv(files.measured)[["parameters", "latency", "test_accuracy"]].isna().all(axis=None)
+    measured = pd.read_csv(files.measured)
+    assert measured[["parameters", "latency", "test_accuracy"]].isna().all(axis=None)
+    assert set(measured["share"]) == set(checkpoints.SMALL_PATHS)
     judged = json.loads(files.verdicts.read_text())
     assert judged["runs"] == {"diverged": 12}
     assert {claim["verdict"] for claim in judged["claims"]} == {"inconclusive"}

@@ -11,6 +11,7 @@ from wdlab import regularizers
 from wdlab.homogeneous import unit_path_norms
 from wdlab.metrics import Metrics, cross_entropy, norms, objective, sparsity
 from wdlab.models import GPT, MLP, ResNet
+from wdlab.regularizers.in_loss import ROUTES
 
 
 def tensors(*values):
@@ -128,6 +129,7 @@ METHODS = {
     "coherent": (regularizers.Coherent, {"coherence": "norm_ratio"}),
     "early": (regularizers.L2, {"over_time": regularizers.Early(steps=1)}),
 }
+WITH_OBJECTIVE = {"none", "l2", "l1", "lp", "pnorm_prox", "pathprox"}
 STEP = {
     *("gradient/loss_norm", "gradient/penalty_norm", "gradient/coherence", "update/relative"),
     *("scale_invariant/gradient_times_weight", "scale_invariant/angular_update", "scale_invariant/effective_lr"),
@@ -165,9 +167,23 @@ def test_every_metric_of_every_method_is_finite(name):
             make_step(metrics, optimizer, *data.train.examples(slice(0, 8)))
             values = metrics.measure(whole_splits=step == 1, sharpness=step == 2)
             gate = {"gradient/gate"} if name == "coherent" else set()
-            fuller = [set(), SPLITS | OBJECTIVES, SHARPNESS][step]
+            fuller = [set(), SPLITS | (OBJECTIVES if name in WITH_OBJECTIVE else set()), SHARPNESS][step]
             assert values.keys() == STEP | STATE | gate | fuller
             assert {key for key, value in values.items() if not math.isfinite(value)} == set()
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "expected"),
+    [
+        (regularizers.L2, {"over_time": regularizers.OverTime()}, True),
+        (regularizers.L2, {"over_time": [regularizers.OverTime(), regularizers.Delayed(steps=0)]}, False),
+        (regularizers.PathProx, {"over_time": regularizers.WarmUp(steps=5)}, False),
+        *((regularizers.L1, {"route": route}, route not in ("second", "decoupled")) for route in ROUTES),
+        (type("Own", (regularizers.Regularizer,), {}), {}, False),
+    ],
+)
+def test_only_constant_strengths_in_an_objective_give_one(method, options, expected):
+    assert method.for_model(MLP((1, 4, 4), 3, width=6, depth=4), 1e-3, **options).has_objective == expected
 
 
 def test_a_decayed_tensor_may_be_larger_than_every_weight():

@@ -73,7 +73,7 @@ def probe_table(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFr
 
     The first columns are the panel and the settings of the run. A run is measured once. The result stays in the run's
     directory as a CSV file, also if the code of the function changes; delete the file to measure again. The measured
-    values of a run that diverged are NaN.
+    values of a run that diverged, the columns after ``step``, are NaN.
 
     Args:
         declared: the declaration, as ``declaration.read`` returns it.
@@ -94,7 +94,7 @@ def probe_table(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFr
             write_atomically(file, import_function(declared["measure"])(directory).to_csv(index=False))
         measured = pd.read_csv(file).assign(run=directory.name)
         if directory.status == "diverged":
-            measured[measured.select_dtypes("float").columns] = float("nan")
+            measured[measured[_metrics(measured)].select_dtypes("float").columns] = float("nan")
         parts.append(measured)
     return settings.merge(pd.concat(parts, ignore_index=True), on="run")
 

@@ -1,6 +1,7 @@
 """Comparison of the loss gradient with the penalty gradient, at a step that is logged (P3)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,21 @@ from torch import Tensor
 from wdlab.metrics.norms import as_rows, each_dot, each_norm
 from wdlab.regularizers import Regularizer
 from wdlab.regularizers.views import GradientSection, effective_strength
+
+
+@dataclass(frozen=True)
+class MethodOfRuns:
+    """A method together with the consecutive runs that it acts on.
+
+    Args:
+        method: the method, attached to its optimizer or bound to a view of the runs.
+        rows: the positions of the runs among all runs.
+        params: the tensors that the method acts on in place of the model's parameters, in the order of the model.
+    """
+
+    method: Regularizer
+    rows: slice
+    params: Sequence[Tensor]
 
 
 class _Sums(NamedTuple):

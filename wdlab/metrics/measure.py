@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -11,26 +10,11 @@ from torch import Tensor, nn
 from wdlab.data import Data, Split
 from wdlab.homogeneous import Pair, homogeneous_pairs, unit_path_norms, weights
 from wdlab.metrics import lipschitz, norms, objective, scale_invariant, sharpness, sparsity
-from wdlab.metrics.gradients import GradientComparison
+from wdlab.metrics.gradients import GradientComparison, MethodOfRuns
 from wdlab.regularizers import Regularizer
 
 SHARPNESS_EXAMPLES = 1000  # training examples in the loss whose Hessian is measured
 LIPSCHITZ_EXAMPLES = 32  # test examples for the lower bound
-
-
-@dataclass(frozen=True)
-class MethodOfRuns:
-    """A method together with the consecutive runs that it acts on.
-
-    Args:
-        method: the method, attached to its optimizer or bound to a view of the runs.
-        rows: the positions of the runs among all runs.
-        params: the tensors that the method acts on in place of the model's parameters, in the order of the model.
-    """
-
-    method: Regularizer
-    rows: slice
-    params: Sequence[Tensor]
 
 
 class _Entry(NamedTuple):
@@ -202,8 +186,9 @@ class MetricsOfRuns:
         if whole_splits:
             if evaluated is None:
                 evaluated = objective.evaluate_splits(self.models[0], self.data, self.autocast)
-            values |= self._evaluations(evaluated, values["norm/weight_l2"], values.get("norm/path"))
-        lines = self._lines(of_step + self._entries(values | dict(also or {})))
+            values |= self._evaluations(evaluated)
+        objectives = self._objectives(values) if whole_splits else []
+        lines = self._lines([*of_step, *self._entries(values), *objectives, *self._entries(also or {})])
         return [lines[k] | (self._sharpness(self.models[k]) if sharpness else {}) for k in which]
 
     def _parts(self) -> list[list[Tensor]]:
@@ -229,9 +214,7 @@ class MetricsOfRuns:
         paths = unit_path_norms(self._pairs, self._tensor, self._stacked)
         return paths if self._stacked else [path.unsqueeze(0) for path in paths]
 
-    def _evaluations(
-        self, evaluated: objective.ResultsBySplit, weight_l2: Tensor, path: Tensor | None
-    ) -> dict[str, Tensor]:
+    def _evaluations(self, evaluated: objective.ResultsBySplit) -> dict[str, Tensor]:
         results = dict(evaluated)
         if self._average:
             averaged = objective.evaluate_splits(
@@ -241,9 +224,19 @@ class MetricsOfRuns:
         values = {}
         for name, (loss, accuracy) in results.items():
             values |= {f"{name}/loss": loss.reshape(-1), f"{name}/accuracy": accuracy.reshape(-1)}
-        strengths = self._per_run(regularizer.strength for regularizer in self._regularizers)
-        penalties = torch.stack([regularizer.penalty() for regularizer in self._regularizers])
-        return values | objective.objectives(values["train/loss"], strengths, weight_l2, path, penalties)
+        return values
+
+    def _objectives(self, values: Mapping[str, Tensor]) -> list[_Entry]:
+        """Return the objectives of those runs whose method has one (``Regularizer.has_objective``)."""
+        entries = []
+        for rows in [one.rows for one in self._methods if one.method.has_objective]:
+            regularizers, path = self._regularizers[rows], values.get("norm/path")
+            strengths = self._per_run(regularizer.strength for regularizer in regularizers)
+            penalties = torch.stack([regularizer.penalty() for regularizer in regularizers])
+            terms = values["train/loss"][rows], strengths, values["norm/weight_l2"][rows]
+            of_rows = objective.objectives(*terms, None if path is None else path[rows], penalties)
+            entries += [_Entry(name, rows, value) for name, value in of_rows.items()]
+        return entries
 
     def _per_run(self, numbers: Iterable[Any]) -> Tensor:
         """Return a number of each run as a float64 tensor (runs,) on the device of the weights."""

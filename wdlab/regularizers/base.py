@@ -54,6 +54,7 @@ class Regularizer(ActsOnRuns, DecayedParameters):
 
     times_lr: ClassVar[bool] = True  # True if the decay of a step is multiplied by the learning rate
     stackable: ClassVar[bool] = True
+    minimizes_penalty: bool = False  # True if steps of a constant strength minimize the loss plus ``penalty()``
 
     def __init__(self, params: Params, strength: float = 0.0, over_time: Schedules = None) -> None:
         self.over_time = check_over_time(over_time)
@@ -138,6 +139,12 @@ class Regularizer(ActsOnRuns, DecayedParameters):
             return "all its parameters are frozen"
         zero = [schedule for schedule in self.over_time if schedule.is_always_zero]
         return f"over_time={zero[0]!r} is 0 in every step" if zero else None
+
+    @property
+    def has_objective(self) -> bool:
+        """True if the steps minimize the loss plus ``penalty()``; ``objective/*`` is logged for such a method only."""
+        constant = all(schedule.is_constant for schedule in self.over_time)
+        return type(self) is Regularizer or (self.minimizes_penalty and constant)
 
     # -- the hooks of a step, in the order of their calls, all under torch.no_grad ------------------------------------
 

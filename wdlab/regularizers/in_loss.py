@@ -58,6 +58,7 @@ class InLoss(Regularizer):
     ) -> None:
         self.penalty_function = penalty
         self.route = check_choice("route", route, ROUTES)
+        self.minimizes_penalty = self.route in ("both", "first", "separate")  # a step is 0 where g + r is 0
         self._moments: dict[int, Tensor] = {}  # m(r), first moment of ``r``, by the parameter's index in ``params``
         super().__init__(params, strength, over_time)
 

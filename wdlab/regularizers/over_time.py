@@ -45,6 +45,11 @@ class OverTime:
     stackable: ClassVar[bool] = True
     is_always_zero = False  # True if the factor is certain to be 0 in every step
 
+    @property
+    def is_constant(self) -> bool:
+        """True if the factor is 1 in every step: for this class, not for a subclass."""
+        return type(self) is OverTime
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 

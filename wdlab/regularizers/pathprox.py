@@ -74,7 +74,7 @@ class PathProx(Regularizer):
             strength; at ``attach`` for sharded weights.
     """
 
-    stackable = True
+    stackable = minimizes_penalty = True
 
     def __init__(
         self,

@@ -149,7 +149,7 @@ class PNormProx(_Bridged):
         ValueError: for another p, or a negative or non-finite strength.
     """
 
-    stackable = True
+    stackable = minimizes_penalty = True
 
     def __init__(
         self,

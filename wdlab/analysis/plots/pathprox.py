@@ -5,9 +5,10 @@ the panels. It returns the picture.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,9 +16,18 @@ from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from wdlab.analysis import selection, style
 
+SMALLEST_IMBALANCE = 1e-7  # the lower end of the axis; float32 norms are exact to about this
+DECAY = r"its start times $e^{-4\,\mathrm{lr}\,s\,t}$"
+SMALL = 0.1  # units with a path below this share of the largest of their pair are small, in fig2
+DENSE = "l2"  # the regularizer that leaves no dead units, in fig2
+FRAME = 0.1  # the axes of test accuracy in fig2 end this far below the best
+PROBED = ("units", "parameters", "latency", "test_accuracy")  # columns of fig2's probe
+
 
 def fig1(table: pd.DataFrame, units: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
     """Draw imbalance against iteration (left), and the norms of all units at the beginning and the end (right).
+
+    All methods start from the same weights, so the beginning is drawn for one of them.
 
     Args:
         table: the rows of the runs.
@@ -30,28 +40,65 @@ def fig1(table: pd.DataFrame, units: pd.DataFrame, panels: list[Mapping[str, Any
     looks = style.looks_by_method(table)
     for axes, panel in zip(rows_of_axes, panels, strict=True):
         rows, dots = (part[part["panel"] == panel["panel"]] for part in (table, units))
-        _curves(axes[0], rows, looks, "imbalance", {})
+        _imbalance(axes[0], rows, dots, looks)
         axes[0].set_title(panel["title"])
-        axes[0].set_ylim(bottom=0)
-        axes[0].set_xlabel("iteration")
-        axes[0].set_ylabel("imbalance (share of the penalty)")
-        axes[0].xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes[0].legend()
-        for scatter, step, title in zip(
-            axes[1:], (0, dots["step"].max()), ("at the beginning", "at the end"), strict=True
-        ):
-            _unit_norms(scatter, dots[dots["step"] == step], looks)
-            scatter.set_title(title)
+        first, last = (dots[dots["step"] == step] for step in (0, dots["step"].max()))
+        _unit_norms(axes[1], first[first["regularizer"] == first["regularizer"].iloc[0]], looks)
+        axes[1].set_title("at the beginning, the same for both")
+        _unit_norms(axes[2], last, looks)
+        axes[2].set_title("at the end")
+        axes[2].legend(fontsize=6, loc="upper left", markerscale=1.5)
     return figure
 
 
+def _imbalance(axes: Axes, rows: pd.DataFrame, units: pd.DataFrame, looks: Mapping[style.Method, style.Look]) -> None:
+    """Draw the imbalance by step: of all units as lines, of the units in use at the last step as markers.
+
+    A grey line shows the decay under gradient flow, ``exp(-4 lr s t)``, for each method with a strength above zero.
+
+    Args:
+        axes: the axes to draw in.
+        rows: the rows of a panel.
+        units: the probe's rows of the panel.
+        looks: the looks of the figure's methods.
+    """
+    for _, look, part in style.by_method(rows, looks):
+        lines = {"color": look.color, "linestyle": look.line}
+        by_seed = part.pivot_table(index="step", columns="seed", values="imbalance")
+        axes.plot(by_seed.index, by_seed, **lines, linewidth=0.5, alpha=0.5)
+        axes.plot(by_seed.index, by_seed.median(axis=1), **lines, linewidth=2, label=f"{look.label}, all units")
+        rate = (part["lr"] * part["strength"]).median()
+        if rate > 0:
+            flow = by_seed.median(axis=1).iloc[0] * np.exp(-4 * rate * by_seed.index.to_numpy())
+            axes.plot(by_seed.index, flow, color="0.6", linewidth=1, zorder=1, label=DECAY)
+    ends = units[units["step"] == units["step"].max()].drop_duplicates("run")
+    for _, look, part in style.by_method(ends, looks):
+        drawn = {"color": look.color, "marker": look.marker, "ms": 5, "linestyle": "none", "clip_on": False}
+        values = part["imbalance_in_use"].clip(lower=SMALLEST_IMBALANCE)
+        axes.plot(part["step"], values, **drawn, mfc="none", label=f"{look.label}, in use")
+    axes.set_yscale("log")
+    axes.set_ylim(axes.get_ylim()[0] / 50, 1)  # with room for the legend
+    axes.set_xlabel("iteration")
+    axes.set_ylabel("imbalance (share of the penalty)")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.legend(fontsize=7, loc="lower left")
+
+
 def _unit_norms(axes: Axes, units: pd.DataFrame, looks: Mapping[style.Method, style.Look]) -> None:
-    """Draw a dot for each unit at its input and output norm, and the line on which the two norms are equal."""
+    """Draw a dot for each unit at its input and output norm, and the line on which the two norms are equal.
+
+    Units that are not in use are smaller and paler.
+    """
     largest = 1.05 * max(units["input_norm"].max(), units["output_norm"].max())
     axes.plot([0, largest], [0, largest], color="0.5", linewidth=1)
     for _, look, part in style.by_method(units, looks):
-        dots = {"color": look.color, "mfc": "none", "ms": 3, "alpha": 0.5, "label": look.label}
-        axes.plot(part["input_norm"], part["output_norm"], look.marker, **dots)
+        used = part["in_use"].astype(bool)
+        drawn = {"color": look.color, "mfc": "none", "linestyle": "none"}
+        kinds = [(part[used], "in use", {"marker": look.marker, "ms": 3, "alpha": 0.6})]
+        kinds.append((part[~used], "not in use", {"marker": ".", "ms": 2, "alpha": 0.2, "zorder": 1}))
+        for dots, kind, shape in kinds:
+            if len(dots):
+                axes.plot(dots["input_norm"], dots["output_norm"], **drawn, **shape, label=f"{look.label}, {kind}")
     axes.set_xlim(0, largest)
     axes.set_ylim(0, largest)
     axes.set_aspect("equal")
@@ -59,49 +106,114 @@ def _unit_norms(axes: Axes, units: pd.DataFrame, looks: Mapping[style.Method, st
     axes.set_ylabel("output norm |v|")
 
 
+class _Removal(NamedTuple):
+    """The networks of one method after the removal of units, with a row for each strength."""
+
+    name: str
+    regularizer: str
+    rows: pd.DataFrame  # medians over seeds of the columns ``PROBED``, by strength
+    drawn: dict[str, Any]  # matplotlib's options for the curve
+
+
 def fig2(table: pd.DataFrame, pruned: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
-    """Draw test accuracy against active units, and accuracy and latency after pruning against the parameters left.
+    """Draw test accuracy against the units left and against the strength, and parameters and latency left.
 
     Args:
         table: the rows of the runs.
-        pruned: the probe's table, with size, latency and accuracy of each run's network after pruning.
+        pruned: the probe's table, with size, latency and accuracy of each run's network after the removal of units.
         panels: the declarations of the panels, one row of axes each.
     """
     figure, rows_of_axes = plt.subplots(
-        len(panels), 3, figsize=(9.6, 3.3 * len(panels)), squeeze=False, layout="constrained"
+        len(panels), 3, figsize=(9.6, 3.7 * len(panels)), squeeze=False, layout="constrained"
     )
     ends, looks = selection.last_lines(table), style.looks_by_method(table)
     for axes, panel in zip(rows_of_axes, panels, strict=True):
-        last, small = (part[part["panel"] == panel["panel"]] for part in (ends, pruned))
-        _points(axes[0], last, looks, "sparsity/active_units", "test/accuracy")
-        _points(axes[1], small, looks, "parameters", "test_accuracy")
-        _points(axes[2], small, looks, "parameters", "latency")
-        axes[0].set_title(panel["title"])
-        axes[0].set_xlabel("active units (non-zero path)")
-        axes[1].set_title("dead units taken out")
-        axes[2].set_title("dead units taken out")
-        for one in axes[:2]:
-            one.set_ylabel("test accuracy")
-            one.yaxis.set_major_formatter(PercentFormatter(1.0))
-        for one in axes[1:]:
-            one.set_xlabel("parameters left")
-        for one in axes:
-            one.xaxis.set_major_formatter(PercentFormatter(1.0))
-            one.set_xlim(0, 1.04)
-        axes[2].set_ylabel("latency left")
-        axes[2].set_ylim(0, 1.2)
-        axes[2].yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes[0].legend()
+        last, removed = (part[part["panel"] == panel["panel"]] for part in (ends, pruned))
+        dead, small = (_removals(removed[removed["share"] == share], looks, share) for share in (0, SMALL))
+        if dead:  # else all runs have diverged
+            _accuracy_by_units(axes[0], removed, dead, small)
+            axes[0].set_title(panel["title"])
+            _accuracy_by_strength(axes[1], removed, dead, last)
+            _size_by_strength(axes[2], [*(curve for curve in dead if curve.regularizer != DENSE), *small])
+        for one, corner in zip(axes, ("lower right", "lower left", "upper right"), strict=True):
+            one.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            one.legend(fontsize=6.5, loc=corner, frameon=True, framealpha=0.9, edgecolor="none")
     return figure
 
 
-def _points(axes: Axes, rows: pd.DataFrame, looks: Mapping[style.Method, style.Look], x: str, y: str) -> None:
-    """Draw a line per method: for each strength a marker at the means of x and y over seeds, with bars over ranges."""
-    for _, look, part in style.by_method(rows, looks):
-        spread = selection.summarize_over_seeds(part, "regularizer.strength", [x, y])
-        bars = [[spread[key]["mean"] - spread[key]["min"], spread[key]["max"] - spread[key]["mean"]] for key in (y, x)]
-        drawn = {"color": look.color, "linestyle": look.line, "marker": look.marker, "label": look.label}
-        axes.errorbar(spread[x]["mean"], spread[y]["mean"], *bars, **drawn, ms=4.5, mfc="white", elinewidth=0.8)
+def _removals(rows: pd.DataFrame, looks: Mapping[style.Method, style.Look], share: float) -> list[_Removal]:
+    """Return the curve of each method for one ``share`` of the probe's rows (see ``studies.checkpoints.pruned``)."""
+    curves = []
+    for regularizer, look, part in style.by_method(rows.dropna(subset=["test_accuracy"]), looks):
+        medians = part.groupby("regularizer.strength")[[*PROBED]].median()
+        drawn = {"color": look.color, "linestyle": look.line, "marker": look.marker, "ms": 4.5, "mfc": "white"}
+        if share:
+            line, marker = ("-.", "s") if regularizer == DENSE else (":", "^")
+            drawn |= {"linestyle": line, "marker": marker, "ms": 3.5, "mfc": look.color}
+        units = "small units removed" if share else "all units" if regularizer == DENSE else "dead units removed"
+        curves.append(_Removal(f"{look.label}, {units}", regularizer, medians, drawn))
+    return curves
+
+
+def _accuracy_by_units(axes: Axes, rows: pd.DataFrame, dead: list[_Removal], small: list[_Removal]) -> None:
+    """Draw test accuracy against the units left: medians, and paler each seed; of the dense network its best median."""
+    _frame_accuracy(axes, dead)
+    for curve in dead:
+        if curve.regularizer == DENSE:
+            best = curve.rows["test_accuracy"].max()
+            axes.axhline(best, color="0.4", linewidth=1, label=f"{curve.name}, best", zorder=1)
+    for share, curves in ((SMALL, small), (0, [curve for curve in dead if curve.regularizer != DENSE])):
+        for curve in curves:
+            seeds = rows[(rows["share"] == share) & (rows["regularizer"] == curve.regularizer)]
+            paler = curve.drawn | {"linestyle": "none", "alpha": 0.25, "ms": 2}
+            axes.plot(seeds["units"], seeds["test_accuracy"], **paler)
+            axes.plot(curve.rows["units"], curve.rows["test_accuracy"], **curve.drawn, label=curve.name)
+    axes.annotate("", (0.03, 0.95), (0.25, 0.95), xycoords="axes fraction", arrowprops={"arrowstyle": "->"})
+    axes.text(0.27, 0.95, "growing strength", transform=axes.transAxes, va="center", fontsize=7)
+    axes.set_xlabel("units left")
+    axes.set_xlim(0, 1.04)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+
+
+def _accuracy_by_strength(axes: Axes, rows: pd.DataFrame, dead: list[_Removal], last: pd.DataFrame) -> None:
+    """Draw test accuracy against strength: medians, filled at the lowest validation loss, and paler each seed."""
+    _frame_accuracy(axes, dead)
+    for curve in dead:
+        seeds = rows[(rows["share"] == 0) & (rows["regularizer"] == curve.regularizer)]
+        paler = curve.drawn | {"linestyle": "none", "alpha": 0.25, "ms": 2}
+        axes.plot(seeds["regularizer.strength"], seeds["test_accuracy"], **paler)
+        accuracy = curve.rows["test_accuracy"]
+        axes.plot(accuracy.index, accuracy, **curve.drawn, label=curve.name.partition(",")[0])
+        losses = last[last["regularizer"] == curve.regularizer].groupby("regularizer.strength")["val/loss"].median()
+        filled = curve.drawn | {"mfc": curve.drawn["color"], "ms": 6, "linestyle": "none", "zorder": 3}
+        axes.plot(accuracy.reindex(losses.index[losses == losses.min()]), **filled)
+    axes.set_xlabel("strength")
+    axes.set_xscale("log")
+
+
+def _frame_accuracy(axes: Axes, curves: list[_Removal]) -> None:
+    """Set the range of an axis of test accuracy, and mark the values within a point of the best median."""
+    best = max(curve.rows["test_accuracy"].max() for curve in curves)
+    axes.axhspan(best - 0.01, best, color="0.9", zorder=0)
+    axes.set_ylim(best - FRAME, best + 0.025)
+    axes.set_ylabel("test accuracy")
+
+
+def _size_by_strength(axes: Axes, curves: list[_Removal]) -> None:
+    """Draw the medians of the parameters left (lines) and the latency left (markers alone) against strength.
+
+    Strengths at which a method fails, with an accuracy below the frame of the other axes, are left out.
+    """
+    best = max(curve.rows["test_accuracy"].max() for curve in curves)
+    for curve in curves:
+        rows = curve.rows[curve.rows["test_accuracy"] > best - FRAME]
+        axes.plot(rows["parameters"], **curve.drawn | {"marker": "none", "label": curve.name})
+        axes.plot(rows["latency"], **curve.drawn | {"linestyle": "none", "alpha": 0.5})
+    axes.set_title("lines: parameters; markers: latency", fontsize=8)
+    axes.set_ylabel("left after removal")
+    axes.set_ylim(0, 1.3)
+    axes.set_xlabel("strength")
+    axes.set_xscale("log")
 
 
 def fig3(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
