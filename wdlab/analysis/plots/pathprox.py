@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from wdlab.analysis import selection, style
 
@@ -219,8 +219,9 @@ def _size_by_strength(axes: Axes, curves: list[_Removal]) -> None:
 def fig3(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
     """Draw the objective (upper row) and the active units (lower row) against iteration, one column per panel.
 
-    Lines are means over seeds, and bands reach from the lowest to the highest seed. Diamonds are values read from the
-    authors' released plots, in panels that have them. In the first tenth of a run the objective may be above the frame.
+    Thick lines are medians over seeds, thin lines the seeds. Diamonds are values read from the authors' released plots,
+    in panels that have them. The region before the train losses are near zero is grey. In the first tenth of a run the
+    objective may be above the frame.
     """
     figure, axes = plt.subplots(
         2, len(panels), figsize=(3.6 * len(panels) + 0.6, 5.2), sharex="col", squeeze=False, layout="constrained"
@@ -232,18 +233,36 @@ def fig3(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
         _curves(objective, rows, looks, "objective/path_norm", panel.get("reference", {}))
         _curves(active, rows, looks, "sparsity/active_units", panel.get("reference", {}))
         objective.set_title(panel["title"])
+        objective.set_yscale("log")
         settled = rows.loc[rows["step"] >= rows["step"].max() / 10, "objective/path_norm"]
         if settled.notna().any():
-            objective.set_ylim(0, 1.1 * settled.max())
+            objective.set_ylim(0.9 * settled.min(), 1.2 * settled.max())
+        objective.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        objective.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        objective.yaxis.set_minor_formatter(NullFormatter())
         active.set_ylim(-0.02, 1.05)
         active.yaxis.set_major_formatter(PercentFormatter(1.0))
         active.xaxis.set_major_formatter(EngFormatter(sep=""))
         active.set_xlabel("iteration")
+        level = panel["near_zero"]
+        for one in (objective, active):
+            label = "before the train losses are near zero"
+            one.axvspan(0, _near_zero(rows, level), color="0.93", linewidth=0, zorder=0, label=label)
     axes[0, 0].set_ylabel("objective (nats)\ntrain loss + s · path-norm")
     axes[1, 0].set_ylabel("active units\n(non-zero path)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(3, len(labels)))
     return figure
+
+
+def _near_zero(rows: pd.DataFrame, level: float) -> float:
+    """Return the median over seeds of the first step at which every method has had a train loss at or below a level.
+
+    A run that never reaches the level counts with the last step of the panel.
+    """
+    first = rows[rows["train/loss"] <= level].groupby("run")["step"].min()
+    runs = rows.drop_duplicates("run").set_index("run")["seed"]
+    return float(first.reindex(runs.index).fillna(rows["step"].max()).groupby(runs).max().median())
 
 
 def _curves(
@@ -253,7 +272,7 @@ def _curves(
     metric: str,
     reference: Mapping[str, Mapping],
 ) -> None:
-    """Draw a metric by step for each method: the mean over seeds, the range over seeds, and reference values.
+    """Draw a metric by step for each method: every seed, the median over seeds, and reference values.
 
     Args:
         axes: the axes to draw in.
@@ -263,9 +282,11 @@ def _curves(
         reference: reference values by metric, regularizer and step; {} for none.
     """
     for name, look, part in style.by_method(rows, looks):
-        by_step = selection.summarize_over_seeds(part, "step", [metric])[metric]
-        axes.plot(by_step.index, by_step["mean"], color=look.color, linestyle=look.line, label=look.label)
-        axes.fill_between(by_step.index, by_step["min"], by_step["max"], color=look.color, alpha=0.2, linewidth=0)
+        by_seed = part.pivot_table(index="step", columns="seed", values=metric)
+        lines = {"color": look.color, "linestyle": look.line}
+        axes.plot(by_seed.index, by_seed, **lines, linewidth=0.5, alpha=0.5)
+        median = selection.summarize_over_seeds(part, "step", [metric])[metric]["median"]
+        axes.plot(median.index, median, **lines, linewidth=2, label=look.label)
         points = reference.get(metric, {}).get(name, {})
         if points:
             label = f"{look.label}, as released"
