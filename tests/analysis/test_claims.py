@@ -244,6 +244,14 @@ def test_largest_after_a_share_of_the_run():
     assert judged["a_mean"] == 3.0
 
 
+def test_where_both_runs_of_a_seed_diverged_a_claim_is_inconclusive():
+    rows = ending([0.5] * 5, [1.0] * 5)
+    rows.loc[(rows["seed"] == 1) & (rows["step"] == 100), "m"] = np.inf
+    rows["m"] = rows["m"].where(rows["seed"] == 1, 1.0)
+    judged = claims.judge(claim(kind="not_worse", better="higher"), rows)
+    assert judged["verdict"] == "inconclusive" and "neither group has a value for 1 seeds" in judged["note"]
+
+
 @pytest.mark.parametrize(
     ("changes", "a", "text"),
     [

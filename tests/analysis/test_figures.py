@@ -95,7 +95,7 @@ def test_a_verdict_is_in_capitals_in_front_of_its_sentence(tmp_path, capsys):
     reproduce.print_verdicts(tables.FigureFiles.of("fig9", "quick", tmp_path), judged)
     lines = capsys.readouterr().out.splitlines()
     first = lines.index("Digits, MLP, seeds 0, 1, 2") + 1
-    assert lines[first].startswith("  DIRECTION ONLY  One is above. ") and "Exploratory." in " ".join(lines[first:])
+    assert lines[first].startswith("  DIRECTION ONLY  One is above. ")
     assert all(line.startswith(" " * 18) for line in lines[first + 1 : first + 3])
     assert lines[lines.index("Paths") + 1] == "  REPRODUCED      Yes."
     assert max(len(line) for line in lines if "fig9" not in line) <= 110
@@ -162,7 +162,8 @@ def test_a_diverged_run_is_a_result_and_its_probes_are_missing(measuring, in_pro
     assert set(measured["share"]) == set(checkpoints.SMALL_PATHS)
     judged = json.loads(files.verdicts.read_text())
     assert judged["runs"] == {"diverged": 12}
-    assert {claim["verdict"] for claim in judged["claims"]} == {"inconclusive"}
+    assert not {claim["verdict"] for claim in judged["claims"]} & {"reproduced", "direction only"}
+    assert all("diverged" in claim["note"] or "no value" in claim["note"] for claim in judged["claims"])
 
 
 @pytest.mark.parametrize(

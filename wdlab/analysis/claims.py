@@ -7,7 +7,7 @@ their logarithms (``difference: of logarithms``).
 
 No seed is left out. The statistic of a run that diverged is the claim's ``worst`` value, and so is the value of a
 seed of group a for which no setting can be chosen or a level is never reached. If that happens in group b, it could
-favour the claim; then the claim is at most ``inconclusive``, unless a run diverged.
+favour the claim; then the claim is at most ``inconclusive``. So it is if both runs of a seed diverged.
 
 A group that was tuned contains several runs per seed. The claim then has a rule of :mod:`wdlab.analysis.tuning` under
 ``choose`` (for both groups), ``choose_a`` or ``choose_b``.
@@ -17,7 +17,7 @@ wording or its statistic was chosen after runs had been seen.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -49,11 +49,16 @@ OF_LOGARITHMS = "of logarithms"
 
 @dataclass
 class _Side:
-    """The values of a group: by seed, None where there is no candidate; how many runs diverged; what tuning found."""
+    """The values of a group by seed, None where there is none; the seeds whose run diverged; what tuning found."""
 
     values: dict[int, float | None]
-    diverged: int = 0
+    diverged: set[int] = field(default_factory=set)
     tuned: tuning.Tuned | None = None
+
+    @property
+    def lost(self) -> set[int]:
+        """The seeds that count with the worst value."""
+        return self.diverged | {seed for seed, value in self.values.items() if value is None}
 
     @property
     def in_doubt(self) -> bool:
@@ -122,9 +127,10 @@ def judge(claim: Mapping[str, Any], table: pd.DataFrame, scale: str = "", over: 
         outcome["exploratory"] = True
         notes.append(f"changed after runs were seen: {claim['changed'][scale]}")
     _note_on_sides(sides, notes)
-    if "b" in sides and sides["b"].in_doubt and outcome["verdict"] in ("reproduced", "direction only"):
-        outcome["verdict"] = "inconclusive"
-        notes.append("group b has no value, or only a bound, for a seed, which could favour the claim")
+    for reason in _doubts(sides):
+        if outcome["verdict"] in ("reproduced", "direction only", "no difference"):
+            outcome["verdict"] = "inconclusive"
+        notes.append(reason)
     tuned = {side: _told(of.tuned) for side, of in sides.items() if of.tuned}
     judged = dict(claim) | outcome | ({"tuning": tuned} if tuned else {})
     if notes:
@@ -152,7 +158,8 @@ def _sides(claim: Mapping[str, Any], groups: Mapping[str, pd.DataFrame], notes: 
     for side, of_seed in curves.items():
         for seed, curve in of_seed.items():
             other = curves.get("b" if side == "a" else "a", {}).get(seed)
-            sides[side].diverged += curve.diverged
+            if curve.diverged:
+                sides[side].diverged.add(seed)
             if other is not None and other.diverged:
                 other = None
             value = curve.worst if curve.diverged else statistic(curve, other, **options)
@@ -220,11 +227,24 @@ def _outcome(claim: Mapping[str, Any], a: np.ndarray, b: np.ndarray, over: str) 
     }
 
 
+def _doubts(sides: Mapping[str, _Side]) -> list[str]:
+    """Return why a claim that compares two groups cannot hold, whatever its numbers say."""
+    if "b" not in sides:
+        return []
+    reasons = []
+    if sides["b"].in_doubt:
+        reasons.append("group b has no value, or only a bound, for a seed, which could favour the claim")
+    if both := sides["a"].lost & sides["b"].lost:
+        reasons.append(f"neither group has a value for {len(both)} seeds")
+    return reasons
+
+
 def _note_on_sides(sides: Mapping[str, _Side], notes: list[str]) -> None:
     """Append remarks on diverged runs, missing values and bounds in the groups."""
     for name, side in sides.items():
         if side.diverged:
-            notes.append(f"{side.diverged} of {len(side.values)} runs of {name} diverged and count as the worst value")
+            count = f"{len(side.diverged)} of {len(side.values)}"
+            notes.append(f"{count} runs of {name} diverged and count as the worst value")
         missing = [seed for seed, value in side.values.items() if value is None]
         if missing:
             notes.append(f"{name} has no value for {len(missing)} of {len(side.values)} seeds: worst value")

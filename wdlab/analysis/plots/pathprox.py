@@ -135,9 +135,9 @@ def fig2(table: pd.DataFrame, pruned: pd.DataFrame, panels: list[Mapping[str, An
             axes[0].set_title(panel["title"])
             _accuracy_by_strength(axes[1], removed, dead, last)
             _size_by_strength(axes[2], [*(curve for curve in dead if curve.regularizer != DENSE), *small])
-        for one, corner in zip(axes, ("lower right", "lower left", "upper right"), strict=True):
-            one.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-            one.legend(fontsize=6.5, loc=corner, frameon=True, framealpha=0.9, edgecolor="none")
+            for one, corner in zip(axes, ("lower right", "lower left", "upper right"), strict=True):
+                one.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+                one.legend(fontsize=6.5, loc=corner, frameon=True, framealpha=0.9, edgecolor="none")
     return figure
 
 
@@ -244,10 +244,10 @@ def fig3(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
         active.yaxis.set_major_formatter(PercentFormatter(1.0))
         active.xaxis.set_major_formatter(EngFormatter(sep=""))
         active.set_xlabel("iteration")
-        level = panel["near_zero"]
-        for one in (objective, active):
-            label = "before the train losses are near zero"
-            one.axvspan(0, _near_zero(rows, level), color="0.93", linewidth=0, zorder=0, label=label)
+        if "near_zero" in panel:
+            end, label = _near_zero(rows, panel["near_zero"]), "before the train losses are near zero"
+            for one in (objective, active):
+                one.axvspan(0, end, color="0.93", linewidth=0, zorder=0, label=label)
     axes[0, 0].set_ylabel("objective (nats)\ntrain loss + s · path-norm")
     axes[1, 0].set_ylabel("active units\n(non-zero path)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
