@@ -73,7 +73,8 @@ def test_of_several_exponents_the_inside_is_that_of_one_of_them():
 def test_a_metric_is_interpolated_where_a_column_passes_a_level():
     found = tuned(runs(TWO), {"at": {"zeros": 0.6}})
     assert found.values == pytest.approx(dict.fromkeys(range(3), 0.91 - 0.2 * 0.11)) and found.inside
-    assert tuned(runs(TWO), {"at": {"zeros": 0.6}}, "b").values == dict.fromkeys(range(3))  # it has no zeros
+    none = tuned(runs(TWO), {"at": {"zeros": 0.6}}, "b")  # it has no zeros
+    assert none.missed == (0, 1, 2) and none.values[0] == 0.88 and not none.inside
     beyond = tuned(runs({"a": {1: (0, 0.7, 0.95), 2: (0, 0.6, 0.99)}, "b": TWO["b"]}), {"at": {"zeros": 0.9}})
     assert beyond.values[0] == 0.7 and beyond.beyond == (0, 1, 2) and not beyond.inside
 
@@ -84,7 +85,7 @@ def test_the_strongest_setting_that_is_nearly_as_good_as_the_best_of_both_groups
     assert found.values == pytest.approx(dict.fromkeys(range(3), 0.91 - 0.5 * 0.11)) and found.inside
     assert tuned(runs(TWO), {"within_best": {"highest": "val", "within": 0.5}}).beyond == (0, 1, 2)
     never = tuned(runs(TWO), {"within_best": {"highest": "val", "within": 0.01}}, "b")
-    assert never.values == dict.fromkeys(range(3)) and not never.inside
+    assert never.missed == (0, 1, 2) and never.values[0] == 0.88 and not never.inside
 
 
 def test_of_a_loss_the_level_is_above_the_best():
@@ -98,14 +99,22 @@ def test_of_several_passages_the_last_counts():
     assert tuned(runs(wavy), {"within_best": {"highest": "val", "within": 0.1}}).values[0] == pytest.approx(3.5)
 
 
-def test_missing_values_of_b_make_a_claim_inconclusive_and_those_of_a_count_as_the_worst():
+def test_a_level_that_is_never_reached_cannot_favour_the_claim():
     rows, rule = runs(TWO), {"within_best": {"highest": "val", "within": 0.01}}
     of_b = claims.judge(claim(metric="zeros", kind="higher", choose=rule, worst=0.0), rows)
-    assert of_b["verdict"] == "inconclusive" and "group b has no value, or only a bound" in of_b["note"]
-    assert of_b["tuning"]["a"] == {"settings": 3, "inside": True}
-    swapped = claim(metric="zeros", kind="higher", choose=rule, worst=0.0, a={"method": "b"}, b={"method": "a"})
+    assert of_b["b_mean"] == 0.0 and "3 of 3 seeds of b never reach the level" in of_b["note"]
+    assert of_b["verdict"] == "reproduced" and of_b["tuning"]["a"] == {"settings": 3, "inside": True}
+    swapped = claim(metric="zeros", kind="higher", choose=rule, worst=-1.0, a={"method": "b"}, b={"method": "a"})
     of_a = claims.judge(swapped, rows)
-    assert of_a["a_mean"] == 0.0 and of_a["verdict"] == "contradicted" and "a has no value for 3 of 3" in of_a["note"]
+    assert of_a["a_mean"] == -1.0 and of_a["verdict"] == "contradicted" and "count with the worst value" in of_a["note"]
+
+
+def test_a_bound_of_b_makes_a_claim_inconclusive():
+    rows = runs({"a": {1: (0.9, 0.9, 0.8), 2: (0.8, 0.8, 0.9)}, "b": {1: (0.9, 0.9, 0.1), 2: (0.9, 0.9, 0.2)}})
+    rule = {"within_best": {"highest": "val", "within": 0.05}}
+    judged = claims.judge(claim(metric="zeros", kind="higher", choose=rule, worst=0.0), rows)
+    assert judged["mean_difference"] > 0.6 and judged["verdict"] == "inconclusive"
+    assert "could favour the claim" in judged["note"] and judged["tuning"]["b"]["inside"] is False
 
 
 def test_the_sentence_tells_the_grid_and_whether_the_best_is_inside():

@@ -6,8 +6,9 @@ that counts, by the rules of :mod:`wdlab.analysis.verdicts`. Losses, norms and r
 their logarithms (``difference: of logarithms``).
 
 No seed is left out. The statistic of a run that diverged is the claim's ``worst`` value, and so is the value of a
-seed of group a for which no setting can be chosen or a level is never reached. If that happens in group b, it could
-favour the claim; then the claim is at most ``inconclusive``. So it is if both runs of a seed diverged.
+seed for which no setting can be chosen. A level that is never reached cannot favour the claim: in group a it counts as
+the worst value, in group b the setting that comes nearest stands for it. Where even that could favour the claim, and
+where both runs of a seed diverged, the claim is at most ``inconclusive``.
 
 A group that was tuned contains several runs per seed. The claim then has a rule of :mod:`wdlab.analysis.tuning` under
 ``choose`` (for both groups), ``choose_a`` or ``choose_b``.
@@ -16,6 +17,7 @@ A verdict is exploratory with fewer than five seeds, and if the claim has ``chan
 wording or its statistic was chosen after runs had been seen.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,21 +51,32 @@ OF_LOGARITHMS = "of logarithms"
 
 @dataclass
 class _Side:
-    """The values of a group by seed, None where there is none; the seeds whose run diverged; what tuning found."""
+    """The values of a group by seed (NaN where there is none), and what is to be known of them.
 
-    values: dict[int, float | None]
+    Attributes:
+        values: the statistic by seed.
+        diverged: the seeds whose run diverged.
+        tuned: what tuning found; None if the group was not tuned.
+    """
+
+    values: dict[int, float]
     diverged: set[int] = field(default_factory=set)
     tuned: tuning.Tuned | None = None
 
     @property
-    def lost(self) -> set[int]:
-        """The seeds that count with the worst value."""
-        return self.diverged | {seed for seed, value in self.values.items() if value is None}
+    def missing(self) -> set[int]:
+        """The seeds without a value: no setting has only runs that ended well, or none comes near the level."""
+        return {seed for seed, value in self.values.items() if np.isnan(value)}
 
     @property
-    def in_doubt(self) -> bool:
-        """Whether a value is missing, or is only a bound."""
-        return None in self.values.values() or bool(self.tuned and self.tuned.beyond)
+    def missed(self) -> set[int]:
+        """The seeds that never reach the level of a rule."""
+        return set(self.tuned.missed) if self.tuned else set()
+
+    @property
+    def beyond(self) -> set[int]:
+        """The seeds that are past the level of a rule at every strength."""
+        return set(self.tuned.beyond) if self.tuned else set()
 
 
 def check(claim: Mapping[str, Any]) -> None:
@@ -120,7 +133,7 @@ def judge(claim: Mapping[str, Any], table: pd.DataFrame, scale: str = "", over: 
     notes: list[str] = []
     sides = _sides(claim, groups, notes)
     seeds = sorted(set.intersection(*(set(side.values) for side in sides.values())))
-    a, b = (_numbers(claim, sides.get(side), seeds) for side in "ab")
+    a, b = (_numbers(claim, side, sides, seeds) for side in "ab")
     outcome = _outcome(claim, a, b, over)
     outcome["exploratory"] = over == "seeds" and (len(seeds) < verdicts.EXPLORATORY_BELOW_SEEDS)
     if scale in claim.get("changed", {}):
@@ -154,7 +167,7 @@ def _sides(claim: Mapping[str, Any], groups: Mapping[str, pd.DataFrame], notes: 
         if tuned:
             rows = rows[rows["run"].isin(tuned.runs.values())]
         curves[side] = _curves(rows, claim, side, notes)
-        sides[side] = _Side(dict.fromkeys(tuned.runs if tuned else curves[side]), tuned=tuned)
+        sides[side] = _Side(dict.fromkeys(tuned.runs if tuned else curves[side], math.nan), tuned=tuned)
     for side, of_seed in curves.items():
         for seed, curve in of_seed.items():
             other = curves.get("b" if side == "a" else "a", {}).get(seed)
@@ -189,12 +202,17 @@ def _curves(rows: pd.DataFrame, claim: Mapping[str, Any], side: str, notes: list
     return curves
 
 
-def _numbers(claim: Mapping[str, Any], side: _Side | None, seeds: Sequence[int]) -> np.ndarray:
-    """Return a group's values in the order of the seeds, the worst one for None; ``b`` itself if it is a number."""
-    if side is None:
+def _numbers(claim: Mapping[str, Any], name: str, sides: Mapping[str, _Side], seeds: Sequence[int]) -> np.ndarray:
+    """Return a group's values in the order of the seeds, or ``b`` if it is a number.
+
+    The worst value stands where there is no value, and in group a also where the level is never reached. Group b keeps
+    the value of the setting that comes nearest to the level, which is generous to it: its other settings are worse.
+    """
+    if name not in sides:
         return np.full(len(seeds), float(claim["b"]))
-    worst = float(claim["worst"])
-    return np.array([worst if side.values[seed] is None else side.values[seed] for seed in seeds], dtype=float)
+    side = sides[name]
+    worst = side.missing | (side.missed if name == "a" else set())
+    return np.array([float(claim["worst"]) if seed in worst else side.values[seed] for seed in seeds], dtype=float)
 
 
 def _outcome(claim: Mapping[str, Any], a: np.ndarray, b: np.ndarray, over: str) -> dict[str, Any]:
@@ -232,24 +250,26 @@ def _doubts(sides: Mapping[str, _Side]) -> list[str]:
     if "b" not in sides:
         return []
     reasons = []
-    if sides["b"].in_doubt:
-        reasons.append("group b has no value, or only a bound, for a seed, which could favour the claim")
-    if both := sides["a"].lost & sides["b"].lost:
+    if sides["b"].missing or sides["b"].beyond:
+        reasons.append("for a seed of b there is no value, or one that could favour the claim")
+    lost = [side.diverged | side.missing for side in sides.values()]
+    if both := set.intersection(*lost):
         reasons.append(f"neither group has a value for {len(both)} seeds")
     return reasons
 
 
 def _note_on_sides(sides: Mapping[str, _Side], notes: list[str]) -> None:
-    """Append remarks on diverged runs, missing values and bounds in the groups."""
+    """Append remarks on diverged runs, missing values and levels that are not passed."""
     for name, side in sides.items():
-        if side.diverged:
-            count = f"{len(side.diverged)} of {len(side.values)}"
-            notes.append(f"{count} runs of {name} diverged and count as the worst value")
-        missing = [seed for seed, value in side.values.items() if value is None]
-        if missing:
-            notes.append(f"{name} has no value for {len(missing)} of {len(side.values)} seeds: worst value")
-        if side.tuned and side.tuned.beyond:
-            notes.append(f"{name} passes the level beyond its strengths in {len(side.tuned.beyond)} seeds: a bound")
+        of = f"of {len(side.values)}"
+        missed = "the worst value" if name == "a" else "the value of the setting that comes nearest"
+        kinds = (
+            (side.diverged, f"{of} runs of {name} diverged and count as the worst value"),
+            (side.missing, f"{of} seeds of {name} have no value and count as the worst value"),
+            (side.missed - side.missing, f"{of} seeds of {name} never reach the level and count with {missed}"),
+            (side.beyond, f"{of} seeds of {name} are past the level at all strengths and count with the nearest"),
+        )
+        notes += [f"{len(seeds)} {text}" for seeds, text in kinds if seeds]
 
 
 def _told(tuned: tuning.Tuned) -> dict[str, Any]:

@@ -187,7 +187,7 @@ def write(
     files = FigureFiles.of(declared["name"], declared["scale"], results)
     for path in (files.table, files.picture, files.verdicts):
         path.parent.mkdir(parents=True, exist_ok=True)
-    tables.run_table(declared, runs).to_csv(files.table, index=False)
+    tables.run_table(declared, runs).to_csv(files.table, index=False, float_format="%.7g")  # float32 has no more
     probes = tables.probe_table(declared, runs)
     if probes is not None:
         probes.to_csv(files.measured, index=False, float_format="%.4g")

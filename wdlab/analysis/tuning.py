@@ -13,6 +13,7 @@ Called by ``claims``. A *setting* is everything in which the runs of a group dif
 A rule may name the column ``along`` which settings are ordered, ``regularizer.strength`` if it does not.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -32,15 +33,17 @@ class Tuned(NamedTuple):
     Attributes:
         runs: the name of the chosen run by seed, None where no setting has only runs that ended well; {} if the rule
             interpolates.
-        values: the interpolated metric by seed, None where the level is never reached; {} if the rule chooses runs.
-        beyond: the seeds whose level lies beyond the largest strength, so that the value is a bound.
+        values: the interpolated metric by seed; {} if the rule chooses runs.
+        missed: the seeds that never reach the level. Their value is that of the setting that comes nearest.
+        beyond: the seeds that are past the level at every strength. Their value is that of the setting next to it.
         settings: number of settings.
         inside: whether the chosen values of ``along`` (or the levels) lie inside the range that was tried.
         chosen: how many seeds chose each value of ``along``; {} if the rule interpolates.
     """
 
     runs: dict[int, str | None]
-    values: dict[int, float | None]
+    values: dict[int, float]
+    missed: tuple[int, ...]
     beyond: tuple[int, ...]
     settings: int
     inside: bool
@@ -99,7 +102,7 @@ def _chosen(last: pd.DataFrame, rule: Mapping[str, Any], along: str) -> Tuned:
         runs[int(seed)] = names.loc[setting, seed]
     inside = bool(chosen) and all(_is_inside(last, setting, along) for setting in set(chosen))
     counts = Counter(f"{place[setting]:g}" for setting in chosen)
-    return Tuned(runs, {}, (), len(table), inside, dict(counts))
+    return Tuned(runs, {}, (), (), len(table), inside, dict(counts))
 
 
 def _is_inside(last: pd.DataFrame, setting: int, along: str) -> bool:
@@ -128,40 +131,23 @@ def _interpolated(
         sign, column = _order(rule["within_best"])
         best = max(_best_mean(part, sign, column) for part in both)
         sign, level = -sign, -(best - rule["within_best"]["within"])
-    values: dict[int, float | None] = {}
-    beyond = []
+    values: dict[int, float] = {}
+    missed, beyond = [], []
     for seed, part in last.sort_values(along).groupby("seed"):
         part = part.dropna(subset=[column, metric])
-        value, is_bound = _passing(sign * part[column].to_numpy(), level, part[metric].to_numpy(), "at" in rule)
-        values[int(seed)] = value
-        beyond += [int(seed)] * is_bound
-    reached = all(value is not None for value in values.values())
-    return Tuned({}, values, tuple(beyond), last[along].nunique(), reached and not beyond, {})
-
-
-def _passing(x: np.ndarray, level: float, y: np.ndarray, from_below: bool) -> tuple[float | None, bool]:
-    """Return y where the piecewise linear curve (x, y) last passes a level upwards, and whether y is only a bound.
-
-    Args:
-        x: the column by strength; it grows with the strength, apart from noise.
-        level: the level.
-        y: the metric at the same strengths.
-        from_below: whether a curve that is wholly below the level has not reached it (``at``: too few zeros); else a
-            curve that is wholly above it has not (``within_best``: too bad, with signs reversed).
-    """
-    past = x >= level if from_below else x > level
-    if len(x) == 0 or (from_below and not past.any()) or (not from_below and past.all()):
-        return None, False
-    if past.all():
-        return float(y[0]), True
-    if not past[-1] and not from_below:
-        return float(y[-1]), True
-    upwards = np.flatnonzero(~past[:-1] & past[1:])
-    if len(upwards) == 0:
-        return float(y[past][-1]), True
-    k = int(upwards[-1])
-    share = (level - x[k]) / (x[k + 1] - x[k])
-    return float(y[k] + share * (y[k + 1] - y[k])), False
+        x, y = sign * part[column].to_numpy(), part[metric].to_numpy()
+        past = x >= level if "at" in rule else x > level
+        passages = np.flatnonzero(~past[:-1] & past[1:])
+        if len(passages) and (past[-1] or "at" in rule):
+            k = passages[-1]
+            values[int(seed)] = float(y[k] + (level - x[k]) / (x[k + 1] - x[k]) * (y[k + 1] - y[k]))
+            continue
+        never = len(x) == 0 or ("at" in rule and not past.any()) or ("within_best" in rule and past.all())
+        (missed if never else beyond).append(int(seed))
+        nearest = np.abs(x - level).argmin() if len(x) else None
+        values[int(seed)] = math.nan if nearest is None else float(y[nearest if never or "at" in rule else -1])
+    inside = not missed and not beyond
+    return Tuned({}, values, tuple(missed), tuple(beyond), last[along].nunique(), inside, {})
 
 
 def _best_mean(last: pd.DataFrame, sign: int, column: str) -> float:

@@ -29,21 +29,22 @@ from wdlab.regularizers import Regularizer
 LOG10_SIZE_RANGE = (-13, 1)  # log10 of the smallest and the largest |w| in a histogram
 BINS_PER_DECADE = 4
 IN_USE_ABOVE = 0.01  # a unit with at most this share of the largest path of its pair is not in use
-SMALL_PATHS = (0.0, 0.01, 0.03, 0.1, 0.3)  # shares of the largest path of a pair; units with smaller ones are removed
+SMALL_PATHS = (0.0, 0.1)  # shares of the largest path of a pair; units with smaller ones are removed
+UNITS_TOLD = 100  # of each pair, evenly spaced, to keep the table of wide networks small
 EXAMPLES_PER_CHUNK = 250  # of a gradient: about 2.5 GB of activations with a ResNet-18 of width 64
 ZEROED_BELOW = (1e-13, 1e-10, 1e-6, 1e-4, 1e-3, 1e-2)  # sizes |w|; smaller weights are set to zero
 MIDDLE_BELOW = 1e-4  # a weight with ZERO <= |w| < MIDDLE is in the middle: neither dead nor alive
 
 
 def unit_norms(run: RunDirectory) -> pd.DataFrame:
-    """Return the norms of every homogeneous unit (see :mod:`wdlab.homogeneous`) at the first and last step of a run.
+    """Return the norms of homogeneous units (see :mod:`wdlab.homogeneous`) at the first and last step of a run.
 
     Returns:
-        A row per step and unit, with the columns ``step``, ``pair`` and ``unit`` (numbers from 0), ``input_norm`` |w|,
-        ``output_norm`` |v|, ``path_share``, the path |w||v| divided by the largest path of the pair, and ``in_use``,
-        True if this share is above 0.01. The column ``imbalance_in_use`` is the same in all rows of a step: the share
-        by which ``sum (|w|^2 + |v|^2) / 2`` over the units in use exceeds their path-norm ``sum |w||v|``; NaN if no
-        unit is in use.
+        A row per step and unit (of wide pairs 100 evenly spaced units), with the columns ``step``, ``pair`` and
+        ``unit`` (numbers from 0), ``input_norm`` |w|, ``output_norm`` |v|, ``path_share``, the path |w||v| divided by
+        the largest path of the pair, and ``in_use``, True if this share is above 0.01. The column ``imbalance_in_use``
+        is the same in all rows of a step: the share by which ``sum (|w|^2 + |v|^2) / 2`` over all units in use exceeds
+        their path-norm ``sum |w||v|``; NaN if no unit is in use.
     """
     model, state = _as_begun(run), checkpoint.load_or_raise(run)
     parts = [_norms(model, 0)]
@@ -53,7 +54,7 @@ def unit_norms(run: RunDirectory) -> pd.DataFrame:
 
 
 def _norms(model: nn.Module, step: int) -> pd.DataFrame:
-    """Return the norms of every homogeneous unit of a network, in the columns of :func:`unit_norms`.
+    """Return the norms of a network's homogeneous units, in the columns of :func:`unit_norms`.
 
     Args:
         model: the network, on the CPU.
@@ -70,7 +71,10 @@ def _norms(model: nn.Module, step: int) -> pd.DataFrame:
     used = units[units["in_use"]]
     squares = (used["input_norm"] ** 2 + used["output_norm"] ** 2).sum()
     products = (used["input_norm"] * used["output_norm"]).sum()
-    return units.assign(imbalance_in_use=1 - 2 * products / squares if squares > 0 else math.nan)
+    units["imbalance_in_use"] = 1 - 2 * products / squares if squares > 0 else math.nan
+    places = units.groupby("pair")["unit"].transform(lambda numbers: (numbers * UNITS_TOLD) // len(numbers))
+    told = ~units.assign(place=places).duplicated(["pair", "place"])
+    return units[told].reset_index(drop=True)
 
 
 def _shares(paths: np.ndarray) -> np.ndarray:
