@@ -1,5 +1,8 @@
 """Write the README's index of figures from their declarations and committed verdicts. Called by ``make index``."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from wdlab.analysis import declaration, figures, tables
 from wdlab.records.identity import PROJECT
 
@@ -7,6 +10,7 @@ README = PROJECT / "README.md"
 BEGIN, END = "<!-- figures: written by make index -->\n", "<!-- end of figures -->\n"
 HEAD = "| | paper | shows | {scales} | command, and its time on two cores |"
 NOT_MADE = "not made yet"
+EARLIER = "(of runs that were declared earlier)"
 
 
 def table() -> str:
@@ -18,18 +22,23 @@ def table() -> str:
     for name in declaration.names():
         declared = {scale: declaration.read(name, scale) for scale in declaration.SCALES}
         first = declared["quick"]
-        made = [_verdicts(tables.FigureFiles.of(name, scale, PROJECT / "results")) for scale in declaration.SCALES]
+        made = [_verdicts(at) for at in declared.values()]
         times = ", ".join(f"`{scale}` {declared[scale]['at']['time']}" for scale in declaration.SCALES)
         paper = first["paper"].split(",")[0]
         lines.append(f"| {name} | {paper} | {first['title']} | {' | '.join(made)} | `make reproduce-{name}`: {times} |")
     return "\n".join(lines) + "\n"
 
 
-def _verdicts(files: tables.FigureFiles) -> str:
-    """Return a figure's verdicts in Markdown, as a link to its picture; ``NOT_MADE`` if there are none."""
+def _verdicts(declared: Mapping[str, Any]) -> str:
+    """Return a figure's verdicts in Markdown, as a link to its picture; ``NOT_MADE`` if there are none.
+
+    Results of other runs than those that are declared now are marked with ``EARLIER``.
+    """
+    files = tables.FigureFiles.of(declared["name"], declared["scale"], PROJECT / "results")
     if not files.verdicts.exists():
         return NOT_MADE
-    return f"[{figures.verdict_counts(files)}]({files.picture.relative_to(PROJECT)})"
+    link = f"[{figures.verdict_counts(files)}]({files.picture.relative_to(PROJECT)})"
+    return link if tables.holds_the_declared_runs(declared, files) else f"{link} {EARLIER}"
 
 
 def with_new_index(readme: str) -> str:

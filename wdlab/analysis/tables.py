@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from wdlab.analysis import load
-from wdlab.analysis.declaration import FigureRun
+from wdlab.analysis.declaration import FigureRun, figure_runs
 from wdlab.records.directory import RunDirectory
 from wdlab.records.files import write_atomically
 
@@ -42,6 +42,16 @@ class FigureFiles:
 def read(declared: Mapping[str, Any], files: FigureFiles) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """Return the tables in a figure's files: the table of the runs, and of the probes (None if there are no probes)."""
     return pd.read_csv(files.table), pd.read_csv(files.measured) if "measure" in declared else None
+
+
+def holds_the_declared_runs(declared: Mapping[str, Any], files: FigureFiles) -> bool:
+    """Return whether a figure's table has exactly the runs, and the simulated panels, that are declared now."""
+    table = pd.read_csv(files.table)
+    simulated = {panel["panel"] for panel in declared["at"]["panels"] if "simulate" in panel}
+    of_runs = ~table["panel"].isin(simulated)
+    return set(table.loc[~of_runs, "panel"]) == simulated and set(table.loc[of_runs, "run"]) == {
+        run.directory.name for run in figure_runs(declared, "")
+    }
 
 
 def run_table(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFrame:
