@@ -136,7 +136,7 @@ def test_a_picture_says_that_runs_diverged(short):
         {"panel": "mlp", "run": ["a", "a", "b", "b"], "seed": [0, 0, 1, 1], "step": [0, 9, 0, 9], "regularizer": "l2"}
     ).assign(**{"objective/path_norm": 1.0, "sparsity/active_units": 1.0, "train/loss": [1.0, 0.1, 1.0, np.nan]})
     caption = figures.draw(short, rows).get_supxlabel()
-    assert "Runs that diverged: 1; no mean is drawn where a seed is missing." in " ".join(caption.split())
+    assert "Runs that diverged: 1; no median is drawn where a seed is missing." in " ".join(caption.split())
     assert "diverged" not in figures.draw(short, rows.fillna(0.2)).get_supxlabel()
     plt.close("all")
 

@@ -52,7 +52,7 @@ def caption(declared: Mapping[str, Any], rows: pd.DataFrame) -> str:
     over = declared.get("over", "seeds")
     heading = f"{declared['name']} at {declared['scale']} scale, {shown} {over}: {declared['title']}."
     lost = _diverged(rows)
-    missing = f" Runs that diverged: {lost}; no mean is drawn where a seed is missing." if lost else ""
+    missing = f" Runs that diverged: {lost}; no median is drawn where a seed is missing." if lost else ""
     text = f"{heading}{missing} {declared['caption']} {declared['paper']}."
     return f"{text}\nScale-downs: {declared['at']['scale_down']}."
 
