@@ -123,8 +123,8 @@ def test_the_sentence_tells_the_grid_and_whether_the_best_is_inside():
         "a": {"settings": 3, "inside": True, "chosen": {"2": 3}},
         "b": {"settings": 3, "inside": False, "chosen": {"1": 3}},
     }
-    assert "a: best of 3 settings, inside the range tried" in judged["sentence"]
-    assert "b: best of 3 settings, not inside the range tried" in judged["sentence"]
+    assert "a: the best of 3 settings is inside their range" in judged["sentence"]
+    assert "b: the best of 3 settings is not inside their range" in judged["sentence"]
 
 
 def test_two_runs_of_a_seed_and_strength_are_no_curve():

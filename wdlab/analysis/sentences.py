@@ -75,8 +75,9 @@ def _remarks(judged: Mapping[str, Any]) -> str:
     if judged["verdict"] == "no difference" and judged["interval"][0] * judged["interval"][1] > 0:
         parts.append("though its sign is sure")
     for side, found in judged.get("tuning", {}).items():
+        what = "the best of" if "chosen" in found else "the level among"
         inside = "inside" if found["inside"] else "not inside"
-        parts.append(f"{side}: best of {found['settings']} settings, {inside} the range tried")
+        parts.append(f"{side}: {what} {found['settings']} settings is {inside} their range")
     if judged["exploratory"]:
         parts.append("exploratory")
     return "".join(f"; {part}" for part in parts)
