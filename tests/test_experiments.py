@@ -52,7 +52,8 @@ def test_an_experiment_is_the_figure_s_run_that_it_names():
     named = {path.stem: re.findall(r"a run of (fig\d+) at (\w+) scale", comments(path)) for path in FILES}
     for experiment, found in named.items():
         for figure, scale in found:
-            name = run_name(compose_config([f"+experiment={experiment}"]))
+            seed = declaration.read(figure, scale)["at"]["seeds"][0]
+            name = run_name(compose_config([f"+experiment={experiment}", f"seed={seed}"]))
             assert name in runs_of_figure(figure, scale), (experiment, figure, scale)
 
 

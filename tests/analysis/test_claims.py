@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from wdlab.analysis import claims, selection
+from wdlab.analysis.sentences import sentence
 from wdlab.errors import ConfigError
 
 STEPS = np.arange(0, 101, 10)
@@ -77,7 +78,7 @@ def test_ratios_are_compared_by_logarithms():
     rows = ending([1.0, 2.0, 4.0], [2.0, 4.0, 8.0])
     judged = claims.judge(claim(difference="of logarithms"), rows)
     assert judged["mean_difference"] == pytest.approx(-np.log(2)) and judged["a_mean"] == pytest.approx(2.0)
-    assert "50 % lower" in judged["sentence"]
+    assert "Measured: 50 % lower" in sentence(judged, "seeds")
     with pytest.raises(ConfigError, match="logarithms of a value that is not positive"):
         claims.judge(claim(difference="of logarithms"), ending([0.0, 1.0], [1.0, 1.0]))
 
@@ -111,6 +112,7 @@ def test_pairs_share_a_seed():
     rows = ending([0.0, 10.0, 20.0, 30.0], [1.0, 11.0, 21.0, 31.0])
     judged = claims.judge(claim(), rows[~((rows["method"] == "b") & (rows["seed"] == 2))])
     assert judged["n"] == 3 and judged["interval"] == [-1.0, -1.0] and judged["verdict"] == "reproduced"
+    assert judged["note"] == "1 seeds without a pair are left out"
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -122,9 +124,8 @@ def test_fewer_than_three_seeds_decide_nothing(seeds):
 def test_a_group_may_be_compared_with_a_number():
     judged = claims.judge(claim(b=1.0, kind="equal"), ending([1.0, 1.0, 1.0], []))
     assert judged["verdict"] == "reproduced" and judged["b_mean"] == 1.0
-    assert (
-        "Measured: 1, where 1 is claimed (95 % interval no difference; 3 seeds; 0.1 would count)" in judged["sentence"]
-    )
+    text = sentence(judged, "seeds")
+    assert text == "a is lower. Measured: 1 (95 % interval 1 to 1; 3 seeds), so it holds within 0.1; exploratory."
 
 
 ONCE_BELOW = {"name": "mean_once_both_below", "of": "loss", "level": 0.5}
@@ -168,7 +169,7 @@ def test_a_run_that_diverged_counts_as_the_worst_value(statistic):
     rows.loc[(rows["run"] == "a-1") & (rows["step"] == 50), "m"] = float("nan")
     judged = claims.judge(claim(statistic=statistic), rows)
     assert judged["differences"][1] > 7 and judged["verdict"] == "inconclusive"
-    assert "1 of 3 runs of a diverged and count as the worst value" in judged["note"]
+    assert "1 of 3 seeds of a diverged and count as the worst value" in judged["note"]
 
 
 def test_deviation_from_reference_values():
@@ -182,9 +183,7 @@ def test_the_deviation_of_the_median_curve_is_told_beside_that_of_every_seed():
     rows = table({("a", s): STEPS * 0 + v for s, v in enumerate([1.01, 0.98, 1.5])})
     statistic = {"name": "worst_deviation", "reference": {50: 1.0}, "relative": True}
     judged = claims.judge(claim(statistic=statistic, b=0.0, kind="equal", unit="points"), rows)
-    assert judged["note"] == (
-        "the median over seeds deviates by 1 points, single seeds by 1 points, 2 points, 50 points"
-    )
+    assert judged["note"] == ("the median over seeds deviates by 1 point, single seeds by 1 point, 2 points, 50 points")
 
 
 def test_a_value_at_a_step():
@@ -255,23 +254,41 @@ def test_where_both_runs_of_a_seed_diverged_a_claim_is_inconclusive():
 @pytest.mark.parametrize(
     ("changes", "a", "text"),
     [
-        ({}, [0.5, 0.6, 0.4], "Measured: 0.5 lower (95 % interval 0.252 to 0.748 lower; 3 seeds; 0.1 would count)"),
+        (
+            {},
+            [0.5, 0.6, 0.4],
+            "Measured: 0.5 lower (95 % interval 0.252 to 0.748 lower; 3 seeds), so it holds, by at least",
+        ),
         (
             {"unit": "points"},
             [1.01, 1.02, 1.03],
-            "Measured: 2 points higher (95 % interval 0.484 points lower to 4.48 points",
+            "2 points higher (95 % interval 0.484 points lower to 4.48 points higher;",
         ),
-        (
-            {"unit": "nats"},
-            [1.1, 1.2, 1.3],
-            "Measured: 0.2 nats higher (95 % interval 0.0484 nats lower to 0.448 nats higher;",
-        ),
+        ({"unit": "nats"}, [1.1, 1.2, 1.3], "0.2 nats higher (95 % interval 0.0484 nats lower to 0.448 nats higher;"),
         (
             {"difference": "of logarithms"},
-            [0.5, 0.5, 0.5],
-            "Measured: 50 % lower (95 % interval 50 % lower; 3 seeds; 10.5 %",
+            [0.5] * 3,
+            "50 % lower (95 % interval 50 % lower; 3 seeds), so it holds, by at least",
         ),
+        ({"difference": "of logarithms"}, [0.5] * 3, "by at least the 9.52 % that count"),
+        (
+            {"unit": "points"},
+            [0.99] * 3,
+            "so any difference is smaller than the 10 points that count, though its direction is",
+        ),
+        (
+            {"kind": "not_worse", "better": "higher"},
+            [1.0] * 3,
+            "Measured: equal (95 % interval equal; 3 seeds), so it is not worse",
+        ),
+        ({}, [1.5, 1.5, 1.6], "so it is the other way round; exploratory."),
+        ({}, [0.5, 1.2, 1.0], "which does not decide it (0.1 count); exploratory."),
     ],
 )
-def test_the_sentence_tells_direction_size_interval_and_what_counts(changes, a, text):
-    assert text in claims.judge(claim(**changes), ending(a, [1.0, 1.0, 1.0]))["sentence"]
+def test_the_sentence_tells_direction_size_interval_and_meaning(changes, a, text):
+    assert text in sentence(claims.judge(claim(**changes), ending(a, [1.0, 1.0, 1.0])), "seeds")
+
+
+def test_the_sentence_tells_that_a_claim_does_not_stand_after_the_correction():
+    judged = claims.judge(claim(), ending([0.5, 0.6, 0.4], [1.0] * 3)) | {"holm": False}
+    assert "though not after Holm's correction" in sentence(judged, "seeds")

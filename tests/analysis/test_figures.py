@@ -192,7 +192,7 @@ def test_the_mnist_panels_are_the_same_runs_at_cpu_and_paper_scale():
         {j.directory.name for j in declaration.figure_runs(declaration.read("fig3", s), "x") if j.panel != "vgg19"}
         for s in ("cpu", "paper")
     )
-    assert cpu == paper and len(cpu) == 12
+    assert cpu == paper and len(cpu) == 20
 
 
 STEP = (

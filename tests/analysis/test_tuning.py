@@ -6,6 +6,7 @@ import pytest
 
 from tests.analysis.test_claims import claim
 from wdlab.analysis import claims, tuning
+from wdlab.analysis.sentences import sentence
 from wdlab.errors import ConfigError
 
 STRENGTH = "regularizer.strength"
@@ -44,22 +45,24 @@ def tuned(rows: pd.DataFrame, rule: dict, method: str = "a") -> tuning.Tuned:
     return tuning.tuned(rows[rows["method"] == method], rule, "m", groups, "claim c")
 
 
-def test_the_setting_is_chosen_by_the_mean_over_the_other_seeds():
+def test_one_setting_is_chosen_for_all_seeds_by_its_mean():
     rows = runs(TWO)
-    rows.loc[rows["run"] == "a1-0", "val"] = 5.0  # luck of seed 0 with strength 1
     found = tuned(rows, {"highest": "val"})
-    assert found.runs == {0: "a2-0", 1: "a1-1", 2: "a1-2"}
-    assert found.chosen == {"2": 1, "1": 2} and found.settings == 3 and not found.inside
-    assert tuned(runs(TWO), {"highest": "val"}).inside
-    assert tuned(runs(TWO), {"lowest": "val"}).runs == {seed: f"a3-{seed}" for seed in range(3)}
+    assert found.runs == {seed: f"a2-{seed}" for seed in range(3)} and found.chosen == 2.0
+    assert found.settings == 3 and found.inside and found.diverged == 0
+    assert tuned(rows, {"lowest": "val"}).runs == {seed: f"a3-{seed}" for seed in range(3)}
+    rows.loc[rows["run"] == "a1-0", "val"] = 5.0  # so lucky that the mean is the best
+    assert tuned(rows, {"highest": "val"}).chosen == 1.0 and not tuned(rows, {"highest": "val"}).inside
 
 
-def test_a_setting_with_a_diverged_run_is_not_chosen_for_the_other_seeds():
+def test_a_setting_with_a_diverged_run_is_not_chosen():
     rows = runs(TWO)
     rows.loc[(rows["run"] == "a2-0") & (rows["step"] == 10), ["val", "m", "zeros"]] = np.nan
-    assert tuned(rows, {"highest": "val"}).runs == {0: "a2-0", 1: "a1-1", 2: "a1-2"}
+    assert tuned(rows, {"highest": "val"}).chosen == 1.0 and tuned(rows, {"highest": "val"}).diverged == 1
     rows.loc[(rows["seed"] == 1) & (rows["step"] == 10), ["val", "m", "zeros"]] = np.nan
-    assert tuned(rows, {"highest": "val"}).runs == {0: None, 1: "a1-1", 2: None}
+    assert tuned(rows, {"highest": "val"}).runs == {}
+    judged = claims.judge(claim(choose={"highest": "val"}, kind="higher", worst=0.0), rows)
+    assert judged["verdict"] == "inconclusive" and "neither group has a value for 3 seeds" in judged["note"]
 
 
 def test_of_several_exponents_the_inside_is_that_of_one_of_them():
@@ -74,18 +77,18 @@ def test_a_metric_is_interpolated_where_a_column_passes_a_level():
     found = tuned(runs(TWO), {"at": {"zeros": 0.6}})
     assert found.values == pytest.approx(dict.fromkeys(range(3), 0.91 - 0.2 * 0.11)) and found.inside
     none = tuned(runs(TWO), {"at": {"zeros": 0.6}}, "b")  # it has no zeros
-    assert none.missed == (0, 1, 2) and none.values[0] == 0.88 and not none.inside
+    assert np.isnan(none.values[0]) and none.extremes == dict.fromkeys(range(3), (0.7, 0.88)) and not none.inside
     beyond = tuned(runs({"a": {1: (0, 0.7, 0.95), 2: (0, 0.6, 0.99)}, "b": TWO["b"]}), {"at": {"zeros": 0.9}})
-    assert beyond.values[0] == 0.7 and beyond.beyond == (0, 1, 2) and not beyond.inside
+    assert beyond.values[0] == 0.7 and beyond.beyond == [0, 1, 2] and not beyond.inside
 
 
 def test_the_strongest_setting_that_is_nearly_as_good_as_the_best_of_both_groups():
     rule = {"within_best": {"highest": "val", "within": 0.06}}  # the level is 0.86
     found = tuned(runs(TWO), rule)
     assert found.values == pytest.approx(dict.fromkeys(range(3), 0.91 - 0.5 * 0.11)) and found.inside
-    assert tuned(runs(TWO), {"within_best": {"highest": "val", "within": 0.5}}).beyond == (0, 1, 2)
+    assert tuned(runs(TWO), {"within_best": {"highest": "val", "within": 0.5}}).beyond == [0, 1, 2]
     never = tuned(runs(TWO), {"within_best": {"highest": "val", "within": 0.01}}, "b")
-    assert never.missed == (0, 1, 2) and never.values[0] == 0.88 and not never.inside
+    assert np.isnan(never.values[0]) and never.extremes[0] == (0.7, 0.88) and not never.inside
 
 
 def test_of_a_loss_the_level_is_above_the_best():
@@ -99,11 +102,25 @@ def test_of_several_passages_the_last_counts():
     assert tuned(runs(wavy), {"within_best": {"highest": "val", "within": 0.1}}).values[0] == pytest.approx(3.5)
 
 
+def test_no_metric_is_interpolated_across_a_diverged_run():
+    wide = {1: (0.9, 1.0, 0), 2: (0.85, 2.0, 0), 3: (0.7, 3.0, 0), 4: (0.6, 4.0, 0)}
+    rows, rule = runs({"a": wide, "b": wide}), {"within_best": {"highest": "val", "within": 0.1}}
+    assert tuned(rows, rule).values[0] == pytest.approx(2 + 1 / 3)
+    rows.loc[(rows["run"] == "a2-0") & (rows["step"] == 10), ["val", "m"]] = np.nan
+    found = tuned(rows, rule)
+    assert np.isnan(found.values[0]) and found.extremes[0] == (1.0, 4.0) and found.diverged == 1
+    assert found.values[1] == pytest.approx(2 + 1 / 3)
+    judged = claims.judge(claim(choose=rule), rows)
+    assert judged["differences"][0] > 6 and "1 runs of the settings of a diverged" in judged["note"]
+
+
 def test_a_level_that_is_never_reached_cannot_favour_the_claim():
-    rows, rule = runs(TWO), {"within_best": {"highest": "val", "within": 0.01}}
+    ends = {"a": {1: (0.9, 0, 0.5), 2: (0.8, 0, 0.9)}, "b": {1: (0.85, 0, 0.2), 2: (0.7, 0, 0.4)}}
+    rows, rule = runs(ends), {"within_best": {"highest": "val", "within": 0.02}}
     of_b = claims.judge(claim(metric="zeros", kind="higher", choose=rule, worst=0.0), rows)
-    assert of_b["b_mean"] == 0.0 and "3 of 3 seeds of b never reach the level" in of_b["note"]
-    assert of_b["verdict"] == "reproduced" and of_b["tuning"]["a"] == {"settings": 3, "inside": True}
+    assert of_b["b_mean"] == pytest.approx(0.4) and of_b["a_mean"] == pytest.approx(0.58)
+    assert "3 of 3 seeds of b never reach the level and count with the best value of all settings" in of_b["note"]
+    assert of_b["verdict"] == "reproduced" and of_b["tuning"]["a"] == {"settings": 2, "inside": True}
     swapped = claim(metric="zeros", kind="higher", choose=rule, worst=-1.0, a={"method": "b"}, b={"method": "a"})
     of_a = claims.judge(swapped, rows)
     assert of_a["a_mean"] == -1.0 and of_a["verdict"] == "contradicted" and "count with the worst value" in of_a["note"]
@@ -114,17 +131,22 @@ def test_a_bound_of_b_makes_a_claim_inconclusive():
     rule = {"within_best": {"highest": "val", "within": 0.05}}
     judged = claims.judge(claim(metric="zeros", kind="higher", choose=rule, worst=0.0), rows)
     assert judged["mean_difference"] > 0.6 and judged["verdict"] == "inconclusive"
-    assert "could favour the claim" in judged["note"] and judged["tuning"]["b"]["inside"] is False
+    assert "b might be better beyond its strengths" in judged["note"] and judged["tuning"]["b"]["inside"] is False
 
 
-def test_the_sentence_tells_the_grid_and_whether_the_best_is_inside():
+def test_the_sentence_names_the_groups_and_tells_the_grid():
     judged = claims.judge(claim(choose={"highest": "val"}, kind="higher"), runs(TWO))
     assert judged["tuning"] == {
-        "a": {"settings": 3, "inside": True, "chosen": {"2": 3}},
-        "b": {"settings": 3, "inside": False, "chosen": {"1": 3}},
+        "a": {"settings": 3, "inside": True, "chosen": 2.0},
+        "b": {"settings": 3, "inside": False, "chosen": 1.0},
     }
-    assert "a: the best of 3 settings is inside their range" in judged["sentence"]
-    assert "b: the best of 3 settings is not inside their range" in judged["sentence"]
+    judged |= {"a": {"regularizer": "pnorm", "regularizer.p": 0.8}, "b": {"regularizer": "decoupled"}}
+    text = sentence(judged, "seeds")
+    assert "; pnorm (p = 0.8) at the best of 3 settings; decoupled at the best of 3 settings, at the edge of" in text
+    judged = claims.judge(claim(choose={"at": {"zeros": 0.6}}), runs(TWO))
+    assert "(method = a) read between 3 settings; group (method = b) read between 3 settings, not in all" in sentence(
+        judged, "seeds"
+    )
 
 
 def test_two_runs_of_a_seed_and_strength_are_no_curve():

@@ -93,7 +93,13 @@ def test_one_skewed_group_errs_more_often_and_the_page_says_so():
     assert rates.boundary > 0.08 and rates.tie <= 0.03
 
 
+def test_one_setting_for_all_seeds_keeps_the_interval_and_a_choice_by_the_other_seeds_does_not():
+    for means in error_rates.SETTINGS.values():
+        assert max(error_rates.tuned_errors(means, 5, "all", draws=20_000)) < 0.033
+    assert min(error_rates.tuned_errors((0, 0, 0, 0), 10, "others", draws=20_000)) > 0.035
+
+
 def test_the_page_holds_the_table_of_the_command():
     first_rows = [error_rates.row(name, 3, 0.5) for name in error_rates.DIFFERENCES]
     page = (PROJECT / "docs" / "verdicts.md").read_text()
-    assert all(row in page for row in first_rows)
+    assert all(row in page for row in first_rows) and error_rates.tuned_table() in page

@@ -5,10 +5,11 @@ seed. The verdict follows from the 95 % Student interval of the mean paired diff
 that counts, by the rules of :mod:`wdlab.analysis.verdicts`. Losses, norms and ratios are compared by the difference of
 their logarithms (``difference: of logarithms``).
 
-No seed is left out. The statistic of a run that diverged is the claim's ``worst`` value, and so is the value of a
-seed for which no setting can be chosen. A level that is never reached cannot favour the claim: in group a it counts as
-the worst value, in group b the setting that comes nearest stands for it. Where even that could favour the claim, and
-where both runs of a seed diverged, the claim is at most ``inconclusive``.
+No seed is left out. The statistic of a run that diverged is the claim's ``worst`` value, in both groups, since to
+diverge is a property of a method; and so is the value of a group that no setting can be chosen for. A level that is
+never reached cannot favour the claim: in group a it counts as the worst value, in group b as the value, among all
+settings of this seed, that is best for b. Where b is only known to be past a level, and where both runs of a seed
+diverged, the claim is at most ``inconclusive``.
 
 A group that was tuned contains several runs per seed. The claim then has a rule of :mod:`wdlab.analysis.tuning` under
 ``choose`` (for both groups), ``choose_a`` or ``choose_b``.
@@ -27,7 +28,7 @@ import pandas as pd
 
 from wdlab.analysis import tuning, verdicts
 from wdlab.analysis.selection import select
-from wdlab.analysis.sentences import sentence, size
+from wdlab.analysis.sentences import size
 from wdlab.analysis.statistics import NEED_A_GROUP_B, STATISTICS, Curve, median_curve, worst_deviation
 from wdlab.errors import ConfigError
 
@@ -51,10 +52,10 @@ OF_LOGARITHMS = "of logarithms"
 
 @dataclass
 class _Side:
-    """The values of a group by seed (NaN where there is none), and what is to be known of them.
+    """The values of a group.
 
     Attributes:
-        values: the statistic by seed.
+        values: the statistic by seed; NaN where there is none.
         diverged: the seeds whose run diverged.
         tuned: what tuning found; None if the group was not tuned.
     """
@@ -65,18 +66,13 @@ class _Side:
 
     @property
     def missing(self) -> set[int]:
-        """The seeds without a value: no setting has only runs that ended well, or none comes near the level."""
+        """The seeds without a value."""
         return {seed for seed, value in self.values.items() if np.isnan(value)}
 
     @property
-    def missed(self) -> set[int]:
-        """The seeds that never reach the level of a rule."""
-        return set(self.tuned.missed) if self.tuned else set()
-
-    @property
-    def beyond(self) -> set[int]:
-        """The seeds that are past the level of a rule at every strength."""
-        return set(self.tuned.beyond) if self.tuned else set()
+    def extremes(self) -> Mapping[int, tuple[float, float]]:
+        """Least and largest value of any setting, for each seed that never reaches the level of a rule."""
+        return self.tuned.extremes if self.tuned else {}
 
 
 def check(claim: Mapping[str, Any]) -> None:
@@ -120,8 +116,8 @@ def judge(claim: Mapping[str, Any], table: pd.DataFrame, scale: str = "", over: 
     Returns:
         The claim, with these keys added: ``n`` (number of seeds), ``exploratory``, ``a_mean`` and ``b_mean`` (geometric
         means for a difference of logarithms), ``differences`` by seed, ``mean_difference``, ``interval``, ``p_value``
-        (None over cases), ``verdict`` and ``sentence``; with a rule for tuned groups also ``tuning``; and ``note``, if
-        there are remarks for the reader.
+        (None over cases) and ``verdict``; with a rule for tuned groups also ``tuning``; and ``note``, if there are
+        remarks for the reader.
 
     Raises:
         ConfigError: for a claim that ``check`` refuses, a column that the table lacks, several runs of a seed without
@@ -135,20 +131,22 @@ def judge(claim: Mapping[str, Any], table: pd.DataFrame, scale: str = "", over: 
     seeds = sorted(set.intersection(*(set(side.values) for side in sides.values())))
     a, b = (_numbers(claim, side, sides, seeds) for side in "ab")
     outcome = _outcome(claim, a, b, over)
-    outcome["exploratory"] = over == "seeds" and (len(seeds) < verdicts.EXPLORATORY_BELOW_SEEDS)
+    outcome["exploratory"] = over == "seeds" and len(seeds) < verdicts.EXPLORATORY_BELOW_SEEDS
     if scale in claim.get("changed", {}):
         outcome["exploratory"] = True
         notes.append(f"changed after runs were seen: {claim['changed'][scale]}")
+    alone = len(set.union(*(set(side.values) for side in sides.values()))) - len(seeds)
+    if alone and over == "seeds":
+        notes.append(f"{alone} seeds without a pair are left out")
     _note_on_sides(sides, notes)
-    for reason in _doubts(sides):
-        if outcome["verdict"] in ("reproduced", "direction only", "no difference"):
-            outcome["verdict"] = "inconclusive"
-        notes.append(reason)
-    tuned = {side: _told(of.tuned) for side, of in sides.items() if of.tuned}
-    judged = dict(claim) | outcome | ({"tuning": tuned} if tuned else {})
+    if outcome["verdict"] in ("reproduced", "direction only", "no difference") and (doubts := _doubts(sides)):
+        outcome["verdict"] = "inconclusive"
+        notes += doubts
+    told = {side: _told(of.tuned) for side, of in sides.items() if of.tuned}
+    judged = dict(claim) | outcome | ({"tuning": told} if told else {})
     if notes:
         judged["note"] = "; ".join(dict.fromkeys(notes))
-    return judged | {"sentence": sentence(judged, over)}
+    return judged
 
 
 def _sides(claim: Mapping[str, Any], groups: Mapping[str, pd.DataFrame], notes: list[str]) -> dict[str, _Side]:
@@ -160,14 +158,12 @@ def _sides(claim: Mapping[str, Any], groups: Mapping[str, pd.DataFrame], notes: 
     curves: dict[str, dict[int, Curve]] = {}
     for side, rows in groups.items():
         rule = claim.get(f"choose_{side}", claim.get("choose"))
-        tuned = tuning.tuned(rows, rule, claim["metric"], list(groups.values()), where) if rule else None
-        if tuned and tuned.values:
-            sides[side] = _Side(dict(tuned.values), tuned=tuned)
-            continue
-        if tuned:
-            rows = rows[rows["run"].isin(tuned.runs.values())]
-        curves[side] = _curves(rows, claim, side, notes)
-        sides[side] = _Side(dict.fromkeys(tuned.runs if tuned else curves[side], math.nan), tuned=tuned)
+        found = tuning.tuned(rows, rule, claim["metric"], list(groups.values()), where) if rule else None
+        sides[side] = _Side(dict.fromkeys((int(seed) for seed in rows["seed"]), math.nan), tuned=found)
+        if found and found.values:
+            sides[side].values = dict(found.values)
+        else:
+            curves[side] = _curves(rows[rows["run"].isin(found.runs.values())] if found else rows, claim, side, notes)
     for side, of_seed in curves.items():
         for seed, curve in of_seed.items():
             other = curves.get("b" if side == "a" else "a", {}).get(seed)
@@ -176,8 +172,10 @@ def _sides(claim: Mapping[str, Any], groups: Mapping[str, pd.DataFrame], notes: 
             if other is not None and other.diverged:
                 other = None
             value = curve.worst if curve.diverged else statistic(curve, other, **options)
+            if not np.isfinite(value):
+                notes.append(f"the statistic of a run of {side} is not finite and counts as the worst value")
             sides[side].values[seed] = value if np.isfinite(value) else curve.worst
-    if statistic is worst_deviation:
+    if statistic is worst_deviation and curves["a"]:
         values = [worst_deviation(median_curve(list(curves["a"].values())), None, **options)]
         of_median, *of_seeds = (size(claim, value) for value in (*values, *sides["a"].values.values()))
         notes.append(f"the median over seeds deviates by {of_median}, single seeds by {', '.join(of_seeds)}")
@@ -205,14 +203,17 @@ def _curves(rows: pd.DataFrame, claim: Mapping[str, Any], side: str, notes: list
 def _numbers(claim: Mapping[str, Any], name: str, sides: Mapping[str, _Side], seeds: Sequence[int]) -> np.ndarray:
     """Return a group's values in the order of the seeds, or ``b`` if it is a number.
 
-    The worst value stands where there is no value, and in group a also where the level is never reached. Group b keeps
-    the value of the setting that comes nearest to the level, which is generous to it: its other settings are worse.
+    The worst value stands for a missing one; in group b, if a level is never reached, the best value of all settings.
     """
     if name not in sides:
         return np.full(len(seeds), float(claim["b"]))
     side = sides[name]
-    worst = side.missing | (side.missed if name == "a" else set())
-    return np.array([float(claim["worst"]) if seed in worst else side.values[seed] for seed in seeds], dtype=float)
+    least_is_best = claim["kind"] == "lower" or claim.get("better") == "lower"
+    stand_in = {seed: ends[0 if least_is_best else 1] for seed, ends in side.extremes.items()} if name == "b" else {}
+    values = (
+        stand_in.get(seed, float(claim["worst"])) if seed in side.missing else side.values[seed] for seed in seeds
+    )
+    return np.array([value if np.isfinite(value) else float(claim["worst"]) for value in values], dtype=float)
 
 
 def _outcome(claim: Mapping[str, Any], a: np.ndarray, b: np.ndarray, over: str) -> dict[str, Any]:
@@ -249,9 +250,11 @@ def _doubts(sides: Mapping[str, _Side]) -> list[str]:
     """Return why a claim that compares two groups cannot hold, whatever its numbers say."""
     if "b" not in sides:
         return []
-    reasons = []
-    if sides["b"].missing or sides["b"].beyond:
-        reasons.append("for a seed of b there is no value, or one that could favour the claim")
+    reasons, of_b = [], sides["b"]
+    if of_b.missing - set(of_b.extremes):
+        reasons.append("no setting of b has only runs that ended well")
+    if of_b.tuned and of_b.tuned.beyond:
+        reasons.append("b might be better beyond its strengths")
     lost = [side.diverged | side.missing for side in sides.values()]
     if both := set.intersection(*lost):
         reasons.append(f"neither group has a value for {len(both)} seeds")
@@ -261,17 +264,19 @@ def _doubts(sides: Mapping[str, _Side]) -> list[str]:
 def _note_on_sides(sides: Mapping[str, _Side], notes: list[str]) -> None:
     """Append remarks on diverged runs, missing values and levels that are not passed."""
     for name, side in sides.items():
-        of = f"of {len(side.values)}"
-        missed = "the worst value" if name == "a" else "the value of the setting that comes nearest"
+        tuned, of = side.tuned, f"of {len(side.values)} seeds of {name}"
+        best = "the worst value" if name == "a" else "the best value of all settings"
         kinds = (
-            (side.diverged, f"{of} runs of {name} diverged and count as the worst value"),
-            (side.missing, f"{of} seeds of {name} have no value and count as the worst value"),
-            (side.missed - side.missing, f"{of} seeds of {name} never reach the level and count with {missed}"),
-            (side.beyond, f"{of} seeds of {name} are past the level at all strengths and count with the nearest"),
+            (len(side.diverged), f"{of} diverged and count as the worst value"),
+            (tuned.diverged if tuned else 0, f"runs of the settings of {name} diverged"),
+            (len(side.missing - set(side.extremes)), f"{of} have no value and count as the worst value"),
+            (len(side.extremes), f"{of} never reach the level and count with {best}"),
+            (len(tuned.beyond) if tuned else 0, f"{of} do not pass the level within the range of strengths"),
         )
-        notes += [f"{len(seeds)} {text}" for seeds, text in kinds if seeds]
+        notes += [f"{count} {text}" for count, text in kinds if count]
 
 
 def _told(tuned: tuning.Tuned) -> dict[str, Any]:
     """Return what the verdict file tells of a tuned group."""
-    return {"settings": tuned.settings, "inside": tuned.inside} | ({"chosen": tuned.chosen} if tuned.chosen else {})
+    chosen = {} if tuned.chosen is None else {"chosen": tuned.chosen}
+    return {"settings": tuned.settings, "inside": tuned.inside} | chosen

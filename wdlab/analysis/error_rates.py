@@ -3,7 +3,7 @@
 python -m wdlab.analysis.error_rates
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,9 @@ from wdlab.analysis import verdicts
 SEEDS = (3, 5, 10)
 DRAWS = 20_000
 MARGINS = (0.5, 1.0, 2.0)  # m in standard deviations of a difference
+
+# True quality of the four settings of a group, in standard deviations of a run.
+SETTINGS = {"equal": (0, 0, 0, 0), "0, -0.3, -1, -2 sd": (0, -0.3, -1, -2), "0, -1, -2, -3 sd": (0, -1, -2, -3)}
 
 Sampler = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
 
@@ -99,5 +102,45 @@ def table() -> str:
     return "\n".join([f"| {' | '.join(head)} |", "| --- " * len(head) + "|", *rows])
 
 
+def tuned_errors(means: Sequence[float], seeds: int, by: str, draws: int = DRAWS) -> tuple[float, float]:
+    """Return the shares of 95 % intervals that lie wholly above and wholly below the truth, for two alike tuned groups.
+
+    Validation and test score of a run have equal variances, and share half of it.
+
+    Args:
+        means: the true quality of each setting, the same in both groups, in standard deviations of a run.
+        seeds: number of seeds.
+        by: how the settings are chosen by their validation scores: ``all`` takes for all seeds the one with the best
+            mean, ``others`` takes for each seed the one with the best mean over the other seeds.
+        draws: number of claims.
+    """
+    rng = np.random.default_rng(seeds)
+
+    def group() -> np.ndarray:
+        shape = (draws, len(means), seeds)
+        shared = np.array(means)[:, None] + np.sqrt(0.5) * rng.normal(size=shape)
+        validation, test = (shared + np.sqrt(0.5) * rng.normal(size=shape) for _ in range(2))
+        total = validation.sum(axis=-1, keepdims=True)
+        chosen = (total - validation if by == "others" else total + 0 * validation).argmax(axis=1)
+        return np.take_along_axis(test, chosen[:, None, :], axis=1)[:, 0]
+
+    low, high = verdicts.student_interval(group() - group())
+    return float(np.mean(low > 0)), float(np.mean(high < 0))
+
+
+def tuned_table() -> str:
+    """Return the errors of tuned groups in Markdown."""
+    lines = [
+        "| settings | seeds | one setting for all seeds: too high, too low | by the other seeds: too high, too low |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, means in SETTINGS.items():
+        for seeds in SEEDS:
+            errors = (tuned_errors(means, seeds, by) for by in ("all", "others"))
+            cells = " | ".join(", ".join(f"{error:.3f}" for error in pair) for pair in errors)
+            lines.append(f"| {name} | {seeds} | {cells} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    print(table())
+    print(f"{table()}\n\n{tuned_table()}")

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from wdlab.analysis import claims, selection, style, tables
 from wdlab.analysis import verdicts as rules
 from wdlab.analysis.declaration import SCALES, FigureRun
+from wdlab.analysis.sentences import sentence
 from wdlab.analysis.tables import FigureFiles
 from wdlab.records.provenance import code_version
 
@@ -85,7 +86,7 @@ def verdicts(
     Returns:
         The judged claims under ``claims``, as ``claims.judge`` returns them, next to title, paper, scale, seeds of each
         panel, numbers of runs by status, devices and commits. A claim that has a p-value also has ``holm``: whether it
-        is at most 0.025 after Holm's correction over all claims of the figure at this scale.
+        is at most 0.025 after Holm's correction over all claims of the figure at this scale; each has a ``sentence``.
     """
     over, scale, judged = declared.get("over", "seeds"), declared["scale"], []
     for claim in declared["claims"]:
@@ -95,6 +96,8 @@ def verdicts(
             if len(part) and scale in claim.get("scales", SCALES):
                 judged.append(claims.judge(claim, part, scale, over) | {"panel": panel})
     _correct_for_several(judged)
+    for claim in judged:
+        claim["sentence"] = sentence(claim, over)
     directories = tables.run_directories(runs)
     sessions = [s for run in directories for s in run.read("provenance.json").get("sessions", [])]
     codes = [s["code"] for s in sessions] or [code_version()]
@@ -105,6 +108,7 @@ def verdicts(
         "paper": declared["paper"],
         "scale": declared["scale"],
         "scale_down": declared["at"]["scale_down"],
+        "tried": " ".join(declared["at"].get("tried", "no other settings at this scale").split()),
         "panels": {
             panel["panel"]: {"title": panel["title"], over: _seeds_of(rows, panel["panel"])}
             for panel in declared["at"]["panels"]
@@ -157,8 +161,12 @@ def verdict_counts(files: FigureFiles) -> str:
     judged = json.loads(files.verdicts.read_text())["claims"]
     by_verdict = Counter(claim["verdict"] for claim in judged)
     counts = ", ".join(f"{by_verdict[verdict]} {verdict}" for verdict in rules.VERDICTS if by_verdict[verdict])
+    corrected = sum(claim["verdict"] == "reproduced" and not claim.get("holm", True) for claim in judged)
     exploratory = sum(claim["exploratory"] for claim in judged)
-    return counts + f" ({exploratory} exploratory)" * (exploratory > 0)
+    remarks = [f"{corrected} not after Holm's correction"] * (corrected > 0) + [f"{exploratory} exploratory"] * (
+        exploratory > 0
+    )
+    return counts + f" ({', '.join(remarks)})" * bool(remarks)
 
 
 def claims_by_panel(judged: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:

@@ -1,47 +1,73 @@
-"""A judged claim in one plain sentence. Called by ``claims``; printed by ``make reproduce-figN`` and in notebooks."""
+"""A judged claim in plain sentences. Called by ``figures``; printed by ``make reproduce-figN`` and in notebooks."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+# What a verdict means, by the kind of claim; {size} is the smallest difference that counts.
 MEANINGS = {
-    "reproduced": "the claim holds by at least what counts",
-    "direction only": "the direction is sure, but not that it is as much as counts",
-    "no difference": "any difference is smaller than what counts",
-    "contradicted": "the opposite of the claim holds",
-    "inconclusive": "these runs do not decide it",
+    "reproduced": {
+        "lower": "so it holds, by at least the {size} that count",
+        "higher": "so it holds, by at least the {size} that count",
+        "not_worse": "so it is not worse by more than {size}",
+        "equal": "so it holds within {size}",
+    },
+    "direction only": "so the direction is sure, but not that the difference is the {size} that count",
+    "no difference": "so any difference is smaller than the {size} that count",
+    "contradicted": {
+        "lower": "so it is the other way round",
+        "higher": "so it is the other way round",
+        "not_worse": "so it is worse by more than {size}",
+        "equal": "so it differs by more than {size}",
+    },
+    "inconclusive": "which does not decide it ({size} count)",
 }
 
 
 def sentence(judged: Mapping[str, Any], over: str) -> str:
-    """Return what was claimed, what was measured and what it means, as text of one or two sentences.
+    """Return what was claimed, what was measured and what it means.
 
     Args:
-        judged: a claim with its numbers, as ``claims.judge`` adds them.
+        judged: a claim with its numbers, as ``claims.judge`` and ``figures.verdicts`` add them.
         over: what the seeds are called, see ``claims.judge``.
     """
     claimed = " ".join(judged["statement"].split())
-    return f"{claimed} {_measured(judged, over)}: {MEANINGS[judged['verdict']]}{_remarks(judged)}."
+    return f"{claimed} {_measured(judged, over)}, {_meaning(judged)}{_remarks(judged)}."
+
+
+def _meaning(judged: Mapping[str, Any]) -> str:
+    """Return what the verdict says."""
+    text = MEANINGS[judged["verdict"]]
+    text = text if isinstance(text, str) else text[judged["kind"]]
+    smallest = judged["smallest_difference"]
+    text = text.format(size=size(judged, -smallest if judged["kind"] == "lower" else smallest))
+    if judged["verdict"] == "no difference" and judged["interval"][0] * judged["interval"][1] > 0:
+        text += ", though its direction is sure"
+    if judged["verdict"] == "reproduced" and not judged.get("holm", True):
+        text += ", though not after Holm's correction for the number of claims"
+    return text
 
 
 def _measured(judged: Mapping[str, Any], over: str) -> str:
-    """Return the measured difference, its interval and what counts, in words."""
+    """Return the measured difference and its interval, in words."""
     count = f"{judged['n']} {over}"
     if judged["interval"] is None:
         return f"Measured on {count}"
-    told = _difference(judged, judged["mean_difference"])
-    if judged["kind"] == "equal" and isinstance(judged["b"], int | float):
-        told = f"{_value(judged, judged['a_mean'])}, where {_value(judged, judged['b'])} is claimed"
     kind = "95 % interval" if over == "seeds" else "range"
-    counts = size(judged, judged["smallest_difference"])
-    return f"Measured: {told} ({kind} {_between(judged, *judged['interval'])}; {count}; {counts} would count)"
+    low, high = judged["interval"]
+    if isinstance(judged["b"], int | float) and not judged.get("difference"):
+        ends = [_value(judged, judged["b"] + end) for end in (low, high)]
+        told, between = _value(judged, judged["a_mean"]), f"{ends[0]} to {ends[1]}"
+    else:
+        told, between = _difference(judged, judged["mean_difference"]), _between(judged, low, high)
+    return f"Measured: {told} ({kind} {between}; {count})"
 
 
 def _difference(judged: Mapping[str, Any], difference: float) -> str:
-    """Return a difference in words: ``12 % lower``, ``0.8 points higher``, ``no difference``."""
+    """Return a difference in words: ``12 % lower``, ``0.8 points higher``, ``equal``."""
     if difference == 0:
-        return "no difference"
+        return "equal"
     return f"{size(judged, difference)} {'lower' if difference < 0 else 'higher'}"
 
 
@@ -60,24 +86,37 @@ def size(claim: Mapping[str, Any], difference: float) -> str:
     if claim.get("difference"):
         return f"{100 * abs(np.expm1(difference)):.3g} %"
     if claim.get("unit") == "points":
-        return f"{100 * abs(difference):.3g} points"
+        number = f"{100 * abs(difference):.3g}"
+        return f"{number} {'point' if number == '1' else 'points'}"
     return f"{abs(difference):.3g} {claim.get('unit', '')}".strip()
 
 
 def _value(judged: Mapping[str, Any], value: float) -> str:
     """Return a value of the metric with its unit."""
-    return f"{100 * value:.4g} %" if judged.get("unit") == "points" else f"{value:.4g}"
+    return f"{100 * value:.3g} %" if judged.get("unit") == "points" else f"{value:.3g}"
 
 
 def _remarks(judged: Mapping[str, Any]) -> str:
-    """Return remarks on a sure sign, tuning and exploratory claims, each with a leading separator."""
+    """Return remarks on tuning and exploratory claims, each with a leading separator."""
     parts = []
-    if judged["verdict"] == "no difference" and judged["interval"][0] * judged["interval"][1] > 0:
-        parts.append("though its sign is sure")
     for side, found in judged.get("tuning", {}).items():
-        what = "the best of" if "chosen" in found else "the level among"
-        inside = "inside" if found["inside"] else "not inside"
-        parts.append(f"{side}: {what} {found['settings']} settings is {inside} their range")
+        name, count = _name(judged[side]), f"{found['settings']} settings"
+        if "chosen" in found:
+            edge = "" if found["inside"] else ", at the edge of their range"
+            parts.append(f"{name} at the best of {count}{edge}")
+        else:
+            edge = "" if found["inside"] else ", not in all seeds"
+            parts.append(f"{name} read between {count}{edge}")
     if judged["exploratory"]:
         parts.append("exploratory")
     return "".join(f"; {part}" for part in parts)
+
+
+def _name(where: Mapping[str, Any]) -> str:
+    """Return a group's name: ``pathprox``, ``pnorm (p = 0.8)``."""
+    values = {key.rpartition(".")[2]: value for key, value in where.items()}
+    name = str(values.pop("regularizer", "")) or "group"
+    rest = ", ".join(
+        f"{key} = {value:g}" if isinstance(value, float) else f"{key} = {value}" for key, value in values.items()
+    )
+    return f"{name} ({rest})" if rest else name

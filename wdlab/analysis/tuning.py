@@ -2,9 +2,9 @@
 
 Called by ``claims``. A *setting* is everything in which the runs of a group differ except the seed. The rules are
 
-- ``{highest: val/accuracy}`` or ``{lowest: val/loss}``: one setting for each seed, chosen by the mean of this column
-  over the *other* seeds, so that a seed's own luck does not choose. A setting of which another seed's run diverged is
-  not chosen.
+- ``{highest: val/accuracy}`` or ``{lowest: val/loss}``: the setting with the best mean of this column over the seeds,
+  one for all seeds. (A choice of its own for each seed, by that seed or by the others, makes intervals too short, see
+  ``docs/verdicts.md``.) A setting of which a run diverged is not chosen.
 - ``{at: {sparsity/weights: 0.9}}``: no setting is chosen. The metric is interpolated linearly between neighbouring
   strengths of the same seed, at the largest strength at which the column passes this value.
 - ``{within_best: {highest: val/accuracy, within: 0.01}}``: the same where the column is worse by 0.01 than the best
@@ -14,9 +14,9 @@ A rule may name the column ``along`` which settings are ordered, ``regularizer.s
 """
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,27 +27,30 @@ from wdlab.errors import ConfigError
 ALONG = "regularizer.strength"
 
 
-class Tuned(NamedTuple):
+@dataclass
+class Tuned:
     """What a rule found in a group.
 
     Attributes:
-        runs: the name of the chosen run by seed, None where no setting has only runs that ended well; {} if the rule
-            interpolates.
-        values: the interpolated metric by seed; {} if the rule chooses runs.
-        missed: the seeds that never reach the level. Their value is that of the setting that comes nearest.
-        beyond: the seeds that are past the level at every strength. Their value is that of the setting next to it.
         settings: number of settings.
-        inside: whether the chosen values of ``along`` (or the levels) lie inside the range that was tried.
-        chosen: how many seeds chose each value of ``along``; {} if the rule interpolates.
+        diverged: number of runs that diverged.
+        runs: the name of the chosen run by seed; {} if the rule interpolates, or if no setting has only runs that
+            ended well.
+        chosen: the value of ``along`` in the chosen setting; None if there is none.
+        values: the interpolated metric by seed, NaN if the level is never reached; {} if the rule chooses a setting.
+        extremes: least and largest value of the metric over the settings, for each seed that never reaches the level.
+        beyond: the seeds that are past the level at every strength. Their value is that of the setting next to it.
+        inside: whether the chosen setting lies, or all levels lie, inside the range of settings.
     """
 
-    runs: dict[int, str | None]
-    values: dict[int, float]
-    missed: tuple[int, ...]
-    beyond: tuple[int, ...]
     settings: int
-    inside: bool
-    chosen: dict[str, int]
+    diverged: int
+    runs: dict[int, str] = field(default_factory=dict)
+    chosen: float | None = None
+    values: dict[int, float] = field(default_factory=dict)
+    extremes: dict[int, tuple[float, float]] = field(default_factory=dict)
+    beyond: list[int] = field(default_factory=list)
+    inside: bool = False
 
 
 def tuned(rows: pd.DataFrame, rule: Mapping[str, Any], metric: str, both: Sequence[pd.DataFrame], where: str) -> Tuned:
@@ -67,9 +70,13 @@ def tuned(rows: pd.DataFrame, rule: Mapping[str, Any], metric: str, both: Sequen
     along, last = rule.get("along", ALONG), last_lines(rows)
     if along not in last:
         raise ConfigError(f"{where}: the runs do not differ in {along}")
+    last = last.assign(setting=settings(last))
+    found = Tuned(last["setting"].nunique(), int((~np.isfinite(last[metric])).sum()))
     if "at" in rule or "within_best" in rule:
-        return _interpolated(last, rule, metric, [last_lines(part) for part in both], along, where)
-    return _chosen(last, rule, along)
+        _interpolate(found, last, rule, metric, [last_lines(part) for part in both], along, where)
+    else:
+        _choose(found, last, rule, along)
+    return found
 
 
 def check_rule(rule: Mapping[str, Any], where: str) -> None:
@@ -82,46 +89,34 @@ def check_rule(rule: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _chosen(last: pd.DataFrame, rule: Mapping[str, Any], along: str) -> Tuned:
-    """Choose a setting for each seed by the mean over the other seeds (over itself, if it is the only one)."""
+def _choose(found: Tuned, last: pd.DataFrame, rule: Mapping[str, Any], along: str) -> None:
+    """Choose the setting with the best mean over the seeds, the first of several."""
     sign, column = _order(rule)
-    last = last.assign(setting=settings(last), quality=sign * last[column])
-    table = last.pivot(index="setting", columns="seed", values="quality").fillna(-np.inf)
-    names = last.pivot(index="setting", columns="seed", values="run")
-    place = last.groupby("setting")[along].first()
-    runs: dict[int, str | None] = {}
-    chosen = []
-    for seed in table:
-        others = table.drop(columns=seed) if table.shape[1] > 1 else table
-        mean = others.mean(axis=1)
-        if mean.max() == -np.inf:
-            runs[int(seed)] = None
-            continue
-        setting = mean.idxmax()
-        chosen.append(setting)
-        runs[int(seed)] = names.loc[setting, seed]
-    inside = bool(chosen) and all(_is_inside(last, setting, along) for setting in set(chosen))
-    counts = Counter(f"{place[setting]:g}" for setting in chosen)
-    return Tuned(runs, {}, (), (), len(table), inside, dict(counts))
-
-
-def _is_inside(last: pd.DataFrame, setting: int, along: str) -> bool:
-    """Return whether a setting lies between others that have the same values in all columns except ``along``."""
-    same = [column for column in setting_columns(last) if column != along]
-    own = last[last["setting"] == setting].iloc[0]
+    means = _means(last, sign, column)
+    if means.dropna().empty:
+        return
+    chosen = last[last["setting"] == means.idxmax()]
+    found.runs = {int(seed): run for seed, run in zip(chosen["seed"], chosen["run"], strict=True)}
+    found.chosen = float(chosen[along].iloc[0])
+    same = [column for column in setting_columns(last) if column not in (along, "setting")]
+    own = chosen.iloc[0]
     alike = last[(last[same].eq(own[same]) | (last[same].isna() & own[same].isna())).all(axis=1)] if same else last
-    return bool(alike[along].min() < own[along] < alike[along].max())
+    found.inside = bool(alike[along].min() < own[along] < alike[along].max())
 
 
-def _interpolated(
+def _interpolate(
+    found: Tuned,
     last: pd.DataFrame,
     rule: Mapping[str, Any],
     metric: str,
     both: Sequence[pd.DataFrame],
     along: str,
     where: str,
-) -> Tuned:
-    """Interpolate the metric of each seed where a column passes a level, at the largest strength at which it does."""
+) -> None:
+    """Interpolate the metric of each seed where a column passes a level, at the largest strength at which it does.
+
+    A passage between two strengths with a diverged run between them does not count as one.
+    """
     if last.duplicated(["seed", along]).any():
         raise ConfigError(f"{where}: the group has several runs of a seed at one {along}; it must be one curve")
     if "at" in rule:
@@ -129,31 +124,30 @@ def _interpolated(
         sign = 1
     else:
         sign, column = _order(rule["within_best"])
-        best = max(_best_mean(part, sign, column) for part in both)
+        best = max(_means(part.assign(setting=settings(part)), sign, column).max() for part in both)
         sign, level = -sign, -(best - rule["within_best"]["within"])
-    values: dict[int, float] = {}
-    missed, beyond = [], []
     for seed, part in last.sort_values(along).groupby("seed"):
-        part = part.dropna(subset=[column, metric])
         x, y = sign * part[column].to_numpy(), part[metric].to_numpy()
-        past = x >= level if "at" in rule else x > level
-        passages = np.flatnonzero(~past[:-1] & past[1:])
-        if len(passages) and (past[-1] or "at" in rule):
-            k = passages[-1]
-            values[int(seed)] = float(y[k] + (level - x[k]) / (x[k + 1] - x[k]) * (y[k + 1] - y[k]))
-            continue
-        never = len(x) == 0 or ("at" in rule and not past.any()) or ("within_best" in rule and past.all())
-        (missed if never else beyond).append(int(seed))
-        nearest = np.abs(x - level).argmin() if len(x) else None
-        values[int(seed)] = math.nan if nearest is None else float(y[nearest if never or "at" in rule else -1])
-    inside = not missed and not beyond
-    return Tuned({}, values, tuple(missed), tuple(beyond), last[along].nunique(), inside, {})
+        ended = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+        past = x[ended] >= level if "at" in rule else x[ended] > level
+        steps = np.flatnonzero(~past[:-1] & past[1:])
+        before, after = (ended[steps[-1]], ended[steps[-1] + 1]) if len(steps) else (0, 0)
+        if after == before + 1 and (past[-1] or "at" in rule):
+            share = (level - x[before]) / (x[after] - x[before])
+            found.values[int(seed)] = float(y[before] + share * (y[after] - y[before]))
+        elif after > before + 1 or len(ended) == 0 or (not past.any() if "at" in rule else past.all()):
+            found.values[int(seed)] = math.nan
+            found.extremes[int(seed)] = (y[ended].min(initial=math.inf), y[ended].max(initial=-math.inf))
+        else:
+            found.beyond.append(int(seed))
+            found.values[int(seed)] = float(y[ended[0 if past.all() else -1]])
+    found.inside = not found.extremes and not found.beyond
 
 
-def _best_mean(last: pd.DataFrame, sign: int, column: str) -> float:
-    """Return the largest mean over seeds of ``sign`` times a column, over the settings of which no run diverged."""
-    by_setting = (sign * last[column]).groupby(settings(last))
-    return float(by_setting.mean()[by_setting.count() == by_setting.size()].max())
+def _means(last: pd.DataFrame, sign: int, column: str) -> pd.Series:
+    """Return the mean over seeds of ``sign`` times a column, by setting; NaN where a run diverged."""
+    values = (sign * last[column]).where(np.isfinite(last[column]))
+    return values.groupby(last["setting"]).agg(lambda of_seeds: of_seeds.mean(skipna=False))
 
 
 def _order(rule: Mapping[str, Any]) -> tuple[int, str]:
