@@ -143,6 +143,7 @@ def print_verdicts(files: tables.FigureFiles, judged: dict) -> None:
     print(f"\ntable    {files.table}\npicture  {files.picture}\nverdicts {files.verdicts}\n")
     print(f"{judged['title']}, {judged['scale']} scale")
     print(textwrap.fill(f"Scale-downs: {judged['scale_down']}", WIDTH))
+    print(textwrap.fill(f"Tried before these runs: {judged['tried']}", WIDTH))
     seeds = {panel["title"]: panel.get("seeds", ()) for panel in judged["panels"].values()}
     for title, claims in figures.claims_by_panel(judged):
         print(f"\n{title}" + f", seeds {', '.join(map(str, seeds[title]))}" * bool(seeds[title]))

@@ -89,6 +89,7 @@ def test_a_verdict_is_in_capitals_in_front_of_its_sentence(tmp_path, capsys):
         "title": "one against another",
         "scale": "quick",
         "scale_down": "small images",
+        "tried": "nothing",
         "panels": {"mlp": {"title": "Digits, MLP", "seeds": [0, 1, 2]}, "sim": {"title": "Paths", "starts": [0]}},
         "claims": [claim, claim | {"panel": "sim", "verdict": "reproduced", "exploratory": False, "sentence": "Yes."}],
     }

@@ -21,6 +21,7 @@ JUDGED = {
         "gpt": {"title": "Text, GPT", "seeds": [0, 1, 2, 3, 4]},
         "none": {"title": "Without a claim", "seeds": [0, 1, 2]},
     },
+    "tried": "nothing",
     "claims": [
         CLAIM | {"panel": "gpt", "verdict": "contradicted", "exploratory": False, "sentence": "One is\nabove 1."},
         CLAIM | {"panel": "mlp", "verdict": "reproduced", "exploratory": True, "sentence": "One is above 2."},
@@ -56,7 +57,7 @@ def test_a_figure_is_a_heading_a_picture_and_a_line_per_claim(results, monkeypat
         "Text, GPT:",
         "- **contradicted**: One is above 1.",
         "- **reproduced**: One is above 3.",
-        "*Scale-downs: small images; short runs.*",
+        "*Scale-downs: small images; short runs. Tried before these runs: nothing.*",
     ]
     assert "difference 0.5 [0.25, 0.75]" in lines[1]
     for text in (heading, verdicts):

@@ -77,4 +77,4 @@ def verdict_list(judged: Mapping[str, Any]) -> str:
             sentence, numbers = " ".join(claim["sentence"].split()), figures.verdict_numbers(claim)
             lines.append(f"- **{claim['verdict']}**: {sentence} ({numbers})")
         lines.append("")
-    return "\n".join([*lines, f"*Scale-downs: {judged['scale_down']}.*"])
+    return "\n".join([*lines, f"*Scale-downs: {judged['scale_down']}. Tried before these runs: {judged['tried']}.*"])
