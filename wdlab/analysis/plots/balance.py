@@ -15,8 +15,9 @@ from matplotlib.ticker import EngFormatter
 
 from wdlab.analysis import style
 
+SMALLEST_NORM = 1e-3  # the axes of norms end here or above
 SMALLEST_IMBALANCE = 1e-7  # markers are not drawn below; float32 norms are exact to about this
-UNUSED = {"color": "black", "marker": ".", "ms": 5, "mec": "white", "mew": 0.2, "linestyle": "none", "zorder": 4}
+UNUSED = {"color": "black", "marker": ".", "ms": 4, "mec": "white", "mew": 0.2, "linestyle": "none", "zorder": 4}
 
 
 def fig1(table: pd.DataFrame, units: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
@@ -44,13 +45,14 @@ def fig1(table: pd.DataFrame, units: pd.DataFrame, panels: list[Mapping[str, Any
         _imbalance(axes[0], rows, dots, looks)
         axes[0].set_title(panel["title"])
         first, last = (dots[dots["step"] == step] for step in (0, dots["step"].max()))
-        largest = 1.05 * dots[["input_norm", "output_norm"]].max().max()
+        norms = dots[["input_norm", "output_norm"]].to_numpy()
+        ends = (max(0.8 * norms.min(), SMALLEST_NORM), 1.2 * norms.max())
         start = next(style.by_method(first, looks))
-        _unit_norms(axes[1], start[2], start[1], largest)
+        _unit_norms(axes[1], start[2], start[1], ends)
         axes[1].set_title("units at the beginning (same for all)")
         axes[1].set_ylabel("output norm |v|")
         for one, (_, look, part) in zip(axes[2:], style.by_method(last, looks), strict=False):
-            _unit_norms(one, part, look, largest)
+            _unit_norms(one, part, look, ends)
             one.set_title(f"at the end, {look.label}")
     handles, labels = rows_of_axes[0, 0].get_legend_handles_labels()
     handles += plt.plot([], [], **UNUSED)
@@ -89,24 +91,26 @@ def _imbalance(axes: Axes, rows: pd.DataFrame, units: pd.DataFrame, looks: Mappi
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def _unit_norms(axes: Axes, units: pd.DataFrame, look: style.Look, largest: float) -> None:
+def _unit_norms(axes: Axes, units: pd.DataFrame, look: style.Look, ends: tuple[float, float]) -> None:
     """Draw a marker for each unit at its input and output norm, and the line on which the two norms are equal.
 
     Args:
         axes: the axes to draw in.
         units: the probe's rows of one method at one step.
         look: the look of the method; units that are not in use are black dots.
-        largest: the end of both axes.
+        ends: the ends of both axes, which are logarithmic. Smaller norms are drawn at the lower end.
     """
-    used = units["in_use"].astype(bool)
+    norms, used = units[["input_norm", "output_norm"]].clip(lower=ends[0]), units["in_use"].astype(bool)
     shape = {"color": look.color, "marker": look.marker, "ms": 3, "mfc": "none", "mew": 0.5, "linestyle": "none"}
-    axes.plot([0, largest], [0, largest], color="0.5", linewidth=1)
-    axes.plot(units.loc[used, "input_norm"], units.loc[used, "output_norm"], **shape, alpha=0.6)
-    axes.plot(units.loc[~used, "input_norm"], units.loc[~used, "output_norm"], **UNUSED)
+    axes.plot(ends, ends, color="0.5", linewidth=1)
+    axes.plot(*norms[used].to_numpy().T, **shape, alpha=0.6)
+    axes.plot(*norms[~used].to_numpy().T, **UNUSED)
     if not used.all():
         text = f"{(~used).sum():,} of {len(used):,} not in use"
-        axes.text(0.97, 0.03, text, transform=axes.transAxes, ha="right", fontsize=7)
-    axes.set_xlim(0, largest)
-    axes.set_ylim(0, largest)
+        axes.text(0.03, 0.97, text, transform=axes.transAxes, va="top", fontsize=7)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(ends)
+    axes.set_ylim(ends)
     axes.set_aspect("equal")
     axes.set_xlabel("input norm |w|")

@@ -19,7 +19,7 @@ from wdlab.analysis import selection, style
 
 SMALL = 0.1  # units with a path below this share of the largest of their pair are small, in fig2
 DENSE = "l2"  # the regularizer that leaves no dead units, in fig2
-FRAME = 0.1  # the axes of test accuracy in fig2 end this far below the best mean
+FRAME = 0.1  # the axes of test accuracy in fig2 have a dotted line this far below the best mean
 PROBED = ("units", "parameters", "latency", "test_accuracy")  # columns of fig2's probe
 STRENGTH = "regularizer.strength"
 SPIKE = 2  # a seed above this multiple of its method's median is not counted in the range of fig3's upper axes
@@ -70,7 +70,7 @@ def fig2(table: pd.DataFrame, pruned: pd.DataFrame, panels: list[Mapping[str, An
             for one in axes[:2]:
                 shown |= dict(zip(*reversed(one.get_legend_handles_labels()), strict=True))
     order = sorted(shown)  # all curves of a method are next to each other
-    figure.legend([shown[label] for label in order], order, loc="outside upper center", ncols=3)
+    figure.legend([shown[label] for label in order], order, loc="outside upper center", ncols=3, handlelength=3)
     return figure
 
 
@@ -116,15 +116,15 @@ def _accuracy_by_strength(axes: Axes, curves: list[_Removal], last: pd.DataFrame
         axes.plot(chosen, "o", ms=11, mfc="none", mec="black", mew=1.2, label=label)
     axes.set_xlabel("strength s")
     axes.set_xscale("log")
-    axes.margins(x=0.1)  # with room for the numbers at the lower edge
+    axes.margins(x=0.1)  # with room for the numbers under the dotted line
 
 
 def _frame_accuracy(axes: Axes, curves: list[_Removal], across: str, best: float) -> None:
-    """Draw curves of test accuracy and their seeds. Seeds below the frame are at its lower edge, with their number.
+    """Draw curves of test accuracy and their seeds. Seeds far below the best are in rows under a dotted line.
 
     Args:
         axes: the axes to draw in.
-        curves: the curves, one row at the lower edge each.
+        curves: the curves, one row each under the dotted line, with the number of its seeds there.
         across: the column of the x axis.
         best: the best mean; the band within a point of it is grey.
     """
@@ -175,7 +175,7 @@ def _size_by_strength(axes: Axes, curves: list[_Removal], floor: float) -> None:
     axes.errorbar([], [], [], color="0.3", marker="o", mfc="white", ms=4.5, linestyle="none", label="markers: latency")
     axes.legend(loc="upper right", ncols=2, fontsize=7)
     if failed:
-        text = "\n".join(["not drawn, accuracy below the frame:", *failed])
+        text = "\n".join([f"not drawn, median accuracy below {floor:.0%}:", *failed])
         axes.text(0.02, 0.02, text, transform=axes.transAxes, fontsize=6, color="0.3")
     axes.set_ylabel("share of the network with all units")
     axes.set_ylim(0, 1.25)
