@@ -45,8 +45,8 @@ def fig1(table: pd.DataFrame, units: pd.DataFrame, panels: list[Mapping[str, Any
         _imbalance(axes[0], rows, dots, looks)
         axes[0].set_title(panel["title"])
         first, last = (dots[dots["step"] == step] for step in (0, dots["step"].max()))
-        norms = dots[["input_norm", "output_norm"]].to_numpy()
-        ends = (max(0.8 * norms.min(), SMALLEST_NORM), 1.2 * norms.max())
+        norms = dots[["input_norm", "output_norm"]]
+        ends = (max(0.8 * norms.min().min(), SMALLEST_NORM), 1.2 * norms.max().max())
         start = next(style.by_method(first, looks))
         _unit_norms(axes[1], start[2], start[1], ends)
         axes[1].set_title("units at the beginning (same for all)")

@@ -62,7 +62,9 @@ def fig2(table: pd.DataFrame, pruned: pd.DataFrame, panels: list[Mapping[str, An
             best = max(curve.over["test_accuracy", "mean"].max() for curve in dead)
             sparse = [curve for curve in dead if curve.regularizer != DENSE]
             _accuracy_by_strength(axes[1], dead, last, best)
-            _accuracy_by_units(axes[0], [*small, *sparse], [curve for curve in dead if curve not in sparse], best)
+            _accuracy_by_units(
+                axes[0], [*small, *sparse], [curve for curve in dead if curve.regularizer == DENSE], best
+            )
             _size_by_strength(axes[2], [*small, *sparse], best - FRAME)
             axes[0].set_title(panel["title"])
             for one in axes:
