@@ -108,7 +108,7 @@ def verdicts(
         "paper": declared["paper"],
         "scale": declared["scale"],
         "scale_down": declared["at"]["scale_down"],
-        "tried": " ".join(declared["at"].get("tried", "no other settings at this scale").split()),
+        "tried": " ".join(declared["at"].get("tried", "nothing at this scale").split()),
         "panels": {
             panel["panel"]: {"title": panel["title"], over: _seeds_of(rows, panel["panel"])}
             for panel in declared["at"]["panels"]
