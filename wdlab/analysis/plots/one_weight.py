@@ -96,7 +96,8 @@ def _over_strength(axes: Axes, rows: pd.DataFrame) -> None:
     weights = np.linspace(1, _peak(p), FINE)
     strengths = _balance(p, weights)
     least = (weights - 1) ** 4 / 4 + strengths / p * weights**p < 1 / 4
-    curves = [(least, {"color": "0.8", "linewidth": 5, "label": "minimum of the sum", "zorder": 1})]
+    axes.plot([], [], color="0.8", linewidth=5, label="least loss + penalty")
+    curves = [(least, {"color": "0.8", "linewidth": 5, "zorder": 1})]
     for (start, part), color, marker in zip(rows.groupby("start"), style.PALETTE, style.MARKERS, strict=False):
         curves.append((strengths <= _critical_strength(p, start), {"color": color, "linewidth": 1}))
         look = {"color": color, "mfc": "none", "ms": 4.5, "label": f"from {start:g}"}

@@ -238,14 +238,7 @@ def _near_adamw(axes: Axes, rows: pd.DataFrame, metric: str, near: float, words:
 
 
 def _author(axes: Axes, runs: pd.DataFrame, looks: Mapping[style.Method, style.Look], metric: str) -> None:
-    """Draw published runs as diamonds in the colours of their methods.
-
-    Args:
-        axes: the axes to draw in.
-        runs: the table of :func:`_published`.
-        looks: the look of each method.
-        metric: a column of the runs.
-    """
+    """Draw published runs, the table of :func:`_published`, as diamonds in the colours of their methods."""
     for name, look, part in style.by_method(runs, looks):
         part = part.sort_values("density")
         drawn = {"linestyle": "none"} if name == REFERENCE else {"linestyle": look.line, "label": look.label}
