@@ -109,6 +109,7 @@ def _against_density(
         _near_adamw(own[-1], rows, metric, *near)
         for one in axes:
             one.set_xlabel("weights that are not zero")
+            one.tick_params("x", labelsize=7.5)
     handles: dict[str, Any] = {}
     for axes in grid.flat:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
