@@ -84,7 +84,7 @@ def _against_density(
     values = ends.groupby("panel")[metric]
     zoom = bool((values.max() - values.min() > 2 * abs(closer)).any())
     shape = (len(panels), 1 + zoom + bool(published))
-    size = (3.3 * shape[1] + (3 if shape[1] == 1 else 0.6), 3.1 * shape[0] + 0.6)
+    size = (3.3 * shape[1] + (3 if shape[1] == 1 else 0.6), 3.4 * shape[0] + 0.6)
     figure, grid = plt.subplots(*shape, figsize=size, sharex="row", squeeze=False, layout="constrained")
     for axes, panel in zip(grid, panels, strict=True):
         rows = ends[ends["panel"] == panel["panel"]]
