@@ -127,7 +127,8 @@ def _interpolate(
         best = max(_means(part.assign(setting=settings(part)), sign, column).max() for part in both)
         sign, level = -sign, -(best - rule["within_best"]["within"])
     for seed, part in last.sort_values(along).groupby("seed"):
-        x, y = sign * part[column].to_numpy(), part[metric].to_numpy()
+        x, y = (part[name].to_numpy(dtype=float) for name in (column, metric))
+        x = sign * x
         ended = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
         past = x[ended] >= level if "at" in rule else x[ended] > level
         steps = np.flatnonzero(~past[:-1] & past[1:])
