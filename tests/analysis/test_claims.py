@@ -270,11 +270,11 @@ def test_where_both_runs_of_a_seed_diverged_a_claim_is_inconclusive():
             [0.5] * 3,
             "50 % lower (95 % interval 50 % lower; 3 seeds), so it holds, by at least",
         ),
-        ({"difference": "of logarithms"}, [0.5] * 3, "by at least the 9.52 % that count"),
+        ({"difference": "of logarithms"}, [0.5] * 3, "so it holds, by at least 9.52 %"),
         (
             {"unit": "points"},
             [0.99] * 3,
-            "so any difference is smaller than the 10 points that count, though its direction is",
+            "so any difference is smaller than 10 points, though its direction is",
         ),
         (
             {"kind": "not_worse", "better": "higher"},
@@ -282,7 +282,7 @@ def test_where_both_runs_of_a_seed_diverged_a_claim_is_inconclusive():
             "Measured: equal (95 % interval equal; 3 seeds), so it is not worse",
         ),
         ({}, [1.5, 1.5, 1.6], "so it is the other way round; exploratory."),
-        ({}, [0.5, 1.2, 1.0], "which does not decide it (0.1 count); exploratory."),
+        ({}, [0.5, 1.2, 1.0], "which does not decide it (a difference of 0.1 would count); exploratory."),
     ],
 )
 def test_the_sentence_tells_direction_size_interval_and_meaning(changes, a, text):

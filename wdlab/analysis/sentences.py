@@ -8,20 +8,20 @@ import numpy as np
 # What a verdict means, by the kind of claim; {size} is the smallest difference that counts.
 MEANINGS = {
     "reproduced": {
-        "lower": "so it holds, by at least the {size} that count",
-        "higher": "so it holds, by at least the {size} that count",
+        "lower": "so it holds, by at least {size}",
+        "higher": "so it holds, by at least {size}",
         "not_worse": "so it is not worse by more than {size}",
         "equal": "so it holds within {size}",
     },
-    "direction only": "so the direction is sure, but not that the difference is the {size} that count",
-    "no difference": "so any difference is smaller than the {size} that count",
+    "direction only": "so the direction is sure, but not a difference of {size}",
+    "no difference": "so any difference is smaller than {size}",
     "contradicted": {
         "lower": "so it is the other way round",
         "higher": "so it is the other way round",
         "not_worse": "so it is worse by more than {size}",
         "equal": "so it differs by more than {size}",
     },
-    "inconclusive": "which does not decide it ({size} count)",
+    "inconclusive": "which does not decide it (a difference of {size} would count)",
 }
 
 
