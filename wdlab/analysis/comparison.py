@@ -34,7 +34,7 @@ class Difference(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Whether two results of a figure agree, and in what they differ most, as a clause."""
+    """An answer to whether two results of a figure agree, and a clause that names what they differ in most."""
 
     agree: bool
     text: str

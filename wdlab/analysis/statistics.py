@@ -44,7 +44,7 @@ class Curve:
 
     @property
     def diverged(self) -> bool:
-        """Whether the last log line has no value of the metric, or one that is not finite."""
+        """True if the last log line has no value of the metric, or one that is not finite."""
         return not np.isfinite(self.rows[self.metric].iloc[-1])
 
 

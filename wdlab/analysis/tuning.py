@@ -29,7 +29,7 @@ ALONG = "regularizer.strength"
 
 @dataclass
 class Tuned:
-    """What a rule found in a group.
+    """The result of a rule for one group of runs.
 
     Attributes:
         settings: number of settings.

@@ -94,8 +94,8 @@ def _paths(
     optimizer = torch.optim.SGD([weights], lr=lr)
     _method(kind, weights, strength, p).attach(optimizer)
     path = [weights.detach().clone()]
-    for now in descend(optimizer, lambda w: w - targets, steps):
-        path.append(now.clone())
+    for after_step in descend(optimizer, lambda w: w - targets, steps):
+        path.append(after_step.clone())
     return torch.stack(path).numpy()
 
 

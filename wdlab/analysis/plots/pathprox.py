@@ -19,7 +19,7 @@ from wdlab.analysis import selection, style
 
 SMALL = 0.1  # units with a path below this share of the largest of their pair are small, in fig2
 DENSE = "l2"  # the regularizer that leaves no dead units, in fig2
-FRAME = 0.1  # the axes of test accuracy in fig2 have a dotted line this far below the best mean
+FRAME = 0.1  # the axes of test accuracy in fig2 end this far below the best mean, or at the lowest seed
 PROBED = ("units", "parameters", "latency", "test_accuracy")  # columns of fig2's probe
 STRENGTH = "regularizer.strength"
 SPIKE = 2  # a seed above this multiple of its method's median is not counted in the range of fig3's upper axes
@@ -122,7 +122,7 @@ def _accuracy_by_strength(axes: Axes, curves: list[_Removal], last: pd.DataFrame
 
 
 def _frame_accuracy(axes: Axes, curves: list[_Removal], across: str, best: float) -> None:
-    """Draw curves of test accuracy and their seeds. Seeds far below the best are in rows under a dotted line.
+    """Draw curves of test accuracy and their seeds. Seeds far below the best, if any, are in rows under a line.
 
     Args:
         axes: the axes to draw in.
@@ -144,9 +144,12 @@ def _frame_accuracy(axes: Axes, curves: list[_Removal], across: str, best: float
         for place, count in _counts(below, across).items():
             offset = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 7}
             axes.annotate(f"↓{count}", (place, height), color=curve.drawn["color"], **offset)
-    axes.axhline(floor, color="0.6", linewidth=0.6, linestyle=":")
-    axes.set_yticks([tick for tick in np.arange(0, 1.01, 0.02) if tick >= floor])
-    axes.set_ylim(floor - 0.012 * (len(curves) + 1), best + 0.025)
+    bottom = min(curve.seeds["test_accuracy"].min() for curve in curves) - 0.005
+    if bottom < floor:
+        axes.axhline(floor, color="0.6", linewidth=0.6, linestyle=":")
+        bottom = floor - 0.012 * (len(curves) + 1)
+    axes.set_yticks([tick for tick in np.arange(0, 1.01, 0.02) if tick >= max(floor, bottom)])
+    axes.set_ylim(bottom, best + 0.2 * (best - bottom))
     axes.set_ylabel("test accuracy")
 
 
