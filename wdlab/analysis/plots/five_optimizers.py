@@ -91,10 +91,10 @@ def fig16(table: pd.DataFrame, panels: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def _logarithmic(axis: Axis) -> None:
-    """Make an axis logarithmic, with the numbers 1, 2 and 5 of each power of ten."""
+def _logarithmic(axis: Axis, ticks: Sequence[float] = (1, 2, 5)) -> None:
+    """Make an axis logarithmic. ``ticks`` are the numbers within a power of ten that are written."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_locator(LogLocator(subs=ticks))
     axis.set_major_formatter(PLAIN)
     axis.set_minor_formatter(NullFormatter())
 
@@ -198,7 +198,7 @@ def fig18(table: pd.DataFrame, panels: Sequence[Mapping[str, Any]]) -> Figure:
             axes.axvline(level, color="0.4", linewidth=0.9, linestyle=":", label="train loss of the claims", zorder=0)
             for look, part in by_optimizer(rows):
                 _against_loss(axes, part, look, metric)
-            _logarithmic(axes.xaxis)
+            _logarithmic(axes.xaxis, (1, 3))
             _logarithmic(axes.yaxis)
             axes.set_title(label)
             axes.set_xlabel("train loss (nats)")
