@@ -158,7 +158,9 @@ def _heat_map(axes: Axes, rows: pd.DataFrame, look: style.Look, colors: LogNorm)
 
     A cell of which a run diverged has no colour.
     """
-    cells = rows.pivot_table(index=STRENGTH, columns=RATE, values="error", aggfunc=lambda e: e.mean(skipna=False))
+    cells = rows.pivot_table(
+        index=STRENGTH, columns=RATE, values="error", aggfunc=lambda e: e.mean(skipna=False), dropna=False
+    )
     image = axes.imshow(cells, origin="lower", aspect="auto", cmap="viridis_r", norm=colors)
     best = cells.min().min()
     for (row, column), error in np.ndenumerate(cells.to_numpy()):
