@@ -41,7 +41,7 @@ def best_strengths(last: pd.DataFrame, column: str, sign: int, along: str, over:
         over: the column of the learning rate.
 
     Returns:
-        A table with a row for each seed and a column for each learning rate.
+        A table with a row for each seed and a column for each learning rate; NaN where all runs of a seed diverged.
     """
     ended = last[np.isfinite(last[column])].sort_values(along)
     best = {
@@ -51,13 +51,14 @@ def best_strengths(last: pd.DataFrame, column: str, sign: int, along: str, over:
         )
         for (seed, rate), part in ended.groupby(["seed", over])
     }
-    return pd.Series(best).unstack()
+    seeds, rates = (np.sort(last[name].unique()) for name in ("seed", over))
+    return pd.DataFrame([[best.get((seed, rate), np.nan) for rate in rates] for seed in seeds], seeds, rates)
 
 
 def slopes_of_best(last: pd.DataFrame, column: str, sign: int, along: str, over: str) -> dict[int, float]:
     """Return for each seed the slope of ``log(best strength)`` over ``log(learning rate)``, by least squares.
 
-    It is NaN if all runs of a seed diverged at some learning rate. The arguments are those of :func:`best_strengths`.
+    It is NaN if all runs of a seed diverged at a learning rate. The arguments are those of :func:`best_strengths`.
     """
     best = best_strengths(last, column, sign, along, over)
     rates = np.log(best.columns.to_numpy(float))

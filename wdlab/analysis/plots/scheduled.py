@@ -117,7 +117,7 @@ def _explanations(axes: Axes, rows: pd.DataFrame) -> None:
     axes.plot(strengths, strengths, color="0.5", linestyle="--", label="balance: |g| / |w| = s")
     axes.set_xlabel("strength s")
     axes.set_ylabel("|g| / |w|")
-    axes.legend(fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2, columnspacing=1)
+    _legend_below(axes, None)
 
 
 def fig17(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
@@ -145,11 +145,12 @@ def fig17(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
             image = _heat_map(one, part, look, colors)
             _best_strengths(axes[-1], part, look, panel["rates"])
         axes[0].set_ylabel(f"{panel['title']}\nstrength s")
-        bar = figure.colorbar(image, ax=axes[-2], label="test error, mean", extend="max")
+        bar = figure.colorbar(image, ax=axes[-2], extend="max")
+        bar.ax.set_title("error", fontsize=8)
         ticks = [tick for tick in ERROR_TICKS if colors.vmin <= tick <= colors.vmax]
         bar.set_ticks(ticks, labels=[f"{100 * tick:g} %" for tick in ticks], minor=False)
         bar.minorticks_off()
-        axes[-1].legend(fontsize=7, title="slope, mean", title_fontsize=7)
+        _slope_guide(axes[-1])
     return figure
 
 
@@ -192,4 +193,21 @@ def _best_strengths(axes: Axes, rows: pd.DataFrame, look: style.Look, rates: Seq
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("learning rate")
+    axes.set_ylabel("strength s")
     axes.set_title("strength with the lowest\nvalidation loss")
+
+
+def _legend_below(axes: Axes, title: str | None) -> None:
+    """Write the legend of the axes in two columns below them, where it hides no line."""
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 2, "columnspacing": 1}
+    axes.legend(**place, fontsize=6.5, title=title, title_fontsize=6.5)
+
+
+def _slope_guide(axes: Axes) -> None:
+    """Draw a line on which the product of strength and learning rate is constant, and the legend."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    middle = np.sqrt(bottom * top)
+    ends = np.sqrt(left * right) * np.array([0.3, 1 / 0.3])
+    axes.plot(ends, middle * np.sqrt(left * right) / ends, color="0.5", linestyle=":", label="slope -1")
+    axes.set_ylim(bottom, top)
+    _legend_below(axes, "and slope, mean over seeds")
