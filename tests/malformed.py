@@ -11,7 +11,7 @@ from pathlib import Path
 CHOICES = {
     "dataset": ("digits",),
     "model": ("mlp", "mlp_factorized"),
-    "optimizer": ("sgd", "adam", "adamw", "adams", "sgds", "padam"),
+    "optimizer": ("sgd", "adam", "amsgrad", "adamw", "adams", "sgds", "padam"),
     "regularizer": ("none", "l2", "l1", "lp", "decoupled", "pnorm", "pathprox", "coherent", "early"),
     "lr_schedule": ("constant", "cosine"),
     "runtime": ("auto", "cpu"),

@@ -260,7 +260,7 @@ def test_a_run_that_diverges_leaves_the_others_as_they_are(name, compose, tmp_pa
 @pytest.mark.parametrize(
     "overrides, told",
     [
-        (("optimizer=adam", "+optimizer.amsgrad=true", "regularizer=scheduled"), "optimizer.amsgrad"),
+        (("optimizer=adam", "+optimizer.amsgrad=true", "regularizer=scheduled"), "amsgrad with a gradient scale"),
         (("optimizer=adams", "optimizer.amsgrad=true"), "optimizer.amsgrad"),
     ],
 )

@@ -60,6 +60,11 @@ class GradientScale(OverTime):
             elif not is_adam_group(group):
                 raise ValueError(f"GradientScale: needs Adam, AdamW or SGD, got {type(optimizer).__name__}")
 
+    def obstacle_to_stacking(self, optimizer: torch.optim.Optimizer) -> str | None:
+        if any(group.get("amsgrad") for group in optimizer.param_groups):
+            return "optimizer.amsgrad with a gradient scale is for runs that are trained alone"
+        return super().obstacle_to_stacking(optimizer)
+
     def observe(self, method: ObservedMethod) -> None:
         optimizer = method.optimizer
         if method.view.runs is not None:

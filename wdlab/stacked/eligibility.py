@@ -33,8 +33,10 @@ def why_not_stacked(config: Any, experiment: Experiment) -> str | None:
         return "runtime.precision=bf16 and runtime.compile are for runs that are trained alone"
     if type(optimizer) not in TORCH_OPTIMIZERS and not getattr(optimizer, "stacked_settings", ()):
         return f"optimizer={config['optimizer']['name']} has no step for several runs at once"
-    if group.get("maximize") or group.get("amsgrad"):
-        return "optimizer.maximize and optimizer.amsgrad are for runs that are trained alone"
+    if group.get("maximize"):
+        return "optimizer.maximize is for runs that are trained alone"
+    if group.get("amsgrad") and type(optimizer) not in TORCH_OPTIMIZERS:
+        return f"optimizer.amsgrad of optimizer={config['optimizer']['name']} is for runs that are trained alone"
     if group["weight_decay"] and type(optimizer) in (torch.optim.SGD, torch.optim.Adam):
         return "optimizer.weight_decay is for runs that are trained alone; regularizer=l2 is the same"
     if obstacle := method.obstacle_to_stacking(optimizer):

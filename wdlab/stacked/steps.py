@@ -75,13 +75,14 @@ class SGDStep(Step):
 
 
 class AdamStep(Step):
-    """The step of ``torch.optim.Adam`` and ``AdamW`` on the parameters of a stack.
+    """The step of ``torch.optim.Adam`` and ``AdamW``, with or without AMSGrad, on the parameters of a stack.
 
     Arguments are the same as those of ``SGDStep``; ``begun`` has no effect.
     """
 
     def __init__(self, network: StackedNetwork, group: Mapping[str, Any], lrs: Sequence[float], begun: bool) -> None:
-        super().__init__(network, group, lrs, ["exp_avg", "exp_avg_sq"])
+        maxima = ["max_exp_avg_sq"] if group["amsgrad"] else []
+        super().__init__(network, group, lrs, ["exp_avg", "exp_avg_sq", *maxima])
         self._steps = [torch.zeros((), device=p.device) for p in network.parameters[:1]] * len(network.parameters)
         self._decay = group["weight_decay"] if group.get("decoupled_weight_decay") else 0.0
 
@@ -89,9 +90,10 @@ class AdamStep(Step):
         """Make update ``step + 1`` of every run; ``factor`` multiplies the learning rates."""
         self._steps[0].fill_(step + 1)
         (beta1, beta2), eps = self._group["betas"], self._group["eps"]
-        settings = {"beta1": beta1, "beta2": beta2, "eps": eps, "amsgrad": False, "maximize": False}
+        settings = {"beta1": beta1, "beta2": beta2, "eps": eps, "amsgrad": self._group["amsgrad"], "maximize": False}
         for part in self._parts:
-            lists = part.params, part.gradients, *part.moments, [], self._steps
+            mean, square, *largest = part.moments
+            lists = part.params, part.gradients, mean, square, largest[0] if largest else [], self._steps
             torch._fused_adamw_(*lists, lr=part.lr * factor, weight_decay=self._decay, **settings)
 
     def scalars(self, step: int) -> dict[str, Tensor]:
