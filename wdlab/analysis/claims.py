@@ -253,7 +253,7 @@ def _doubts(sides: Mapping[str, _Side]) -> list[str]:
     reasons, of_b = [], sides["b"]
     if of_b.missing - set(of_b.extremes):
         reasons.append("no setting of b has only runs that ended well")
-    if of_b.tuned and of_b.tuned.beyond:
+    if of_b.tuned and of_b.tuned.early + of_b.tuned.late:
         reasons.append("b might be better beyond its strengths")
     lost = [side.diverged | side.missing for side in sides.values()]
     if both := set.intersection(*lost):
@@ -271,7 +271,8 @@ def _note_on_sides(sides: Mapping[str, _Side], notes: list[str]) -> None:
             (tuned.diverged if tuned else 0, f"runs of the settings of {name} diverged"),
             (len(side.missing - set(side.extremes)), f"{of} have no value and count as the worst value"),
             (len(side.extremes), f"{of} never reach the level and count with {best}"),
-            (len(tuned.beyond) if tuned else 0, f"{of} do not pass the level within the range of strengths"),
+            (len(tuned.early) if tuned else 0, f"{of} are past the level at every strength and count with the first"),
+            (len(tuned.late) if tuned else 0, f"{of} reach the level beyond the last strength and count with that"),
         )
         notes += [f"{count} {text}" for count, text in kinds if count]
 
@@ -280,4 +281,5 @@ def _told(tuned: tuning.Tuned) -> dict[str, Any]:
     """Return what the verdict file tells of a tuned group."""
     chosen = {} if tuned.chosen is None else {"chosen": tuned.chosen}
     grid = {"grid": True} if tuned.grid else {}
-    return {"settings": tuned.settings, "inside": tuned.inside} | chosen | grid
+    ends = {"early": len(tuned.early), "late": len(tuned.late), "never": len(tuned.extremes)}
+    return {"settings": tuned.settings, "inside": tuned.inside} | chosen | grid | {k: n for k, n in ends.items() if n}

@@ -24,6 +24,13 @@ MEANINGS = {
     "inconclusive": "which does not decide it (a difference of {size} would count)",
 }
 
+# Why a value could not be read between two settings, by what the tuning of a group tells.
+OUTSIDE = {
+    "early": "at the first of them, which is past the level already,",
+    "late": "at the last of them, before the level is reached,",
+    "never": "never at the level",
+}
+
 
 def sentence(judged: Mapping[str, Any], over: str) -> str:
     """Return what was claimed, what was measured and what it means.
@@ -42,8 +49,6 @@ def _meaning(judged: Mapping[str, Any]) -> str:
     text = text if isinstance(text, str) else text[judged["kind"]]
     smallest = judged["smallest_difference"]
     text = text.format(size=size(judged, -smallest if judged["kind"] == "lower" else smallest))
-    if judged["verdict"] == "no difference" and judged["interval"][0] * judged["interval"][1] > 0:
-        text += ", though its direction is sure"
     if judged["verdict"] == "reproduced" and not judged.get("holm", True):
         text += ", though not after Holm's correction for the number of claims"
     return text
@@ -108,8 +113,8 @@ def _remarks(judged: Mapping[str, Any]) -> str:
             edge = "" if found["inside"] else ", with the best at the edge of their range"
             parts.append(f"{name} over {count}{edge}")
         else:
-            edge = "" if found["inside"] else ", not in all seeds"
-            parts.append(f"{name} read between {count}{edge}")
+            past = [f"but {text} in {found[key]} seeds" for key, text in OUTSIDE.items() if key in found]
+            parts.append(", ".join([f"{name} read between {count}", *past]))
     if judged["exploratory"]:
         parts.append("exploratory")
     return "".join(f"; {part}" for part in parts)

@@ -44,7 +44,8 @@ class Tuned:
         chosen: the value of ``along`` in the chosen setting; None if there is none.
         values: the interpolated metric by seed, NaN if the level is never reached; {} if the rule chooses a setting.
         extremes: least and largest value of the metric over the settings, for each seed that never reaches the level.
-        beyond: the seeds that are past the level at every strength. Their value is that of the setting next to it.
+        early: the seeds that are past the level at every strength. Their value is that of the first strength.
+        late: the seeds that reach the level only beyond the last strength. Their value is that of the last strength.
         inside: whether the chosen setting lies, or all levels lie, inside the range of settings.
         grid: whether the values are of a whole grid of settings. Then ``inside`` is about the setting with the best
             mean; for slopes, about that of each column of the grid.
@@ -56,7 +57,8 @@ class Tuned:
     chosen: float | None = None
     values: dict[int, float] = field(default_factory=dict)
     extremes: dict[int, tuple[float, float]] = field(default_factory=dict)
-    beyond: list[int] = field(default_factory=list)
+    early: list[int] = field(default_factory=list)
+    late: list[int] = field(default_factory=list)
     inside: bool = False
     grid: bool = False
 
@@ -155,9 +157,9 @@ def _interpolate(
             found.values[int(seed)] = math.nan
             found.extremes[int(seed)] = (y[ended].min(initial=math.inf), y[ended].max(initial=-math.inf))
         else:
-            found.beyond.append(int(seed))
+            (found.early if past.all() else found.late).append(int(seed))
             found.values[int(seed)] = float(y[ended[0 if past.all() else -1]])
-    found.inside = not found.extremes and not found.beyond
+    found.inside = not (found.extremes or found.early or found.late)
 
 
 def _measure_grid(found: Tuned, last: pd.DataFrame, rule: Mapping[str, Any], along: str) -> None:

@@ -68,7 +68,7 @@ def _against_density(
     Args:
         table: the rows of the runs.
         panels: the declarations of the panels. In the optional ``reference`` are a ``title`` and ``runs``, a mapping
-            each: ``regularizer``, ``p``, ``zeros`` and the metric.
+            each: ``regularizer``, ``p``, ``zeros`` and the metric. The optional ``near`` takes the place of ``near``.
         metric: a column of the table.
         label: the label of the y axis.
         near: how far below AdamW (above it, if negative) a value still counts as near, as a number and in words.
@@ -109,7 +109,7 @@ def _against_density(
             else:
                 one.set_visible(False)
         _density_axis(axes[0])
-        _near_adamw(own[-1], rows, metric, *near)
+        _near_adamw(own[-1], rows, metric, *panel.get("near", near))
         for one in axes:
             one.set_xlabel("weights that are not zero")
             one.tick_params("x", labelsize=7.5)
