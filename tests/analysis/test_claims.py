@@ -243,6 +243,12 @@ def test_largest_after_a_share_of_the_run():
     assert judged["a_mean"] == 3.0
 
 
+def test_the_geometric_mean_after_a_share_of_the_run():
+    rows = table({("a", s): np.array([9, 9, 9, 9, 9, 9, 9, 9, 9, 1, 4.0]) for s in (0, 1, 2)})
+    judged = claims.judge(claim(statistic={"name": "mean_after", "share": 0.8}, b=0.0), rows)
+    assert judged["a_mean"] == pytest.approx(2.0)  # of 1 and 4, without the line at the share itself
+
+
 def test_where_both_runs_of_a_seed_diverged_a_claim_is_inconclusive():
     rows = ending([0.5] * 5, [1.0] * 5)
     rows.loc[(rows["seed"] == 1) & (rows["step"] == 100), "m"] = np.inf

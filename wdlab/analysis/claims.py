@@ -279,4 +279,5 @@ def _note_on_sides(sides: Mapping[str, _Side], notes: list[str]) -> None:
 def _told(tuned: tuning.Tuned) -> dict[str, Any]:
     """Return what the verdict file tells of a tuned group."""
     chosen = {} if tuned.chosen is None else {"chosen": tuned.chosen}
-    return {"settings": tuned.settings, "inside": tuned.inside} | chosen
+    grid = {"grid": True} if tuned.grid else {}
+    return {"settings": tuned.settings, "inside": tuned.inside} | chosen | grid

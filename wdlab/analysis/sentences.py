@@ -104,6 +104,9 @@ def _remarks(judged: Mapping[str, Any]) -> str:
         if "chosen" in found:
             edge = "" if found["inside"] else ", at the edge of their range"
             parts.append(f"{name} at the best of {count}{edge}")
+        elif "grid" in found:
+            edge = "" if found["inside"] else ", with the best at the edge of their range"
+            parts.append(f"{name} over {count}{edge}")
         else:
             edge = "" if found["inside"] else ", not in all seeds"
             parts.append(f"{name} read between {count}{edge}")

@@ -59,6 +59,15 @@ def largest_after(curve: Curve, other: Curve | None, share: float) -> float:
     return float(values[values.index >= share * values.index[-1]].max())
 
 
+def mean_after(curve: Curve, other: Curve | None, share: float) -> float:
+    """Return the metric's geometric mean over the log lines after the share (0 to 1) of the run. ``other`` is not used.
+
+    For a metric that is measured on single mini-batches, and so scatters from one log line to the next.
+    """
+    values = curve.values
+    return float(np.exp(np.log(values[values.index > share * values.index[-1]]).mean()))
+
+
 def mean_once_both_below(curve: Curve, other: Curve | None, of: str, level: float) -> float:
     """Return the geometric mean of the metric from the log line on at which both runs have reached a level.
 
@@ -130,6 +139,7 @@ def median_curve(curves: Sequence[Curve]) -> Curve:
 STATISTICS: dict[str, Callable[..., float]] = {
     "value_at": value_at,
     "largest_after": largest_after,
+    "mean_after": mean_after,
     "mean_once_both_below": mean_once_both_below,
     "worst_deviation": worst_deviation,
 }

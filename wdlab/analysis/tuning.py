@@ -9,6 +9,10 @@ Called by ``claims``. A *setting* is everything in which the runs of a group dif
   strengths of the same seed, at the largest strength at which the column passes this value.
 - ``{within_best: {highest: val/accuracy, within: 0.01}}``: the same where the column is worse by 0.01 than the best
   mean over seeds of any setting in both groups.
+- ``{share_within: {highest: test/accuracy, within: 0.01}}``: no setting is chosen. The value of a seed is the share of
+  settings whose column is at most 0.01 worse than the best mean over seeds of any setting of the group.
+- ``{slope_of_best: {lowest: val/loss, over: optimizer.lr}}``: no setting is chosen. The value of a seed is the slope of
+  the logarithm of the best strength over the logarithm of another setting, see :mod:`wdlab.analysis.grids`.
 
 A rule may name the column ``along`` which settings are ordered, ``regularizer.strength`` if it does not.
 """
@@ -21,6 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from wdlab.analysis import grids
 from wdlab.analysis.selection import last_lines, setting_columns, settings
 from wdlab.errors import ConfigError
 
@@ -41,6 +46,8 @@ class Tuned:
         extremes: least and largest value of the metric over the settings, for each seed that never reaches the level.
         beyond: the seeds that are past the level at every strength. Their value is that of the setting next to it.
         inside: whether the chosen setting lies, or all levels lie, inside the range of settings.
+        grid: whether the values are of a whole grid of settings. Then ``inside`` is about the setting with the best
+            mean; for slopes, about that of each column of the grid.
     """
 
     settings: int
@@ -51,6 +58,7 @@ class Tuned:
     extremes: dict[int, tuple[float, float]] = field(default_factory=dict)
     beyond: list[int] = field(default_factory=list)
     inside: bool = False
+    grid: bool = False
 
 
 def tuned(rows: pd.DataFrame, rule: Mapping[str, Any], metric: str, both: Sequence[pd.DataFrame], where: str) -> Tuned:
@@ -72,7 +80,9 @@ def tuned(rows: pd.DataFrame, rule: Mapping[str, Any], metric: str, both: Sequen
         raise ConfigError(f"{where}: the runs do not differ in {along}")
     last = last.assign(setting=settings(last))
     found = Tuned(last["setting"].nunique(), int((~np.isfinite(last[metric])).sum()))
-    if "at" in rule or "within_best" in rule:
+    if "share_within" in rule or "slope_of_best" in rule:
+        _measure_grid(found, last, rule, along)
+    elif "at" in rule or "within_best" in rule:
         _interpolate(found, last, rule, metric, [last_lines(part) for part in both], along, where)
     else:
         _choose(found, last, rule, along)
@@ -81,11 +91,16 @@ def tuned(rows: pd.DataFrame, rule: Mapping[str, Any], metric: str, both: Sequen
 
 def check_rule(rule: Mapping[str, Any], where: str) -> None:
     """Raise a ConfigError if a mapping is no rule of this module."""
-    kinds = [key for key in ("highest", "lowest", "at", "within_best") if key in rule]
-    inner = rule.get("within_best", {"highest": None, "within": 0.0})
-    if len(kinds) != 1 or set(rule) - {*kinds, "along"} or "within" not in inner or len(inner) != 2:
+    inner_key = {"within_best": "within", "share_within": "within", "slope_of_best": "over"}
+    kinds = [key for key in ("highest", "lowest", "at", *inner_key) if key in rule]
+    known = len(kinds) == 1 and not set(rule) - {*kinds, "along"}
+    if known and kinds[0] in inner_key:
+        inner = set(rule[kinds[0]])
+        known = inner in ({"highest", inner_key[kinds[0]]}, {"lowest", inner_key[kinds[0]]})
+    if not known:
         raise ConfigError(
-            f"{where}: choose={dict(rule)}: must be highest, lowest, at, or within_best (highest or lowest, and within)"
+            f"{where}: choose={dict(rule)}: must be highest, lowest, at, or within_best, share_within (each highest or "
+            "lowest, and within) or slope_of_best (highest or lowest, and over)"
         )
 
 
@@ -143,6 +158,24 @@ def _interpolate(
             found.beyond.append(int(seed))
             found.values[int(seed)] = float(y[ended[0 if past.all() else -1]])
     found.inside = not found.extremes and not found.beyond
+
+
+def _measure_grid(found: Tuned, last: pd.DataFrame, rule: Mapping[str, Any], along: str) -> None:
+    """Measure the share of good settings, or the slope of the best strength, for each seed."""
+    found.grid = True
+    inner = rule.get("share_within") or rule["slope_of_best"]
+    sign, column = _order(inner)
+    means = _means(last, sign, column)
+    if "share_within" in rule:
+        found.values = grids.shares_within(last, column, sign, means.max() - inner["within"])
+        columns = [last]
+    else:
+        found.values = grids.slopes_of_best(last, column, sign, along, inner["over"])
+        columns = [part for _, part in last.groupby(inner["over"])]
+    best = [part.loc[part["setting"] == means[part["setting"].unique()].idxmax(), along].iloc[0] for part in columns]
+    found.inside = all(
+        part[along].min() < strength < part[along].max() for part, strength in zip(columns, best, strict=True)
+    )
 
 
 def _means(last: pd.DataFrame, sign: int, column: str) -> pd.Series:

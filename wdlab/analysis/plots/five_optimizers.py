@@ -29,6 +29,7 @@ LOOKS: dict[tuple[str, str, bool], Look] = {
     ("amsgrad", "l2", True): Look(PALETTE[5], ":", "P", "AMSGrad"),
     ("sgd", "l2", True): Look(PALETTE[4], (0, (6, 2)), "o", "SGD"),
     ("sgd", "scheduled", True): Look("0.5", "-", "X", "SGDS"),
+    ("sgd", "l2", False): Look(PALETTE[2], "-.", "^", "SGDC"),
 }
 CURVES = (  # fig16's columns of the table over epochs, with their labels
     ("test/error", "test error"),
