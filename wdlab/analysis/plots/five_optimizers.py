@@ -116,6 +116,8 @@ def _over_epochs(axes: Axes, rows: pd.DataFrame, look: Look, metric: str) -> Non
     by_seed = rows.pivot_table(index="epoch", columns="seed", values=metric)
     by_seed = by_seed[by_seed.index > 0]  # before the first update all optimizers are equal, and far from their ends
     drawn = {"color": look.color, "linestyle": look.line}
+    if metric == "strength":  # a log line has the strength of the update before it
+        drawn["drawstyle"] = "steps-pre"
     axes.plot(by_seed.index, by_seed, **drawn, linewidth=0.4, alpha=0.3)
     axes.plot(by_seed.index, by_seed.median(axis=1, skipna=False), **drawn, linewidth=1.8, label=look.label)
 
