@@ -169,6 +169,20 @@ def test_a_dead_network_stays_finite():
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
+def test_a_network_with_a_dead_pair_keeps_its_biases():
+    model = MLP((1, 4, 4), classes=3, width=8, depth=6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    method = PathProx.for_model(model, strength=1e-9)
+    method.attach(optimizer)
+    with torch.no_grad():
+        for _, second in method.pairs[1:]:
+            second.weight.zero_()
+    before = [second.bias.clone() for _, second in method.pairs]
+    for _ in range(20):
+        step_without_loss(optimizer)
+    assert all(torch.equal(second.bias, bias) for (_, second), bias in zip(method.pairs, before, strict=True))
+
+
 def test_weights_outside_the_pairs_get_l2_in_the_loss():
     torch.manual_seed(0)
     model = MLP((1, 4, 4), classes=3, width=8, depth=3)

@@ -44,7 +44,8 @@ class PathProx(Regularizer):
     :mod:`wdlab.homogeneous`. Yang et al. 2022, arXiv 2210.03069 (P1). After every optimizer step on the loss:
 
     (1) Scale the pairs of layers so that all path-norms equal their geometric mean. The network's function does not
-    change, provided that only ReLU, pooling and the like lie between one pair and the next.
+    change, provided that only ReLU, pooling and the like lie between one pair and the next. With a dead pair (path-norm
+    at most 1e-6) this is left out: no factor could make it equal to the others, and biases would overflow.
     (2) Divide every unit's input weights and bias by ``|w|``, so that the input weights have length 1.
     (3) Shrink every unit's output weights by the prox ``v max(0, 1 - t/|v|)`` with ``t = lr * s``. Output weights with
     ``|v| <= t`` become exactly zero. Biases are scaled, never decayed.

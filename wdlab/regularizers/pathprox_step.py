@@ -91,7 +91,7 @@ def prox_factors(
         rows: per pair, input norms ``|w|`` after the gradient step, shape (..., units).
         columns: per pair, output norms ``|v|`` after the gradient step, shape (..., units).
         thresholds: per pair, ``t = lr * s``, see :func:`prox_step_`.
-        balance: True to scale the pairs to equal path-norms first.
+        balance: True to scale the pairs to equal path-norms first, unless a pair is dead (path-norm at most 1e-6).
 
     Returns:
         One :class:`PairFactors` per pair.
@@ -109,6 +109,8 @@ def prox_factors(
     if balance:
         path_norms = (row * column).sum(-1, keepdim=True).clamp(SMALLEST_NORM, largest)
         gain = (path_norms.log().mean(-2, keepdim=True).exp() / path_norms).clamp(max=largest)
+        # No factor makes the path-norm of a dead pair equal to the others: such a network would overflow.
+        gain = torch.where((path_norms > SMALLEST_NORM).all(-2, keepdim=True), gain, 1.0)
         # the factor by which the pairs so far scale the input of the next pair
         second_bias = gain.cumprod(-2).clamp(max=largest)
         first_bias = first_weight * pad(second_bias[..., :-1, :], (0, 0, 1, 0), value=1.0)
