@@ -90,6 +90,20 @@ def test_compiled_training_agrees_with_eager(compose):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
 
 
+def test_the_gradient_of_the_whole_split_has_a_cadence_of_its_own(compose):
+    config = compose("train.full_gradient_every=15", "regularizer=l2")
+    session.run(config)
+    measured = [(row["step"], "gradient/full_norm" in row) for row in rows(config)]
+    assert measured == [(0, True), (10, False), (15, True), (20, True)]
+    line = rows(config)[-1]
+    assert 0 < line["gradient/full_weights_norm"] < line["gradient/full_norm"]
+    plain = compose("regularizer=l2", runs_in="plain")
+    session.run(plain)
+    for row in rows(plain):  # to look at it changes nothing
+        (same,) = [line for line in rows(config) if line["step"] == row["step"]]
+        assert {key: same[key] for key in row} == row
+
+
 def test_sharpness_has_a_cadence_of_its_own(compose):
     config = compose("train.sharpness_every=20", "train.sharpness_examples=50", "regularizer=l2")
     session.run(config)

@@ -60,7 +60,8 @@ def fit(
 
     A log line describes the state after ``step`` updates. One is written at step 0, after every ``log_every`` updates,
     and after the last update. Whole splits are also evaluated every ``eval_every`` updates, and the sharpness is also
-    measured every ``sharpness_every`` updates (never if null); both are part of the last log line too.
+    measured every ``sharpness_every`` updates (never if null), and the gradient of the whole training split every
+    ``full_gradient_every``; all are part of the last log line too.
 
     Args:
         program: the run or the stack of runs, new or restored from checkpoints.

@@ -79,6 +79,7 @@ class TrainSettings:
         average_decay: decay per update of a moving average of the weights; null: no average is kept.
         sharpness_every: updates from one measurement of sharpness and Lipschitz bounds to the next; null: never.
         sharpness_examples: number of training examples over which the Hessian's loss is taken; null: 1,000.
+        full_gradient_every: updates from one gradient of the whole training split to the next; null: never.
     """
 
     steps: Whole = field(default=MISSING, metadata=COUNT)
@@ -90,6 +91,7 @@ class TrainSettings:
     average_decay: Number | None = field(default=None, metadata=DECAY_OR_NULL)
     sharpness_every: Whole | None = field(default=None, metadata=COUNT_OR_NULL)
     sharpness_examples: Whole | None = field(default=None, metadata=COUNT_OR_NULL)
+    full_gradient_every: Whole | None = field(default=None, metadata=COUNT_OR_NULL)
 
 
 @dataclass
@@ -104,7 +106,8 @@ class RuntimeSettings:
         onednn: ``auto`` uses oneDNN's float32 matrix product on the CPU for wide layers, if a check against float64
             finds it exact enough; ``never`` does not.
         channels_last: ``auto`` keeps the channels of a pixel together in memory in networks with convolutions, if torch
-            computes the convolutions correctly in this layout; ``never`` does not.
+            computes the convolutions correctly in this layout, but not for float32 on a GPU, where it is slower;
+            ``never`` does not.
         fused: ``auto`` lets Adam, AdamW, SGD and the drop-in optimizers take torch's fused step where torch has one for
             their parameters; ``never`` does not. ``optimizer.fused`` and ``optimizer.foreach`` take precedence. The
             runs of a stack always take it.

@@ -57,6 +57,7 @@ SETTINGS = {
     "clipped": (*PLAIN, "train.clip_norm=0.3"),
     "adam": (*PLAIN, "optimizer=adam"),
     "adamw": ("regularizer=pnorm", "optimizer=adamw"),
+    "gradient of the whole split": (*PLAIN, "train.full_gradient_every=3"),
     "padam": (*PLAIN, "optimizer=padam", "optimizer.weight_decay=0.1"),
     "sgds": (*PLAIN, "optimizer=sgds", "optimizer.weight_decay=0.1"),
     **{

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from tests.metrics.examples import random_images
 from wdlab import data, session
 from wdlab.build import build_parts
 from wdlab.homogeneous import homogeneous_pairs, unit_path_norms, weights
@@ -169,19 +168,3 @@ def test_a_strength_that_has_ended_is_in_no_gradient(tmp_path):
     early = ["regularizer=l2", "regularizer/over_time=early", "regularizer.over_time.epochs=1"]
     (row,) = checkpoints.gradients(trained(tmp_path, *early, "regularizer.strength=0.1")).to_dict("records")
     assert row["total_gradient"] == row["loss_gradient"]
-
-
-def test_batch_norm_takes_the_statistics_of_each_chunk(monkeypatch):
-    monkeypatch.setattr(checkpoints, "EXAMPLES_PER_CHUNK", 5)
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).eval()
-    split, before = random_images().train, copy.deepcopy(network.state_dict())
-    loss, slopes = checkpoints.loss_and_gradient(network, split, list(network.parameters()))
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    inputs, labels = split.examples(slice(None))
-    assert len(labels) == 12  # three chunks of four
-    losses = [cross_entropy(network.train()(inputs[k : k + 4]), labels[k : k + 4]) for k in (0, 4, 8)]
-    mean = torch.stack(losses).mean()
-    assert loss == pytest.approx(mean.item(), rel=1e-6)
-    for slope, expected in zip(slopes, torch.autograd.grad(mean, list(network.parameters())), strict=True):
-        assert torch.allclose(slope.float(), expected, atol=1e-7)

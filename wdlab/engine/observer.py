@@ -15,7 +15,8 @@ from wdlab.records.directory import RunDirectory
 from wdlab.records.recorder import Recorder
 from wdlab.settings import TrainSettings
 
-LOG_INTERVALS = ("log_every", "eval_every", "sharpness_every")  # settings: updates from one event to the next
+# settings: updates from one event to the next
+LOG_INTERVALS = ("log_every", "eval_every", "sharpness_every", "full_gradient_every")
 FINITE_KEYS = ("norm/weight_l2", "train/loss")  # metrics of a log line; if one is not finite, the run has diverged
 
 
@@ -97,7 +98,8 @@ class RunObserver:
     ) -> list[bool]:
         """Write the log lines of the state after ``step`` updates.
 
-        All numbers are read from the device in one transfer. The sharpness, at steps where it is due, needs more.
+        All numbers are read from the device in one transfer. The sharpness and the gradient of
+        the whole split, at steps where they are due, need more.
 
         Args:
             step: the number of updates made.
@@ -115,8 +117,8 @@ class RunObserver:
         if depend_on_gradients := [s for s in strengths if isinstance(s, Tensor)]:
             zero = torch.zeros_like(depend_on_gradients[0])  # in place of numbers, which need no transfer
             on_device["strength"] = torch.stack([s if isinstance(s, Tensor) else zero for s in strengths])
-        full = (is_due(self._settings, event, step) for event in ("eval_every", "sharpness_every"))
-        lines = self._metrics.measure(*full, evaluated, on_device, which)
+        also_due = (is_due(self._settings, event, step) for event in LOG_INTERVALS[1:])
+        lines = self._metrics.measure(*also_due, evaluated, on_device, which)
         are_finite = []
         for k, values in zip(which, lines, strict=True):
             lr, strength = self._runs[k].experiment.optimizer.param_groups[0]["lr"], strengths[k]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from wdlab.data import Data, Split
 from wdlab.homogeneous import Pair, homogeneous_pairs, unit_path_norms, weights
 from wdlab.metrics import lipschitz, norms, objective, scale_invariant, sharpness, sparsity
+from wdlab.metrics.full_gradient import measure_full_gradient
 from wdlab.metrics.gradients import GradientComparison, MethodOfRuns
 from wdlab.regularizers import Regularizer
 
@@ -148,6 +149,7 @@ class MetricsOfRuns:
         self,
         whole_splits: bool,
         sharpness: bool = False,
+        full_gradient: bool = False,
         evaluated: objective.ResultsBySplit | None = None,
         also: Mapping[str, Tensor] | None = None,
         which: Sequence[int] = (0,),
@@ -157,6 +159,7 @@ class MetricsOfRuns:
         Args:
             whole_splits: True includes losses, accuracies and objectives on the whole splits.
             sharpness: True includes sharpness and Lipschitz bounds, which need many synchronizations with the device.
+            full_gradient: True includes the gradient of the whole training split, which takes as long as an epoch.
             evaluated: losses and accuracies (runs,) of the whole splits; None computes them, for a single model.
             also: further tensors (runs,) by name, read from the device in the same transfer.
             which: the positions of the models to return metrics for.
@@ -189,7 +192,7 @@ class MetricsOfRuns:
             values |= self._evaluations(evaluated)
         objectives = self._objectives(values) if whole_splits else []
         lines = self._lines([*of_step, *self._entries(values), *objectives, *self._entries(also or {})])
-        return [lines[k] | (self._sharpness(self.models[k]) if sharpness else {}) for k in which]
+        return [lines[k] | self._costly(self.models[k], sharpness, full_gradient) for k in which]
 
     def _parts(self) -> list[list[Tensor]]:
         """Return the weights as rows, in lists to be processed together: one weight per list on the CPU, else all.
@@ -245,11 +248,15 @@ class MetricsOfRuns:
             return torch.stack([torch.as_tensor(n, dtype=torch.float64, device=device).reshape(()) for n in numbers])
         return torch.tensor(numbers, dtype=torch.float64).to(device, non_blocking=True)
 
-    def _sharpness(self, model: nn.Module) -> dict[str, float]:
-        inputs, labels = self.data.train.examples(slice(0, self.sharpness_examples))
+    def _costly(self, model: nn.Module, sharp: bool, full_gradient: bool) -> dict[str, float]:
+        """Return the metrics that take as long as many steps, as far as they are asked for."""
         parameters = [p for p in model.parameters() if p.requires_grad]
         trained = [w for w in weights(model) if w.requires_grad]
-        values = sharpness.measure_sharpness(model, inputs, labels, parameters, trained)
+        values = measure_full_gradient(model, self.data.train, parameters, trained) if full_gradient else {}
+        if not sharp:
+            return values
+        inputs, labels = self.data.train.examples(slice(0, self.sharpness_examples))
+        values |= sharpness.measure_sharpness(model, inputs, labels, parameters, trained)
         images, _ = self.data.test.examples(slice(0, LIPSCHITZ_EXAMPLES))
         if images.is_floating_point():
             values["lipschitz/lower"] = lipschitz.lower_bound(model, images)

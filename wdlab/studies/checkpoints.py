@@ -7,7 +7,6 @@ measured, and are not used for a run that diverged.
 
 import json
 import math
-from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -17,10 +16,9 @@ from torch import Tensor, nn
 
 from wdlab import evaluate, pruning
 from wdlab.build import build_parts
-from wdlab.data import Split
 from wdlab.homogeneous import homogeneous_pairs, input_norms, output_norms, weights
+from wdlab.metrics.full_gradient import loss_and_gradient, norm_of, times_weights
 from wdlab.metrics.objective import evaluate_split
-from wdlab.metrics.sharpness import training_loss
 from wdlab.metrics.sparsity import ZERO
 from wdlab.records import checkpoint
 from wdlab.records.directory import RunDirectory
@@ -31,7 +29,6 @@ BINS_PER_DECADE = 4
 IN_USE_ABOVE = 0.01  # a unit with at most this share of the largest path of its pair is not in use
 SMALL_PATHS = (0.0, 0.1)  # shares of the largest path of a pair; units with smaller ones are removed
 UNITS_TOLD = 100  # of each pair, evenly spaced, to keep the table of wide networks small
-EXAMPLES_PER_CHUNK = 250  # of a gradient: about 2.5 GB of activations with a ResNet-18 of width 64
 ZEROED_BELOW = (1e-13, 1e-10, 1e-6, 1e-4, 1e-3, 1e-2)  # sizes |w|; smaller weights are set to zero
 MIDDLE_BELOW = 1e-4  # a weight with ZERO <= |w| < MIDDLE is in the middle: neither dead nor alive
 
@@ -192,35 +189,14 @@ def gradients(run: RunDirectory) -> pd.DataFrame:
     gradient_of = dict(zip(parameters, slopes, strict=True))
     strength = json.loads(run.metrics.read_text().splitlines()[-1])["strength"]
     total = gradient_of | _with_penalty(opened.built.regularizer, strength, gradient_of)
-    products = [gradient_of[w].norm() * w.detach().double().norm() for w in weights(model) if w in gradient_of]
     row = {
         "step": opened.state["step"],
-        "loss_gradient": _norm(gradient_of.values()),
-        "total_gradient": _norm(total.values()),
-        "gradient_times_weight": sum(product.item() for product in products),
+        "loss_gradient": norm_of(gradient_of.values()),
+        "total_gradient": norm_of(total.values()),
+        "gradient_times_weight": times_weights(gradient_of, weights(model)),
         "train_loss": loss,
     }
     return pd.DataFrame([row])
-
-
-def loss_and_gradient(model: nn.Module, split: Split, parameters: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
-    """Return the mean cross-entropy on a whole split, and its gradient by each parameter, in float64.
-
-    Args:
-        model: a network on the device of the split. Its modes and buffers do not change.
-        split: the examples.
-        parameters: parameters of the network.
-    """
-    loss, slopes, labels_seen = 0.0, [torch.zeros_like(p, dtype=torch.float64) for p in parameters], 0
-    chunks = math.ceil(len(split) / EXAMPLES_PER_CHUNK)
-    for rows in torch.arange(len(split), device=split.labels.device).tensor_split(chunks):
-        inputs, labels = split.examples(rows)
-        of_chunk = training_loss(model, inputs, labels)
-        for total, slope in zip(slopes, torch.autograd.grad(of_chunk, parameters, materialize_grads=True), strict=True):
-            total.add_(slope, alpha=labels.numel())
-        loss += of_chunk.item() * labels.numel()
-        labels_seen += labels.numel()
-    return loss / labels_seen, [total / labels_seen for total in slopes]
 
 
 @torch.no_grad()
@@ -231,11 +207,6 @@ def _with_penalty(method: Regularizer, strength: float, gradient_of: dict[Tensor
     params = [p for p in method.params if p in gradient_of]
     slopes = method.penalty_gradient(params)
     return {p: gradient_of[p] + strength * r.double() for p, r in zip(params, slopes, strict=True)}
-
-
-def _norm(gradients: Iterable[Tensor]) -> float:
-    """Return the norm of several tensors taken as one vector."""
-    return math.sqrt(sum(gradient.square().sum().item() for gradient in gradients))
 
 
 def _as_begun(run: RunDirectory) -> nn.Module:

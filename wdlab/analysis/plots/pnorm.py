@@ -17,7 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from wdlab.analysis import selection, style
 
 # Distances, positive for an accuracy and negative for a loss. NEAR: the distance from AdamW that counts as near, as a
-# number and in words. CLOSER: the distance from the best value of all methods down to which the closer view reaches.
+# number and in words. CLOSER: the largest distance from the best value of all methods that the closer view shows.
 NEAR_ACCURACY, NEAR_NATS = (0.01, "a point"), (-0.05, "0.05 nats")
 CLOSER_ACCURACY, CLOSER_NATS = 0.08, -0.5
 
@@ -72,7 +72,8 @@ def _against_density(
         metric: a column of the table.
         label: the label of the y axis.
         near: how far below AdamW (above it, if negative) a value still counts as near, as a number and in words.
-        closer: how far below the best value (above it, if negative) the closer view reaches.
+        closer: how far below the best value (above it, if negative) the closer view reaches at most; it is at most half
+            of a panel's values.
 
     Returns:
         The figure, and an array of its axes (panels, columns).
@@ -96,8 +97,10 @@ def _against_density(
         axes[0].set_title(panel["title"])
         axes[0].set_ylabel(label)
         if zoom:
-            best = rows[metric].max() if closer > 0 else rows[metric].min()
-            own[-1].set_ylim(*sorted((best - closer, best + closer / 10)))
+            low, high = rows[metric].min(), rows[metric].max()
+            reach = min(1, (high - low) / 2 / abs(closer)) * closer
+            best = high if closer > 0 else low
+            own[-1].set_ylim(*sorted((best - reach, best + reach / 10)))
             own[-1].set_title("closer")
         for one in axes[1 + zoom :]:
             if panel["panel"] in published:
