@@ -22,6 +22,8 @@ from wdlab.records.directory import RunDirectory
 
 FIRST_STEP = 1  # the log line before the first step has the strength of no step
 FLOAT_BYTES = 4
+FALLEN = 0.2  # a norm has fallen when it is at most this share of its first value
+NORMS = {"loss_gradient": "gradient/full_weights_norm", "weights": "norm/weight_l2"}
 INDEX_BYTES = {2: 2**15 - 1, 4: 2**31 - 1}  # the largest number in a signed integer of so many bytes
 
 
@@ -51,6 +53,36 @@ def in_force(run: RunDirectory) -> pd.DataFrame:
         "val_loss": lines[-1].get("val/loss"),
     }
     return pd.DataFrame([row])
+
+
+def falls(run: RunDirectory) -> pd.DataFrame:
+    """Return when the norms of the loss gradient and of the weights have fallen to a fifth of their first value.
+
+    Returns:
+        A row for each ``quantity``: ``loss_gradient``, the gradient on the whole training split by the decayed weights
+        (``train.full_gradient_every``), and ``weights``, the decayed weights. The other columns are ``step``, the last
+        step; ``steps``, the first logged step with at most a fifth of the first value, or the last step if there is
+        none; ``fallen``, whether there is one; and ``share_at_the_end``, the last value divided by the first.
+
+    Raises:
+        WdlabError: if one of the norms was not logged.
+    """
+    lines, rows = [json.loads(line) for line in run.metrics.read_text().splitlines()], []
+    for quantity, metric in NORMS.items():
+        logged = pd.Series({line["step"]: line[metric] for line in lines if metric in line}, dtype=float)
+        if logged.empty:
+            raise WdlabError(f"{run.path}: {metric} was not logged")
+        shares = logged / logged.iloc[0]
+        low = shares.index[shares <= FALLEN]
+        row = {
+            "quantity": quantity,
+            "step": lines[-1]["step"],
+            "steps": low[0] if len(low) else logged.index[-1],
+            "fallen": bool(len(low)),
+            "share_at_the_end": shares.iloc[-1],
+        }
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def compressed(run: RunDirectory) -> pd.DataFrame:
