@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from wdlab.analysis.plots.strong import PERCENT, by_method
-from wdlab.studies.strong import FALLEN
 
+FALLEN = 0.2  # the share of the first value at which the dotted line is, as in ``studies.strong``
 SMOOTHED = 5  # log lines over which the share of seeds is averaged
 
 # The rows of the picture: a column of the table, its label, and whether its axis is logarithmic.

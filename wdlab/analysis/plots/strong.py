@@ -30,6 +30,17 @@ LOOKS: dict[tuple[str, str | None], Look] = {
     ("coherent", "total_gradient"): Look(PALETTE[1], "-", "D", "gate: cosine with the total gradient"),
     ("coherent", "norm_ratio"): Look(PALETTE[5], ":", "v", "gate: ratio of norms"),
 }
+# The looks of fig10, by the name of the penalty and its change over time.
+FAMILIES = {
+    "l1": (PALETTE[0], "o", "L1 in the gradient"),
+    "pnorm_prox": (PALETTE[1], "D", "soft threshold"),
+    "pnorm": (PALETTE[3], "s", "p = 0.8"),
+    "magnitude_pruning": (PALETTE[4], "P", "magnitude pruning"),
+}
+OVER_TIME = {CONSTANT: "-", "delayed": "--", "coherent": ":"}
+GRADIENT = "l1"  # the penalty without exact zeros, whose weights below one step are set to zero
+WITHIN = 0.02  # how far below the best mean test accuracy fig10's claims are read
+
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.3g} %")
 
 
@@ -74,6 +85,58 @@ def fig8(table: pd.DataFrame, measured: pd.DataFrame, panels: list[Mapping[str, 
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3)
     return figure
+
+
+def fig10(table: pd.DataFrame, measured: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
+    """Draw test accuracy against compression: left L1 in the gradient, right the methods with exact zeros.
+
+    Magnitude pruning is in both. The band reaches from the best mean of all methods to two points below it.
+
+    Args:
+        table: the rows of the runs; not used.
+        measured: the probe's table, see ``studies.strong.compressed``.
+        panels: the declarations of the panels, one row of axes each.
+    """
+    size = (8.4, 3.2 * len(panels) + 0.9)
+    figure, grid = plt.subplots(
+        len(panels), 2, figsize=size, sharex="row", sharey="row", squeeze=False, layout="constrained"
+    )
+    shown: dict[str, Any] = {}
+    for axes, panel in zip(grid, panels, strict=True):
+        rows = measured[measured["panel"] == panel["panel"]]
+        rows = rows[rows["cut"] == np.where(rows["regularizer"] == GRADIENT, "one_step", "exact")]
+        along = rows[STRENGTH].where(rows["regularizer"] != "magnitude_pruning", rows.get("regularizer.zeros"))
+        rows = rows.assign(along=along)
+        left, right = rows["regularizer"] == GRADIENT, rows["regularizer"].isin(["pnorm_prox", "pnorm"])
+        pruned = rows["regularizer"] == "magnitude_pruning"
+        best = rows.groupby(["regularizer", "regularizer.over_time", "along"])["test_accuracy"].mean().max()
+        for one, group in zip(axes, (left | pruned, right | pruned), strict=True):
+            one.axhspan(best - WITHIN, best, color="0.92", zorder=0, label="within two points of the best mean")
+            _by_compression(one, rows[group])
+            one.set_xscale("log")
+            one.set_xlabel("compression (bytes dense / sparse)")
+            shown |= dict(zip(*reversed(one.get_legend_handles_labels()), strict=True))
+        axes[0].set_title(f"{panel['title']}: L1 in the gradient")
+        axes[1].set_title("exact zeros")
+        _accuracy_axis(axes[0])
+    figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=3, handlelength=3)
+    return figure
+
+
+def _by_compression(axes: Axes, rows: pd.DataFrame) -> None:
+    """Draw accuracy against compression: each seed as a marker, medians joined along strengths or shares of zeros."""
+    for name, (color, marker, family) in FAMILIES.items():
+        for over_time, line in OVER_TIME.items():
+            part = rows[(rows["regularizer"] == name) & (rows["regularizer.over_time"] == over_time)]
+            if part.empty:
+                continue
+            axes.plot(part["compression"], part["test_accuracy"], marker, color=color, ms=2, alpha=0.3, linewidth=0)
+            by_setting = selection.summarize_over_seeds(part, "along", ["compression", "test_accuracy"])
+            medians = by_setting.xs("median", axis=1, level=1)
+            look = Look(color, line, marker, family)
+            label = family if name == "magnitude_pruning" else f"{family}, {'gated' if line == ':' else over_time}"
+            filled = {"mfc": "white" if over_time == CONSTANT else color}
+            axes.plot(medians["compression"], medians["test_accuracy"], **_drawn(look) | filled, label=label)
 
 
 def _accuracy_axis(axes: Axes) -> None:
