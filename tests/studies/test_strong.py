@@ -107,3 +107,23 @@ def test_a_delay_of_half_the_run_halves_the_mean_strength(tmp_path):
     row = strong.in_force(trained(tmp_path, *L1, *delayed, "train.log_every=5")).iloc[0]
     assert row["share_in_force"] == pytest.approx(0.5, abs=0.06)
     assert row["mean_strength"] == pytest.approx(0.001 * row["share_in_force"])
+
+
+def test_a_norm_has_fallen_at_the_first_line_with_a_fifth_of_its_first_value(tmp_path):
+    run = RunDirectory(tmp_path, "run")
+    run.path.mkdir()
+    norms = zip((1.0, 0.5, 0.2, 0.6), (10.0, 8.0, 5.0, 2.1), strict=True)
+    lines = [
+        {"step": 10 * k, "gradient/full_weights_norm": g, "norm/weight_l2": w, "strength": 1.0}
+        for k, (g, w) in enumerate(norms)
+    ]
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    gradient, size = strong.falls(run).itertuples()
+    assert (gradient.quantity, gradient.steps, gradient.fallen) == ("loss_gradient", 20, True)
+    assert (size.quantity, size.steps, size.fallen) == ("weights", 30, False)
+    assert (gradient.share_at_the_end, size.share_at_the_end) == (pytest.approx(0.6), pytest.approx(0.21))
+
+
+def test_a_norm_that_was_not_logged_is_an_error(run):
+    with pytest.raises(WdlabError, match="gradient/full_weights_norm was not logged"):
+        strong.falls(run)
