@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatterSciNotation, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatterSciNotation, NullLocator, StrMethodFormatter
 
 from wdlab.analysis import selection
 from wdlab.analysis.style import PALETTE, Look
@@ -39,6 +39,7 @@ FAMILIES = {
 }
 OVER_TIME = {CONSTANT: "-", "delayed": "--", "coherent": ":"}
 GRADIENT = "l1"  # the penalty without exact zeros, whose weights below one step are set to zero
+COMPRESSIONS = (1, 2, 5, 10, 20, 50, 100)  # at which the x axis of fig10 has its numbers
 WITHIN = 0.02  # how far below the best mean test accuracy fig10's claims are read
 
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.3g} %")
@@ -114,6 +115,9 @@ def fig10(table: pd.DataFrame, measured: pd.DataFrame, panels: list[Mapping[str,
             one.axhspan(best - WITHIN, best, color="0.92", zorder=0, label="within two points of the best mean")
             _by_compression(one, rows[group])
             one.set_xscale("log")
+            one.xaxis.set_major_locator(FixedLocator(COMPRESSIONS))
+            one.xaxis.set_minor_locator(NullLocator())
+            one.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             one.set_xlabel("compression (bytes dense / sparse)")
             shown |= dict(zip(*reversed(one.get_legend_handles_labels()), strict=True))
         axes[0].set_title(f"{panel['title']}: L1 in the gradient")
