@@ -146,7 +146,7 @@ def test_every_regularizer_says_what_it_decays(name):
 @pytest.mark.parametrize("name", declaration.names())
 def test_every_figure_declares_every_scale(name, scale):
     declared = declaration.read(name, scale)
-    names = [job.directory.name for job in declaration.figure_runs(declared, "anywhere")]
+    names = [(job.panel, job.directory.name) for job in declaration.figure_runs(declared, "anywhere")]
     simulated = [panel for panel in declared["at"]["panels"] if "simulate" in panel]
     assert (names or simulated) and len(set(names)) == len(names)
     assert declared["at"]["scale_down"] and declared["claims"]

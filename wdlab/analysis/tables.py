@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from wdlab.analysis import load
+from wdlab.analysis import load, selection
 from wdlab.analysis.declaration import FigureRun, figure_runs
 from wdlab.records.directory import RunDirectory
 from wdlab.records.files import write_atomically
@@ -60,6 +60,9 @@ def run_table(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFram
     Args:
         declared: the declaration, as ``declaration.read`` returns it.
         runs: the runs of the figure; [] if it has only simulations.
+
+    Returns:
+        The table. With ``lines: last`` in the declaration it has only the last row of each run.
     """
     parts = []
     if runs:
@@ -75,7 +78,7 @@ def run_table(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFram
     joined = pd.concat(parts, ignore_index=True)
     for column, formula in declared.get("derived", {}).items():
         joined[column] = joined.eval(formula)
-    return joined
+    return selection.last_lines(joined) if declared.get("lines") == "last" else joined
 
 
 def probe_table(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFrame | None:

@@ -1,0 +1,123 @@
+"""The plots of strong regularization: where lines go, what is grey, and what is told of a gate."""
+
+import itertools
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+
+from wdlab.analysis.plots import strong
+
+PANELS = [{"panel": "l2", "title": "Digits, L2"}, {"panel": "l2_thresholds", "title": "L2, s = 0.1", "beside": "l2"}]
+STRENGTHS = (0.001, 0.01, 0.1, 1.0)
+CONSTANT = {0.001: 0.9, 0.01: 0.8, 0.1: 0.1, 1.0: 0.1}
+GATE = {"regularizer.over_time": "coherent", "regularizer.over_time.coherence": "total_gradient"}
+
+
+@pytest.fixture
+def measured():
+    """A constant penalty that fails from 0.1 on, and a gate that never opens at 1; seeds differ by 0.02."""
+    rows = []
+    for seed, strength in itertools.product((0, 1, 2), STRENGTHS):
+        off = 0.02 * (seed - 1) * (CONSTANT[strength] > 0.1)
+        base = {"panel": "l2", "seed": seed, "regularizer.strength": strength, "val_loss": 1 - CONSTANT[strength]}
+        own = {
+            "regularizer.over_time": "constant",
+            "mean_strength": strength,
+            "test_accuracy": CONSTANT[strength] + off,
+        }
+        gate = {"mean_strength": 0.5 * strength * (strength < 1), "test_accuracy": 0.85, "val_loss": 0.2}
+        rows += [base | own | {"share_in_force": 1.0}, base | GATE | gate | {"share_in_force": 0.5}]
+    for seed, threshold in itertools.product((0, 1), (0.3, 0.9)):
+        of_gate = {"regularizer.over_time.threshold": threshold, "share_in_force": threshold / 2}
+        at = {"panel": "l2_thresholds", "seed": seed, "test_accuracy": threshold, "regularizer.strength": 0.1}
+        rows.append(GATE | of_gate | at)
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def draw():
+    figures = []
+
+    def _draw(*arguments, plot=strong.fig8):
+        figures.append(plot(pd.DataFrame(), *arguments))
+        return figures[-1].axes
+
+    yield _draw
+    for figure in figures:
+        mpl.pyplot.close(figure)
+
+
+def thick(axes, color) -> list[np.ndarray]:
+    """The points (x, y) of each line of medians of a colour."""
+    return [line.get_xydata() for line in axes.lines if line.get_color() == color and line.get_linewidth() == 1.6]
+
+
+def test_medians_by_strength_and_grey_where_the_constant_penalty_fails_in_every_seed(draw, measured):
+    axes = draw(measured, PANELS)[0]
+    ((line),) = thick(axes, strong.LOOKS[strong.CONSTANT, None].color)
+    assert line == pytest.approx(np.array([*CONSTANT.items()]))
+    (grey,) = axes.patches
+    assert (grey.get_x(), grey.get_x() + grey.get_width()) == (0.1, 1.0)
+    one_learns = measured["seed"].eq(0) & measured["regularizer.strength"].eq(0.1)
+    measured.loc[one_learns & measured["regularizer.over_time"].eq("constant"), "test_accuracy"] = 0.5
+    (grey,) = draw(measured, PANELS)[0].patches
+    assert (grey.get_x(), grey.get_width()) == (1.0, 0.0)
+
+
+def test_a_ring_is_at_the_lowest_mean_validation_loss(draw, measured):
+    axes = draw(measured, PANELS)[0]
+    rings = [line.get_xydata()[0] for line in axes.lines if line.get_markersize() == 10 and len(line.get_xydata())]
+    assert rings[0] == pytest.approx((0.001, 0.9))
+
+
+def test_a_gate_that_never_opens_is_at_the_left_end_and_no_line_leads_there(draw, measured):
+    axes = draw(measured, PANELS)[1]
+    line, alone = thick(axes, strong.LOOKS["coherent", "total_gradient"].color)
+    assert line[:, 0] == pytest.approx([0.0005, 0.005, 0.05])
+    assert alone == pytest.approx(np.array([[0.0005 / 3, 0.85]]))
+
+
+def test_thresholds_have_their_share_of_steps_in_force(draw, measured):
+    axes = draw(measured, PANELS)
+    assert [one.get_title() for one in axes] == ["Digits, L2", "", "L2, s = 0.1"]
+    assert [text.get_text() for text in axes[2].texts] == ["15", "45"]
+    ((line),) = thick(axes[2], strong.LOOKS["coherent", "total_gradient"].color)
+    assert line == pytest.approx(np.array([[0.3, 0.3], [0.9, 0.9]]))
+
+
+def test_without_thresholds_there_are_two_columns(draw, measured):
+    assert len(draw(measured, PANELS[:1])) == 2
+
+
+def test_the_axis_of_accuracy_is_logarithmic_in_the_error(draw, measured):
+    transform = draw(measured, PANELS)[0].yaxis.get_transform()
+    heights = transform.transform(np.array([0.0, 0.9, 0.99]))
+    assert heights[2] - heights[1] == pytest.approx(heights[1] - heights[0])
+    assert transform.inverted().transform(heights) == pytest.approx([0.0, 0.9, 0.99])
+
+
+@pytest.fixture
+def compressed():
+    rows = []
+    for name, over_time, seed in itertools.product(("l1", "pnorm_prox", "magnitude_pruning"), ("constant",), (0, 1, 2)):
+        for k, level in enumerate((0.1, 0.2)):
+            setting = {"regularizer": name, "regularizer.over_time": over_time, "seed": seed, "panel": "mlp"}
+            by = {"regularizer.strength": 0.01, "regularizer.zeros": level}
+            by = by if name == "magnitude_pruning" else {"regularizer.strength": level}
+            for cut, compression in (("exact", 2 + k), ("one_step", 4 + k)):
+                found = {"cut": cut, "compression": compression, "test_accuracy": 0.95 - 0.1 * k}
+                rows.append(setting | by | found)
+    return pd.DataFrame(rows)
+
+
+def test_l1_is_read_after_zeroing_and_the_others_as_they_are_with_pruning_in_both(draw, compressed):
+    left, right = draw(compressed, [{"panel": "mlp", "title": "Digits"}], plot=strong.fig10)
+    color = {name: family[0] for name, family in strong.FAMILIES.items()}
+    assert thick(left, color["l1"])[0][:, 0] == pytest.approx([4, 5])
+    assert thick(right, color["pnorm_prox"])[0][:, 0] == pytest.approx([2, 3])
+    assert [len(thick(axes, color["magnitude_pruning"])) for axes in (left, right)] == [1, 1]
+    assert thick(left, color["pnorm_prox"]) == thick(right, color["l1"]) == []
+    (band,) = left.patches
+    assert (band.get_y(), band.get_y() + band.get_height()) == pytest.approx((0.93, 0.95))

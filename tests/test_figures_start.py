@@ -1,0 +1,48 @@
+"""The runs of ``paper`` scale, which no test can train: each method composes, and takes a step in a tiny network."""
+
+import json
+import re
+
+import pytest
+
+from wdlab import session
+from wdlab.analysis import declaration
+from wdlab.records.directory import RunDirectory
+from wdlab.records.identity import compose_config
+
+FIGURES = ("fig8", "fig9", "fig10")
+LEVELS = re.compile(r"regularizer\.(strength|zeros)=")
+TINY = (
+    "dataset.val_size=10",
+    "model.width=4",
+    "train.steps=1",
+    "train.batch_size=12",
+    "train.log_every=1",
+    "train.eval_every=1",
+    "runtime=cpu",
+    "logger=disabled",
+)
+
+
+def methods(name: str) -> list[tuple[str, ...]]:
+    """The overrides of one run for each panel and method of a figure at paper scale: its first strength and seed."""
+    runs = declaration.figure_runs(declaration.read(name, "paper"), "anywhere")
+    first = {}
+    for run in runs:
+        settings = (word for word in run.overrides if not LEVELS.match(word) and not word.startswith("seed="))
+        first.setdefault((run.panel, *settings), run.overrides)
+    return list(first.values())
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_method_of_the_paper_scale_takes_a_step(name, tiny_data, tmp_path):
+    for overrides in methods(name):
+        short = [f"paths.data={tiny_data}", f"paths.runs={tmp_path}"]
+        if any(word.startswith("train.full_gradient_every=") for word in overrides):
+            short.append("train.full_gradient_every=1")
+        config = compose_config([*overrides, *TINY, *short])
+        session.run(config)
+        run = RunDirectory.of(config)
+        assert run.status == "done", overrides
+        last = json.loads(run.metrics.read_text().splitlines()[-1])
+        assert last["step"] == 1 and last["strength"] >= 0

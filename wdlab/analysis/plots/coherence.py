@@ -1,0 +1,79 @@
+"""The plot of P3 (gradient-coherent strong regularization, arXiv 1811.08056) over steps; ``strong`` has the others."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from wdlab.analysis.plots.strong import PERCENT, by_method
+
+FALLEN = 0.2  # the share of the first value at which the dotted line is, as in ``studies.strong``
+SMOOTHED = 5  # log lines over which the share of seeds is averaged
+
+# The rows of the picture: a column of the table, its label, and whether its axis is logarithmic.
+ROWS = (
+    ("norm/weight_l2", "norm of the\nweights", True),
+    ("gradient/full_weights_norm", "norm of the\nloss gradient", True),
+    ("gradient/coherence", "cosine of loss and\ntotal gradient", False),
+    ("strength", "share with the\npenalty in force", False),
+)
+
+
+def fig9(table: pd.DataFrame, measured: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
+    """Draw norms, coherence and the share of seeds with the penalty in force by step, one column of axes per panel.
+
+    Args:
+        table: the rows of the runs.
+        measured: the probe's table; not used.
+        panels: the declarations of the panels.
+    """
+    shape = (len(ROWS), len(panels))
+    size = (3.3 * shape[1] + 0.5, 1.75 * shape[0] + 0.9)
+    figure, grid = plt.subplots(*shape, figsize=size, sharex="col", sharey="row", squeeze=False, layout="constrained")
+    for column, panel in zip(grid.T, panels, strict=True):
+        rows = table[table["panel"] == panel["panel"]]
+        for axes, (metric, _, logarithmic) in zip(column, ROWS, strict=True):
+            draw = _share_in_force if metric == "strength" else _curves(metric, logarithmic)
+            draw(axes, rows)
+        column[0].set_title(panel["title"])
+        column[-1].set_xlabel("step")
+    for axes, (_, label, _) in zip(grid[:, 0], ROWS, strict=True):
+        axes.set_ylabel(label)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3)
+    return figure
+
+
+def _curves(metric: str, logarithmic: bool) -> Callable[[Axes, pd.DataFrame], None]:
+    """Return a function that draws a metric by step: each seed, and the median over seeds of each method.
+
+    Args:
+        metric: a column of the table.
+        logarithmic: True for a logarithmic axis with a dotted line at a fifth of the median first value.
+    """
+
+    def draw(axes: Axes, rows: pd.DataFrame) -> None:
+        for look, part in by_method(rows):
+            by_seed = part.pivot_table(index="step", columns="seed", values=metric)
+            lines = {"color": look.color, "linestyle": look.line}
+            axes.plot(by_seed.index, by_seed, **lines, linewidth=0.4, alpha=0.35)
+            axes.plot(by_seed.index, by_seed.median(axis=1), **lines, linewidth=1.8, label=look.label)
+        if logarithmic:
+            axes.set_yscale("log")
+            first = rows.loc[rows["step"] == rows["step"].min(), metric].median()
+            axes.axhline(FALLEN * first, color="0.4", linewidth=0.9, linestyle=":")
+
+    return draw
+
+
+def _share_in_force(axes: Axes, rows: pd.DataFrame) -> None:
+    """Draw by step the share of the seeds in which the penalty is in force, as a mean over neighbouring log lines."""
+    for look, part in by_method(rows[rows["step"] > 0]):
+        shares = (part["strength"] > 0).groupby(part["step"]).mean()
+        smooth = shares.rolling(SMOOTHED, center=True, min_periods=1).mean()
+        axes.plot(smooth, color=look.color, linestyle=look.line, linewidth=1.8)
+    axes.set_ylim(-0.05, 1.08)
+    axes.yaxis.set_major_formatter(PERCENT)

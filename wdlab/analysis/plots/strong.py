@@ -1,0 +1,231 @@
+"""The plots of P3 (gradient-coherent strong regularization, arXiv 1811.08056).
+
+Called by ``figures``, which reads their names in ``configs/figure``. A plot is a function of the table of the runs, the
+table of the probes, and the declarations of the panels. It returns the picture.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatterSciNotation, NullLocator, StrMethodFormatter
+
+from wdlab.analysis import selection
+from wdlab.analysis.style import PALETTE, Look
+
+STRENGTH, THRESHOLD = "regularizer.strength", "regularizer.over_time.threshold"
+CONSTANT = "constant"
+FAILED = 0.15  # a test accuracy at or below this is that of a network that has learned nothing
+LEAST_ERROR = 0.005  # accuracies are drawn on a logarithmic scale of the error, which ends here
+
+# The look of each method, by the name of its change over time and the statistic of its gate.
+LOOKS: dict[tuple[str, str | None], Look] = {
+    (CONSTANT, None): Look(PALETTE[4], "-", "o", "constant"),
+    ("delayed", None): Look(PALETTE[2], "--", "s", "delayed"),
+    ("coherent", "running_mean"): Look(PALETTE[3], "-.", "^", "gate: cosine with the running mean"),
+    ("coherent", "total_gradient"): Look(PALETTE[1], "-", "D", "gate: cosine with the total gradient"),
+    ("coherent", "norm_ratio"): Look(PALETTE[5], ":", "v", "gate: ratio of norms"),
+}
+# The looks of fig10, by the name of the penalty and its change over time.
+FAMILIES = {
+    "l1": (PALETTE[0], "o", "L1 in the gradient"),
+    "pnorm_prox": (PALETTE[1], "D", "soft threshold"),
+    "pnorm": (PALETTE[3], "s", "p = 0.8"),
+    "magnitude_pruning": (PALETTE[4], "P", "magnitude pruning"),
+}
+OVER_TIME = {CONSTANT: "-", "delayed": "--", "coherent": ":"}
+GRADIENT = "l1"  # the penalty without exact zeros, whose weights below one step are set to zero
+COMPRESSIONS = (1, 2, 5, 10, 20, 50, 100)  # at which the x axis of fig10 has its numbers
+WITHIN = 0.02  # how far below the best mean test accuracy fig10's claims are read
+
+PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.3g} %")
+
+
+def by_method(rows: pd.DataFrame) -> Iterator[tuple[Look, pd.DataFrame]]:
+    """Yield the look and the rows of each method in some rows, in the order of ``LOOKS``."""
+    gates = rows.get("regularizer.over_time.coherence", pd.Series(None, index=rows.index, dtype=object))
+    for (over_time, coherence), look in LOOKS.items():
+        own_gate = gates.isna() if coherence is None else gates == coherence
+        part = rows[(rows["regularizer.over_time"] == over_time) & own_gate]
+        if len(part):
+            yield look, part
+
+
+def fig8(table: pd.DataFrame, measured: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
+    """Draw test accuracy against strength, against the mean strength in force, and against the threshold of a gate.
+
+    Args:
+        table: the rows of the runs; not used.
+        measured: the probe's table, see ``studies.strong.in_force``.
+        panels: the declarations of the panels. Each is a row of axes, or with ``beside`` the third column of the row of
+            the panel that it names.
+    """
+    rows_of_axes = [panel for panel in panels if "beside" not in panel]
+    thresholds = {panel["beside"]: panel for panel in panels if "beside" in panel}
+    shape = (len(rows_of_axes), 2 + bool(thresholds))
+    figure, grid = plt.subplots(
+        *shape, figsize=(3.5 * shape[1], 3 * shape[0] + 0.7), sharey="row", squeeze=False, layout="constrained"
+    )
+    for axes, panel in zip(grid, rows_of_axes, strict=True):
+        rows = measured[measured["panel"] == panel["panel"]]
+        _by_strength(axes[0], rows)
+        axes[0].set_title(panel["title"])
+        _by_mean_strength(axes[1], rows)
+        for one in axes[2:]:
+            if panel["panel"] in thresholds:
+                beside = thresholds[panel["panel"]]
+                _by_threshold(one, measured[measured["panel"] == beside["panel"]])
+                one.set_title(beside["title"])
+            else:
+                one.set_visible(False)
+        _accuracy_axis(axes[0])
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3)
+    return figure
+
+
+def fig10(table: pd.DataFrame, measured: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
+    """Draw test accuracy against compression: left L1 in the gradient, right the methods with exact zeros.
+
+    Magnitude pruning is in both. The band reaches from the best mean of all methods to two points below it.
+
+    Args:
+        table: the rows of the runs; not used.
+        measured: the probe's table, see ``studies.strong.compressed``.
+        panels: the declarations of the panels, one row of axes each.
+    """
+    size = (8.4, 3.2 * len(panels) + 0.9)
+    figure, grid = plt.subplots(
+        len(panels), 2, figsize=size, sharex="row", sharey="row", squeeze=False, layout="constrained"
+    )
+    shown: dict[str, Any] = {}
+    for axes, panel in zip(grid, panels, strict=True):
+        rows = measured[measured["panel"] == panel["panel"]]
+        rows = rows[rows["cut"] == np.where(rows["regularizer"] == GRADIENT, "one_step", "exact")]
+        along = rows[STRENGTH].where(rows["regularizer"] != "magnitude_pruning", rows.get("regularizer.zeros"))
+        rows = rows.assign(along=along)
+        left, right = rows["regularizer"] == GRADIENT, rows["regularizer"].isin(["pnorm_prox", "pnorm"])
+        pruned = rows["regularizer"] == "magnitude_pruning"
+        best = rows.groupby(["regularizer", "regularizer.over_time", "along"])["test_accuracy"].mean().max()
+        for one, group in zip(axes, (left | pruned, right | pruned), strict=True):
+            one.axhspan(best - WITHIN, best, color="0.92", zorder=0, label="within two points of the best mean")
+            _by_compression(one, rows[group])
+            one.set_xscale("log")
+            one.xaxis.set_major_locator(FixedLocator(COMPRESSIONS))
+            one.xaxis.set_minor_locator(NullLocator())
+            one.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            one.set_xlabel("compression (bytes dense / sparse)")
+            shown |= dict(zip(*reversed(one.get_legend_handles_labels()), strict=True))
+        axes[0].set_title(f"{panel['title']}: L1 in the gradient")
+        axes[1].set_title("exact zeros")
+        _accuracy_axis(axes[0])
+    figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=3, handlelength=3)
+    return figure
+
+
+def _by_compression(axes: Axes, rows: pd.DataFrame) -> None:
+    """Draw accuracy against compression: each seed as a marker, medians joined along strengths or shares of zeros."""
+    for name, (color, marker, family) in FAMILIES.items():
+        for over_time, line in OVER_TIME.items():
+            part = rows[(rows["regularizer"] == name) & (rows["regularizer.over_time"] == over_time)]
+            if part.empty:
+                continue
+            axes.plot(part["compression"], part["test_accuracy"], marker, color=color, ms=2, alpha=0.3, linewidth=0)
+            by_setting = selection.summarize_over_seeds(part, "along", ["compression", "test_accuracy"])
+            medians = by_setting.xs("median", axis=1, level=1)
+            look = Look(color, line, marker, family)
+            label = family if name == "magnitude_pruning" else f"{family}, {'gated' if line == ':' else over_time}"
+            filled = {"mfc": "white" if over_time == CONSTANT else color}
+            axes.plot(medians["compression"], medians["test_accuracy"], **_drawn(look) | filled, label=label)
+
+
+def _accuracy_axis(axes: Axes) -> None:
+    """Draw test accuracies on a logarithmic scale of the error, so that 1 % is far from 2 % as 10 % is from 20 %."""
+    forward = lambda accuracy: -np.log(np.maximum(1 - np.asarray(accuracy), LEAST_ERROR))  # noqa: E731
+    axes.set_yscale("function", functions=(forward, lambda height: 1 - np.exp(-np.asarray(height))))
+    axes.yaxis.set_major_locator(FixedLocator([0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(PERCENT)
+    axes.set_ylabel("test accuracy")
+
+
+def _by_strength(axes: Axes, rows: pd.DataFrame) -> None:
+    """Draw accuracy against strength: each seed, medians, and a ring at the lowest mean validation loss.
+
+    The strengths at which all runs with a constant penalty have failed are grey.
+    """
+    for look, part in by_method(rows):
+        by_seed = part.pivot_table(index=STRENGTH, columns="seed", values="test_accuracy")
+        _lines(axes, by_seed.index, by_seed, look)
+        losses = part.groupby(STRENGTH)["val_loss"].mean()
+        best = losses.idxmin()
+        axes.plot(best, by_seed.median(axis=1)[best], "o", ms=10, mfc="none", mec=look.color, mew=1)
+    axes.plot([], [], "o", ms=10, mfc="none", mec="0.3", mew=1, label="lowest mean validation loss")
+    failed = _failed_strengths(rows)
+    if len(failed):
+        label = "the constant penalty is at chance in every seed"
+        axes.axvspan(failed.min(), failed.max(), color="0.93", linewidth=0, zorder=0, label=label)
+    axes.set_xscale("log")
+    axes.set_xlabel("strength s")
+
+
+def _failed_strengths(rows: pd.DataFrame) -> np.ndarray:
+    """Return the strengths from which on all runs with a constant penalty are at chance."""
+    constant = rows[rows["regularizer.over_time"] == CONSTANT]
+    best = constant.groupby(STRENGTH)["test_accuracy"].max().sort_index()
+    learned = best.index[best > FAILED]
+    return best.index[best.index > learned.max()].to_numpy() if len(learned) else best.index.to_numpy()
+
+
+def _by_mean_strength(axes: Axes, rows: pd.DataFrame) -> None:
+    """Draw accuracy against the mean strength in force: each seed as a marker, medians joined along the strengths.
+
+    A line ends where a gate makes the mean strength fall although the strength grows. Runs in which the penalty was
+    never in force are drawn at the left end.
+    """
+    floor = rows.loc[rows["mean_strength"] > 0, "mean_strength"].min() / 3
+    for look, part in by_method(rows):
+        seen = part.assign(x=part["mean_strength"].clip(lower=floor))
+        axes.plot(seen["x"], seen["test_accuracy"], look.marker, color=look.color, ms=2, alpha=0.3, linewidth=0)
+        medians = selection.summarize_over_seeds(seen, STRENGTH, ["x", "test_accuracy"]).xs("median", axis=1, level=1)
+        for _, line in medians.groupby((medians["x"].diff() < 0).cumsum()):
+            axes.plot(line["x"], line["test_accuracy"], **_drawn(look))
+    axes.set_xscale("log")
+    axes.set_xlabel("mean strength in force")
+
+
+def _by_threshold(axes: Axes, rows: pd.DataFrame) -> None:
+    """Draw accuracy against the threshold of each gate, with the share of steps in force in percent at each median."""
+    for number, (look, part) in enumerate(by_method(rows)):
+        by_seed = part.pivot_table(index=THRESHOLD, columns="seed", values="test_accuracy")
+        _lines(axes, by_seed.index, by_seed, look)
+        shares = part.groupby(THRESHOLD)["share_in_force"].median()
+        for threshold, height in by_seed.median(axis=1).items():
+            offset = {"xytext": (0, 5 if number % 2 else -9), "textcoords": "offset points", "ha": "center"}
+            text = f"{100 * shares[threshold]:.0f}"
+            axes.annotate(text, (threshold, height), **offset, fontsize=6, color=look.color)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(LogFormatterSciNotation())
+    axes.set_xlabel("threshold (numbers: % of steps in force)")
+
+
+def _lines(axes: Axes, x: Any, by_seed: pd.DataFrame, look: Look) -> None:
+    """Draw the columns of a table as thin lines, and the median of each row as a thick line with markers."""
+    axes.plot(x, by_seed, color=look.color, linestyle=look.line, linewidth=0.4, alpha=0.4)
+    axes.plot(x, by_seed.median(axis=1), **_drawn(look), label=look.label)
+
+
+def _drawn(look: Look) -> dict[str, Any]:
+    """Return matplotlib's options for the medians of a method."""
+    return {
+        "color": look.color,
+        "linestyle": look.line,
+        "marker": look.marker,
+        "ms": 4,
+        "mfc": "white",
+        "linewidth": 1.6,
+    }
