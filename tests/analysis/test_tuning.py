@@ -6,7 +6,7 @@ import pytest
 
 from tests.analysis.test_claims import claim
 from wdlab.analysis import claims, tuning
-from wdlab.analysis.sentences import sentence
+from wdlab.analysis.sentences import sentence, size
 from wdlab.errors import ConfigError
 
 STRENGTH = "regularizer.strength"
@@ -155,3 +155,9 @@ def test_two_runs_of_a_seed_and_strength_are_no_curve():
         tuned(twice, {"at": {"zeros": 0.5}})
     with pytest.raises(ConfigError, match="claim c: the runs do not differ in regularizer"):
         tuned(rows, {"highest": "val", "along": "regularizer.zeros"})
+
+
+def test_a_large_ratio_is_told_as_a_factor():
+    of_logarithms = {"difference": "of logarithms"}
+    told = [size(of_logarithms, np.log(ratio)) for ratio in (1360, 2, 0.05)]
+    assert told == ["a factor of 1,360", "100 %", "95 %"]

@@ -1,5 +1,6 @@
 """A judged claim in plain sentences. Called by ``figures``; printed by ``make reproduce-figN`` and in notebooks."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -87,7 +88,12 @@ def _between(judged: Mapping[str, Any], low: float, high: float) -> str:
 
 
 def size(claim: Mapping[str, Any], difference: float) -> str:
-    """Return the absolute size of a difference with its unit; for logarithms the change of the ratio in percent."""
+    """Return the absolute size of a difference with its unit.
+
+    For logarithms it is the change of the ratio in percent, or the ratio if that is above 10.
+    """
+    if claim.get("difference") and difference > math.log(10) + 1e-9:
+        return f"a factor of {np.exp(difference):,.0f}"
     if claim.get("difference"):
         return f"{100 * abs(np.expm1(difference)):.3g} %"
     if claim.get("unit") == "points":
