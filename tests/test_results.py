@@ -17,11 +17,8 @@ MADE = [
 ]
 
 
-# Made of runs that were declared earlier, and judged anew by the claims of now. The README's index marks them.
-EARLIER = {("fig3", "cpu")}
 # Declared; the README's index says that they are not made yet.
 NOT_MADE = {(f"fig{n}", "cpu") for n in (8, 9, 10, 15, 16, 17, 18)}
-CURRENT = [made for made in MADE if made not in EARLIER]
 
 
 def test_every_figure_is_there_at_both_scales():
@@ -31,7 +28,7 @@ def test_every_figure_is_there_at_both_scales():
 @pytest.mark.parametrize(("name", "scale"), MADE)
 def test_the_table_holds_exactly_the_declared_runs(name, scale):
     declared, files = declaration.read(name, scale), tables.FigureFiles.of(name, scale, RESULTS)
-    assert tables.holds_the_declared_runs(declared, files) == ((name, scale) in CURRENT)
+    assert tables.holds_the_declared_runs(declared, files)
     if not declaration.figure_runs(declared, "anywhere"):
         table = pd.read_csv(files.table)
         assert_simulated_alike(tables.run_table(declared, []), table)
@@ -58,7 +55,7 @@ def test_figures_at_cpu_scale_are_declared_in_float32(name):
     assert not any("precision" in override for line in lines for override in line)
 
 
-@pytest.mark.parametrize(("name", "scale"), CURRENT)
+@pytest.mark.parametrize(("name", "scale"), MADE)
 def test_the_verdicts_follow_from_the_table(name, scale):
     declared, files = declaration.read(name, scale), tables.FigureFiles.of(name, scale, RESULTS)
     table, measured = tables.read(declared, files)
@@ -88,7 +85,6 @@ def words(value) -> dict[str, object]:
     return {place: leaf for place, leaf in leaves(value).items() if not isinstance(leaf, float)}
 
 
-@pytest.mark.skipif(("fig3", "cpu") in EARLIER, reason="fig3 at cpu scale is of runs that were declared earlier")
 @pytest.mark.parametrize("method", ["l2", "pathprox"])
 def test_on_mnist_the_median_of_fig3_is_within_three_percent_of_the_released_curves(method):
     declared = declaration.read("fig3", "cpu")

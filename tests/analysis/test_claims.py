@@ -280,7 +280,7 @@ def test_where_both_runs_of_a_seed_diverged_a_claim_is_inconclusive():
         (
             {"unit": "points"},
             [0.99] * 3,
-            "so any difference is smaller than 10 points, though its direction is",
+            "so any difference is smaller than 10 points, though the interval leaves out zero",
         ),
         (
             {"kind": "not_worse", "better": "higher"},

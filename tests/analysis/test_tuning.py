@@ -123,7 +123,8 @@ def test_a_level_that_is_never_reached_cannot_favour_the_claim():
     assert of_b["verdict"] == "reproduced" and of_b["tuning"]["a"] == {"settings": 2, "inside": True}
     swapped = claim(metric="zeros", kind="higher", choose=rule, worst=-1.0, a={"method": "b"}, b={"method": "a"})
     of_a = claims.judge(swapped, rows)
-    assert of_a["a_mean"] == -1.0 and of_a["verdict"] == "contradicted" and "count with the worst value" in of_a["note"]
+    assert of_a["a_mean"] == -1.0 and "count with the worst value" in of_a["note"]
+    assert of_a["verdict"] == "inconclusive" and "a might be better beyond its strengths" in of_a["note"]
 
 
 def test_a_bound_of_b_makes_a_claim_inconclusive():

@@ -142,6 +142,9 @@ def judge(claim: Mapping[str, Any], table: pd.DataFrame, scale: str = "", over: 
     if outcome["verdict"] in ("reproduced", "direction only", "no difference") and (doubts := _doubts(sides)):
         outcome["verdict"] = "inconclusive"
         notes += doubts
+    if outcome["verdict"] in ("no difference", "contradicted") and "b" in sides and _ends_outside(sides["a"].tuned):
+        outcome["verdict"] = "inconclusive"
+        notes.append("a might be better beyond its strengths")
     told = {side: _told(of.tuned) for side, of in sides.items() if of.tuned}
     judged = dict(claim) | outcome | ({"tuning": told} if told else {})
     if notes:
@@ -259,6 +262,11 @@ def _doubts(sides: Mapping[str, _Side]) -> list[str]:
     if both := set.intersection(*lost):
         reasons.append(f"neither group has a value for {len(both)} seeds")
     return reasons
+
+
+def _ends_outside(tuned: tuning.Tuned | None) -> bool:
+    """Return True if a level lies outside the settings of a group in some seeds, which then count with a bound."""
+    return bool(tuned and (tuned.early or tuned.late or tuned.extremes))
 
 
 def _note_on_sides(sides: Mapping[str, _Side], notes: list[str]) -> None:

@@ -50,6 +50,8 @@ def _meaning(judged: Mapping[str, Any]) -> str:
     text = text if isinstance(text, str) else text[judged["kind"]]
     smallest = judged["smallest_difference"]
     text = text.format(size=size(judged, -smallest if judged["kind"] == "lower" else smallest))
+    if judged["verdict"] == "no difference" and judged["interval"][0] * judged["interval"][1] > 0:
+        text += ", though the interval leaves out zero"
     if judged["verdict"] == "reproduced" and not judged.get("holm", True):
         text += ", though not after Holm's correction for the number of claims"
     return text
