@@ -10,7 +10,7 @@ from wdlab.analysis import declaration
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import compose_config
 
-FIGURES = ("fig8", "fig9", "fig10")
+FIGURES = ("fig8", "fig9", "fig10", "fig15", "fig17")
 LEVELS = re.compile(r"regularizer\.(strength|zeros)=")
 TINY = (
     "dataset.val_size=10",

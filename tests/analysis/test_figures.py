@@ -170,7 +170,7 @@ def test_a_diverged_run_is_a_result_and_its_probes_are_missing(measuring, in_pro
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fig99"], "figure fig99: does not exist; available: fig1, fig2, fig3, fig4, fig5, fig6, fig7"),
+        (["fig99"], f"figure fig99: does not exist; available: {', '.join(declaration.names())}"),
         (["fig3", "--scale", "huge"], "SCALE=huge: must be one of quick, cpu, paper"),
         (["fig3", "--launcher", "moon"], "LAUNCHER=moon: must be one of auto, local, joblib, stacked, slurm"),
     ],
