@@ -11,7 +11,7 @@ from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import compose_config
 
 FIGURES = ("fig8", "fig9", "fig10", "fig15", "fig17")
-LEVELS = re.compile(r"regularizer\.(strength|zeros)=")
+LEVELS = re.compile(r"(optimizer|regularizer)\.[\w.]*(strength|zeros|threshold|epochs|lr)=")
 TINY = (
     "dataset.val_size=10",
     "model.width=4",
@@ -25,7 +25,7 @@ TINY = (
 
 
 def methods(name: str) -> list[tuple[str, ...]]:
-    """The overrides of one run for each panel and method of a figure at paper scale: its first strength and seed."""
+    """The overrides of one run for each panel and method of a figure at paper scale: its first seed and level."""
     runs = declaration.figure_runs(declaration.read(name, "paper"), "anywhere")
     first = {}
     for run in runs:
