@@ -20,13 +20,14 @@ from wdlab.analysis.style import PALETTE, Look
 
 CONSTANT = ("constant", None)  # names of a strength that does not change over time
 STRENGTH = "regularizer.strength"
+INDIGO = "#332288"  # dark, for a line on a pale one
 # The look of each optimizer, by the names of optimizer and regularizer, and whether its strength is constant.
 LOOKS: dict[tuple[str, str, bool], Look] = {
     ("adam", "scheduled", True): Look(PALETTE[1], "-", "D", "AdamS"),
     ("adam", "decoupled", True): Look(PALETTE[0], "--", "v", "AdamW"),
     ("adam", "decoupled", False): Look(PALETTE[2], "-.", "^", "AdamC"),
-    ("adam", "l2", True): Look(PALETTE[3], "-", "s", "Adam"),
-    ("amsgrad", "l2", True): Look(PALETTE[5], (0, (2, 2)), "P", "AMSGrad"),  # on Adam's line, or near it
+    ("adam", "l2", True): Look(PALETTE[3], (0, (5, 1)), "s", "Adam"),
+    ("amsgrad", "l2", True): Look(INDIGO, (0, (1, 2)), "+", "AMSGrad"),  # on Adam's line, or near it
     ("sgd", "l2", True): Look(PALETTE[4], (0, (6, 2)), "o", "SGD"),
     ("sgd", "scheduled", True): Look("0.6", (0, (1, 1.5)), "X", "SGDS"),  # on SGD's line, or near it
     ("sgd", "l2", False): Look(PALETTE[2], "-.", "^", "SGDC"),

@@ -158,7 +158,7 @@ def _heat_map(axes: Axes, rows: pd.DataFrame, look: style.Look, colors: LogNorm)
     """Draw a method's test errors: means over seeds, with frames around the cells that are within a point of the best.
 
     A cell of which a run diverged has no colour. The title has the share that the claims judge: the mean over seeds of
-    the share of settings within a point.
+    the share of settings within a point of the best.
     """
     cells = rows.pivot_table(
         index=STRENGTH, columns=RATE, values="error", aggfunc=lambda e: e.mean(skipna=False), dropna=False
@@ -175,9 +175,8 @@ def _heat_map(axes: Axes, rows: pd.DataFrame, look: style.Look, colors: LogNorm)
             frame = {"fill": False, "edgecolor": "black", "linewidth": 1.2 if error > best else 2.6}
             axes.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, **frame))
     shares = grids.shares_within(rows, "error", -1, -best - POINT)
-    axes.set_title(
-        f"{look.label}: {100 * np.mean([*shares.values()]):.1f} % of the settings\nof a seed within a point of its best"
-    )
+    share = 100 * np.mean([*shares.values()])
+    axes.set_title(f"{look.label}: {share:.1f} % of the grid\nwithin a point of its best")
     axes.set_xticks(range(cells.shape[1]), [f"{rate:g}" for rate in cells.columns])
     axes.set_yticks(range(cells.shape[0]), [f"{strength:g}" for strength in cells.index])
     axes.set_xlabel("learning rate")
