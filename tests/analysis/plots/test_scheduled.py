@@ -122,9 +122,16 @@ def test_cells_have_mean_errors_and_frames_within_a_point_of_the_best(drawn):
     axes = {one.get_title().partition(":")[0]: one for one in drawn(scheduled.fig17, table, HEAT)}
     heat = axes["AdamS"]
     assert heat.images[0].get_array()[2].tolist() == pytest.approx([0.049] * 3)
-    assert len(heat.patches) == 3 and "20 % of the cells" in heat.get_title()
+    assert len(heat.patches) == 3 and "20.0 % of the grid" in heat.get_title()
     assert sorted({text.get_text() for text in heat.texts}) == ["13", "4.9", "6.9"]
     assert [tick.get_text() for tick in heat.get_xticklabels()] == ["0.001", "0.01", "0.1"]
+
+
+def test_the_share_in_the_title_is_the_mean_over_seeds_and_not_that_of_the_mean(drawn):
+    table = grid("scheduled", 0.0)
+    table.loc[table["seed"] == 0, "test/accuracy"] -= 0.024
+    heat = drawn(scheduled.fig17, table, HEAT)[0]
+    assert len(heat.patches) == 3 and "13.3 % of the grid" in heat.get_title()
 
 
 def test_a_cell_of_which_a_run_diverged_is_empty(drawn):

@@ -130,7 +130,7 @@ def _over_epochs(axes: Axes, rows: pd.DataFrame, look: Look, metric: str, place:
         drawn["drawstyle"] = "steps-pre"  # a log line has the strength of the update before it
     axes.plot(by_seed.index, by_seed, **drawn, linewidth=0.4, alpha=0.3)
     every = max(len(by_seed) // MARKERS, 2)
-    first = round(place * every / MARKERS) % every
+    first = place % 2 * (every // 2)
     drawn |= {"marker": look.marker, "ms": 4.5, "mfc": "white", "markevery": (first, every)}
     axes.plot(by_seed.index, by_seed.median(axis=1, skipna=False), **drawn, linewidth=1.8, label=look.label)
 
