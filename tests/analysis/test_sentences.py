@@ -78,7 +78,7 @@ def test_a_doubt_is_the_reason_why_numbers_do_not_decide(doubt, reason):
     ("changes", "meaning"),
     [
         ({}, "which does not decide it (a difference of 0.5 would count)"),
-        ({"kind": "equal"}, "which does not decide it (up to 0.5 would be equal)"),
+        ({"kind": "equal"}, "which does not decide it (up to 0.5 would count as equal)"),
         ({"kind": "not_worse", "better": "higher"}, "which does not decide whether it is lower by more than 0.5"),
         ({"kind": "not_worse", "better": "lower"}, "which does not decide whether it is higher by more than 0.5"),
         ({"kind": "not_worse", "better": "lower", "verdict": "reproduced"}, "so it is not higher by more than 0.5"),

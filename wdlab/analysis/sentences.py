@@ -24,7 +24,7 @@ MEANINGS = {
         "lower": "which does not decide it (a difference of {size} would count)",
         "higher": "which does not decide it (a difference of {size} would count)",
         "not_worse": "which does not decide whether it is {word} by more than {size}",
-        "equal": "which does not decide it (up to {size} would be equal)",
+        "equal": "which does not decide it (up to {size} would count as equal)",
     },
 }
 # The same for a value that is to be at most, or at least, a number; {bound} includes what is tolerated.
