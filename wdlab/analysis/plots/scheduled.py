@@ -34,7 +34,8 @@ def fig15(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
     """Draw the norm of the full gradient at the end against strength and training loss, one row of axes per panel.
 
     The last column has, for SGD, gradients over the norm of the weights with what two explanations predict, and for
-    Adam the norm of the full gradient against that of the weights.
+    Adam the norm of the full gradient against that of the weights. The first column is empty where a panel has no runs
+    with a constant learning rate.
 
     Args:
         table: the rows of the runs.
@@ -50,8 +51,11 @@ def fig15(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
             _curves(one, of_schedule, STRENGTH)
             _without_decay(one, of_schedule, None)
             one.set_xlabel("strength s")
-        axes[0].set_title(f"{panel['title']}\nconstant learning rate")
+        axes[0].set_visible(len(constant) > 0)
+        first = axes[0] if len(constant) else axes[1]
+        axes[0].set_title("constant learning rate")
         axes[1].set_title("falling learning rate")
+        first.set_title(f"{panel['title']}\n{first.get_title()}")
         _curves(axes[2], falling, LOSS)
         _without_decay(axes[2], falling, LOSS)
         axes[2].set_xlabel("training loss at the end (nats)")
@@ -64,7 +68,7 @@ def fig15(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
             _without_decay(axes[3], falling, NORM)
             axes[3].set_xlabel(WEIGHTS)
             axes[3].set_title("falling, by norm of the weights")
-        axes[0].set_ylabel("norm of the full gradient |g|")
+        first.set_ylabel("norm of the full gradient |g|")
         for one in axes:
             one.set_xscale("linear" if one.get_xlabel() == WEIGHTS else "log")
             one.set_yscale("log")
