@@ -89,8 +89,9 @@ def test_two_explanations_are_drawn_next_to_what_they_explain(drawn, sgd):
     assert lines["mini-batches, falling lr"][1] == pytest.approx(2 * strengths)  # geometric mean of the two last lines
 
 
-def test_without_runs_of_a_constant_rate_the_second_axes_are_the_first(drawn, sgd):
-    constant, falling, *_ = drawn(scheduled.fig15, sgd[sgd["lr_schedule"] == "multistep"])
+def test_without_runs_of_a_constant_rate_the_second_axes_are_the_first(drawn):
+    table = sweep("adam", [("decoupled", "multistep", "constant")])
+    constant, falling, *_ = drawn(scheduled.fig15, table[table["lr_schedule"] == "multistep"])
     assert not constant.get_visible()
     assert falling.get_title() == "Digits\nfalling learning rate" and falling.get_ylabel().startswith(
         "norm of the full"
