@@ -10,7 +10,7 @@ from wdlab.analysis import declaration
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import compose_config
 
-FIGURES = ("fig8", "fig9", "fig10", "fig15", "fig17")
+FIGURES = ("fig8", "fig9", "fig10", "fig15", "fig16", "fig17", "fig18")
 LEVELS = re.compile(r"(optimizer|regularizer)\.[\w.]*(strength|zeros|threshold|epochs|lr)=")
 TINY = (
     "dataset.val_size=10",
@@ -38,8 +38,8 @@ def methods(name: str) -> list[tuple[str, ...]]:
 def test_every_method_of_the_paper_scale_takes_a_step(name, tiny_data, tmp_path):
     for overrides in methods(name):
         short = [f"paths.data={tiny_data}", f"paths.runs={tmp_path}"]
-        if any(word.startswith("train.full_gradient_every=") for word in overrides):
-            short.append("train.full_gradient_every=1")
+        probes = ("train.full_gradient_every", "train.sharpness_every")
+        short += [f"{key}=1" for key in probes if any(word.startswith(f"{key}=") for word in overrides)]
         config = compose_config([*overrides, *TINY, *short])
         session.run(config)
         run = RunDirectory.of(config)

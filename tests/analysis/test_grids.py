@@ -79,9 +79,9 @@ SLOPE = {"slope_of_best": {"lowest": "m", "over": "lr"}}
 def test_a_claim_about_slopes():
     judged = claims.judge(claim(choose_a=SLOPE, kind="equal", b=-0.5), grid(-0.45))
     assert judged["verdict"] == "reproduced" and judged["a_mean"] == pytest.approx(-0.45)
-    assert judged["tuning"]["a"] == {"settings": 15, "inside": True, "grid": True}
+    assert judged["tuning"]["a"] == {"settings": 15, "inside": True, "grid": True, "over": "lr 0.001, 0.01, 0.1"}
     assert "Measured: -0.45 (95 % interval -0.45 to -0.45; 3 seeds)" in sentence(judged, "seeds")
-    assert "group (method = a) over 15 settings" in sentence(judged, "seeds")
+    assert "group (method = a) on a grid of 15 settings with lr 0.001, 0.01, 0.1" in sentence(judged, "seeds")
 
 
 def test_a_slope_counts_as_at_the_edge_if_the_best_strength_of_some_rate_is():

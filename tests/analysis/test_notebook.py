@@ -75,3 +75,30 @@ def test_a_picture_of_few_colours_is_shown_as_it_is(results):
 def test_a_figure_that_was_not_made_says_how_to_make_it(results):
     with pytest.raises(ConfigError, match=r"fig9 at cpu scale: not made yet; run make reproduce-fig9 SCALE=cpu"):
         notebook.show("fig9", "cpu", results)
+
+
+def about(whose: str, verdict: str, **more) -> dict:
+    return {"statement": f"{whose}: one is\nabove another.", "verdict": verdict, "panel": "mlp"} | more
+
+
+def test_an_explanation_is_confirmed_if_all_of_its_claims_are_reproduced():
+    claims = [about("P5", "reproduced", holm=True), about("AdamC", "reproduced"), about("AdamC", "no difference")]
+    judged = JUDGED | {"claims": claims}
+    assert notebook.explanation(judged, "P5") == "**The explanation of P5 is confirmed here**: 1 of 1 claims hold."
+    assert notebook.explanation(judged, "AdamC").split("\n") == [
+        "**The explanation of AdamC is not confirmed here**: 1 of 2 claims hold.",
+        "",
+        "- Digits, MLP: one is above another: *no difference*.",
+    ]
+    judged["claims"][0]["holm"] = False
+    assert notebook.explanation(judged, "P5").endswith("*reproduced, not after Holm's correction*.")
+    assert "not confirmed" in notebook.explanation(judged, "nobody")
+
+
+def test_explanations_are_displayed_as_one_text(results, monkeypatch):
+    displayed = []
+    monkeypatch.setattr(notebook, "display", lambda data, raw: displayed.append(data["text/markdown"]))
+    files = FigureFiles.of("fig9", "quick", results)
+    files.verdicts.write_text(json.dumps(JUDGED | {"claims": [about("P5", "reproduced")]}))
+    notebook.show_explanations("fig9", "quick", ["P5", "AdamC"], results)
+    assert [text.count("The explanation of") for text in displayed] == [2]

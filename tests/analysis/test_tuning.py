@@ -133,6 +133,7 @@ def test_a_bound_of_b_makes_a_claim_inconclusive():
     judged = claims.judge(claim(metric="zeros", kind="higher", choose=rule, worst=0.0), rows)
     assert judged["mean_difference"] > 0.6 and judged["verdict"] == "inconclusive"
     assert "b might be better beyond its strengths" in judged["note"] and judged["tuning"]["b"]["inside"] is False
+    assert judged["doubts"] == {"beyond": "b"}
 
 
 def test_the_sentence_names_the_groups_and_tells_the_grid():
@@ -161,4 +162,4 @@ def test_two_runs_of_a_seed_and_strength_are_no_curve():
 def test_a_large_ratio_is_told_as_a_factor():
     of_logarithms = {"difference": "of logarithms"}
     told = [size(of_logarithms, np.log(ratio)) for ratio in (1360, 2, 0.05)]
-    assert told == ["a factor of 1,360", "100 %", "95 %"]
+    assert told == ["a factor of 1,360", "a factor of 2", "95 %"]

@@ -28,7 +28,7 @@ import pandas as pd
 
 from wdlab.analysis import tuning, verdicts
 from wdlab.analysis.selection import select
-from wdlab.analysis.sentences import size
+from wdlab.analysis.sentences import DOUBTS, OF_THE_GRID, size
 from wdlab.analysis.statistics import NEED_A_GROUP_B, STATISTICS, Curve, median_curve, worst_deviation
 from wdlab.errors import ConfigError
 
@@ -46,7 +46,7 @@ REQUIRED = (
     "worst",
 )
 OPTIONAL = ("scales", "of", "difference", "unit", "choose", "choose_a", "choose_b", "better", "changed")
-UNITS = ("points", "nats")  # points: shares are told in hundredths
+UNITS = ("points", "nats", OF_THE_GRID)  # points, and shares of a grid, are told in hundredths
 OF_LOGARITHMS = "of logarithms"
 
 
@@ -116,8 +116,8 @@ def judge(claim: Mapping[str, Any], table: pd.DataFrame, scale: str = "", over: 
     Returns:
         The claim, with these keys added: ``n`` (number of seeds), ``exploratory``, ``a_mean`` and ``b_mean`` (geometric
         means for a difference of logarithms), ``differences`` by seed, ``mean_difference``, ``interval``, ``p_value``
-        (None over cases) and ``verdict``; with a rule for tuned groups also ``tuning``; and ``note``, if there are
-        remarks for the reader.
+        (None over cases) and ``verdict``; with a rule for tuned groups also ``tuning``; ``doubts``, if the numbers
+        would decide the claim but do not; and ``note``, if there are remarks for the reader.
 
     Raises:
         ConfigError: for a claim that ``check`` refuses, a column that the table lacks, several runs of a seed without
@@ -139,12 +139,9 @@ def judge(claim: Mapping[str, Any], table: pd.DataFrame, scale: str = "", over: 
     if alone and over == "seeds":
         notes.append(f"{alone} seeds without a pair are left out")
     _note_on_sides(sides, notes)
-    if outcome["verdict"] in ("reproduced", "direction only", "no difference") and (doubts := _doubts(sides)):
-        outcome["verdict"] = "inconclusive"
-        notes += doubts
-    if outcome["verdict"] in ("no difference", "contradicted") and "b" in sides and _ends_outside(sides["a"].tuned):
-        outcome["verdict"] = "inconclusive"
-        notes.append("a might be better beyond its strengths")
+    if doubts := _doubts(outcome["verdict"], sides):
+        outcome |= {"verdict": "inconclusive", "doubts": doubts}
+        notes += [DOUBTS[kind].format(of=of) for kind, of in doubts.items()]
     told = {side: _told(of.tuned) for side, of in sides.items() if of.tuned}
     judged = dict(claim) | outcome | ({"tuning": told} if told else {})
     if notes:
@@ -249,19 +246,20 @@ def _outcome(claim: Mapping[str, Any], a: np.ndarray, b: np.ndarray, over: str) 
     }
 
 
-def _doubts(sides: Mapping[str, _Side]) -> list[str]:
-    """Return why a claim that compares two groups cannot hold, whatever its numbers say."""
-    if "b" not in sides:
-        return []
-    reasons, of_b = [], sides["b"]
-    if of_b.missing - set(of_b.extremes):
-        reasons.append("no setting of b has only runs that ended well")
-    if of_b.tuned and of_b.tuned.early + of_b.tuned.late:
-        reasons.append("b might be better beyond its strengths")
-    lost = [side.diverged | side.missing for side in sides.values()]
-    if both := set.intersection(*lost):
-        reasons.append(f"neither group has a value for {len(both)} seeds")
-    return reasons
+def _doubts(verdict: str, sides: Mapping[str, _Side]) -> dict[str, str | int]:
+    """Return why two groups cannot have a verdict, whatever their numbers say: keys of ``DOUBTS``, and of what."""
+    doubts: dict[str, str | int] = {}
+    if "b" in sides and verdict in ("reproduced", "direction only", "no difference"):
+        of_b = sides["b"]
+        if of_b.missing - set(of_b.extremes):
+            doubts["ended"] = "b"
+        if of_b.tuned and of_b.tuned.early + of_b.tuned.late:
+            doubts["beyond"] = "b"
+        if both := set.intersection(*(side.diverged | side.missing for side in sides.values())):
+            doubts["lost"] = len(both)
+    if "b" in sides and not doubts and verdict in ("no difference", "contradicted"):
+        doubts |= {"beyond": "a"} if _ends_outside(sides["a"].tuned) else {}
+    return doubts
 
 
 def _ends_outside(tuned: tuning.Tuned | None) -> bool:
@@ -289,5 +287,6 @@ def _told(tuned: tuning.Tuned) -> dict[str, Any]:
     """Return what the verdict file tells of a tuned group."""
     chosen = {} if tuned.chosen is None else {"chosen": tuned.chosen}
     grid = {"grid": True} if tuned.grid else {}
+    grid |= {"over": tuned.over} if tuned.over else {}
     ends = {"early": len(tuned.early), "late": len(tuned.late), "never": len(tuned.extremes)}
     return {"settings": tuned.settings, "inside": tuned.inside} | chosen | grid | {k: n for k, n in ends.items() if n}

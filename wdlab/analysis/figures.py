@@ -3,7 +3,8 @@
 A panel of a declaration has ``vary`` or ``simulate``. ``vary`` is a list of lines; the panel has one run for each line
 and each seed (a line with ``a=1,2`` counts as two lines). ``simulate`` names a function that computes rows of the table
 without training. ``derived`` adds columns to the table, each with a formula of other columns. ``measure`` names a
-function that measures a checkpoint (a probe); its results for all runs are a second table.
+function that measures a checkpoint (a probe); its results for all runs are a second table. ``names`` are the names of
+groups in sentences about claims.
 """
 
 import json
@@ -97,7 +98,7 @@ def verdicts(
                 judged.append(claims.judge(claim, part, scale, over) | {"panel": panel})
     _correct_for_several(judged)
     for claim in judged:
-        claim["sentence"] = sentence(claim, over)
+        claim["sentence"] = sentence(claim, over, declared.get("names"))
     directories = tables.run_directories(runs)
     sessions = [s for run in directories for s in run.read("provenance.json").get("sessions", [])]
     codes = [s["code"] for s in sessions] or [code_version()]

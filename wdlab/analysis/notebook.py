@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,50 @@ def show(name: str, scale: str, results: str | Path = PROJECT / "results") -> No
     Raises:
         ConfigError: if the figure has not been made at this scale.
     """
-    files = FigureFiles.of(name, scale, results)
-    if not files.verdicts.exists():
-        raise ConfigError(f"{name} at {scale} scale: not made yet; run make reproduce-{name} SCALE={scale}")
-    judged = json.loads(files.verdicts.read_text())
+    files, judged = _made(name, scale, results)
     png = base64.b64encode(picture(files)).decode()
     _display_text(heading(judged, files))
     display({"image/png": png, "text/plain": f"{name} at {scale} scale"}, raw=True)
     _display_text(verdict_list(judged))
+
+
+def show_explanations(name: str, scale: str, whose: Sequence[str], results: str | Path = PROJECT / "results") -> None:
+    """Display for each of several explanations whether the claims that follow from it are reproduced.
+
+    Args:
+        name: the figure.
+        scale: as in :func:`show`.
+        whose: what the statements of an explanation's claims begin with, before a colon.
+        results: as in :func:`show`.
+
+    Raises:
+        ConfigError: if the figure has not been made at this scale.
+    """
+    _, judged = _made(name, scale, results)
+    _display_text("\n\n".join(explanation(judged, name) for name in whose))
+
+
+def explanation(judged: Mapping[str, Any], whose: str) -> str:
+    """Return in Markdown whether all claims of an explanation are reproduced, and those that are not."""
+    claims = [claim for claim in judged["claims"] if claim["statement"].startswith(f"{whose}: ")]
+    failed = [claim for claim in claims if claim["verdict"] != "reproduced" or not claim.get("holm", True)]
+    confirmed = "not confirmed" if failed or not claims else "confirmed"
+    lines = [
+        f"**The explanation of {whose} is {confirmed} here**: {len(claims) - len(failed)} of {len(claims)} claims hold."
+    ]
+    for claim in failed:
+        statement = " ".join(claim["statement"].split()).removeprefix(f"{whose}: ").rstrip(".")
+        verdict = claim["verdict"] + ", not after Holm's correction" * (claim["verdict"] == "reproduced")
+        lines.append(f"- {judged['panels'][claim['panel']]['title']}: {statement}: *{verdict}*.")
+    return "\n".join([lines[0], "", *lines[1:]]) if failed else lines[0]
+
+
+def _made(name: str, scale: str, results: str | Path) -> tuple[FigureFiles, dict[str, Any]]:
+    """Return the files of a figure, and its verdicts. Raise a ConfigError if it has not been made."""
+    files = FigureFiles.of(name, scale, results)
+    if not files.verdicts.exists():
+        raise ConfigError(f"{name} at {scale} scale: not made yet; run make reproduce-{name} SCALE={scale}")
+    return files, json.loads(files.verdicts.read_text())
 
 
 def _display_text(markdown: str) -> None:

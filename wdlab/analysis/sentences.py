@@ -4,14 +4,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-# What a verdict means, by the kind of claim; {size} is the smallest difference that counts.
+# What a verdict means, by the kind of claim; {size} is the smallest difference that counts, {word} a direction.
 MEANINGS = {
     "reproduced": {
         "lower": "so it holds, by at least {size}",
         "higher": "so it holds, by at least {size}",
-        "not_worse": "so it is not worse by more than {size}",
+        "not_worse": "so it is not {word} by more than {size}",
         "equal": "so it holds within {size}",
     },
     "direction only": "so the direction is sure, but not a difference of {size}",
@@ -19,40 +17,69 @@ MEANINGS = {
     "contradicted": {
         "lower": "so it is the other way round",
         "higher": "so it is the other way round",
-        "not_worse": "so it is worse by more than {size}",
+        "not_worse": "so it is {word} by more than {size}",
         "equal": "so it differs by more than {size}",
     },
-    "inconclusive": "which does not decide it (a difference of {size} would count)",
+    "inconclusive": {
+        "lower": "which does not decide it (a difference of {size} would count)",
+        "higher": "which does not decide it (a difference of {size} would count)",
+        "not_worse": "which does not decide whether it is {word} by more than {size}",
+        "equal": "which does not decide it (up to {size} would count as equal)",
+    },
 }
-
+# The same for a value that is to be at most, or at least, a number; {bound} includes what is tolerated.
+BOUNDS = {
+    "reproduced": "so it is {at} {bound}",
+    "contradicted": "so it is not {at} {bound}",
+    "inconclusive": "which does not decide whether it is {at} {bound}",
+}
+# Why numbers that would decide a claim do not, see ``claims.judge``; {of} is a group, or a number of seeds.
+DOUBTS = {
+    "ended": "no setting of {of} has only runs that ended well",
+    "beyond": "{of} might be better beyond its strengths",
+    "lost": "neither group has a value for {of} seeds",
+}
 # Why a value could not be read between two settings, by what the tuning of a group tells.
 OUTSIDE = {
     "early": "at the first of them, which is past the level already,",
     "late": "at the last of them, before the level is reached,",
     "never": "never at the level",
 }
+OF_THE_GRID = "% of the grid"  # a unit
+FACTOR = 1.99  # a ratio from which on differences of logarithms are told as factors
 
 
-def sentence(judged: Mapping[str, Any], over: str) -> str:
+def sentence(judged: Mapping[str, Any], over: str, names: Mapping[str, Mapping[str, Any]] | None = None) -> str:
     """Return what was claimed, what was measured and what it means.
 
     Args:
         judged: a claim with its numbers, as ``claims.judge`` and ``figures.verdicts`` add them.
         over: what the seeds are called, see ``claims.judge``.
+        names: names of groups, each with the values by which its group is selected, or some of them. A group has the
+            first name of which it has all values.
     """
     claimed = " ".join(judged["statement"].split())
-    return f"{claimed} {_measured(judged, over)}, {_meaning(judged)}{_remarks(judged)}."
+    groups = _names(judged, names or {})
+    return f"{claimed} {_measured(judged, over)}, {_meaning(judged, groups)}{_remarks(judged, groups)}."
 
 
-def _meaning(judged: Mapping[str, Any]) -> str:
+def _meaning(judged: Mapping[str, Any], groups: Mapping[str, str]) -> str:
     """Return what the verdict says."""
-    text = MEANINGS[judged["verdict"]]
-    text = text if isinstance(text, str) else text[judged["kind"]]
-    smallest = judged["smallest_difference"]
-    text = text.format(size=size(judged, -smallest if judged["kind"] == "lower" else smallest))
-    if judged["verdict"] == "no difference" and judged["interval"][0] * judged["interval"][1] > 0:
+    verdict, smallest, is_number = judged["verdict"], judged["smallest_difference"], _is_number(judged)
+    if judged.get("doubts"):
+        reasons = [DOUBTS[kind].format(of=groups.get(of, of)) for kind, of in judged["doubts"].items()]
+        return f"which does not decide it, since {' and '.join(reasons)}"
+    falls = judged["kind"] == "lower" or judged.get("better") == "higher"
+    words = {"size": size(judged, -smallest if falls else smallest, 2), "word": "lower" if falls else "higher"}
+    if judged["kind"] == "not_worse" and is_number:
+        bound = _value(judged, judged["b"] + (-smallest if falls else smallest))
+        text = BOUNDS[verdict].format(at="at least" if falls else "at most", bound=bound)
+    else:
+        text = MEANINGS[verdict]
+        text = (text if isinstance(text, str) else text[judged["kind"]]).format(**words)
+    if verdict == "no difference" and judged["interval"][0] * judged["interval"][1] > 0:
         text += ", though the interval leaves out zero"
-    if judged["verdict"] == "reproduced" and not judged.get("holm", True):
+    if verdict == "reproduced" and not judged.get("holm", True):
         text += ", though not after Holm's correction for the number of claims"
     return text
 
@@ -64,7 +91,7 @@ def _measured(judged: Mapping[str, Any], over: str) -> str:
         return f"Measured on {count}"
     kind = "95 % interval" if over == "seeds" else "range"
     low, high = judged["interval"]
-    if isinstance(judged["b"], int | float) and not judged.get("difference"):
+    if _is_number(judged):
         ends = [_value(judged, judged["b"] + end) for end in (low, high)]
         told, between = _value(judged, judged["a_mean"]), f"{ends[0]} to {ends[1]}"
     else:
@@ -72,36 +99,57 @@ def _measured(judged: Mapping[str, Any], over: str) -> str:
     return f"Measured: {told} ({kind} {between}; {count})"
 
 
+def _is_number(judged: Mapping[str, Any]) -> bool:
+    """Return whether a value is told, and not a difference or a ratio."""
+    return isinstance(judged["b"], int | float) and not judged.get("difference")
+
+
 def _difference(judged: Mapping[str, Any], difference: float) -> str:
-    """Return a difference in words: ``12 % lower``, ``0.8 points higher``, ``equal``."""
-    if difference == 0:
-        return "equal"
-    return f"{size(judged, difference)} {'lower' if difference < 0 else 'higher'}"
+    """Return a difference in words: ``12 % lower``, ``0.8 points higher``, ``3 times as high``, ``equal``."""
+    return " ".join(_words(judged, difference)) if difference else "equal"
+
+
+def _words(judged: Mapping[str, Any], difference: float) -> tuple[str, str]:
+    """Return the number of a difference, and its unit and direction."""
+    if judged.get("difference") and math.exp(difference) >= FACTOR:
+        return _number(math.exp(difference), 3), "times as high"
+    number, _, unit = size(judged, difference).partition(" ")
+    down, up = ("less", "more") if unit == OF_THE_GRID else ("lower", "higher")
+    return number, f"{unit} {down if difference < 0 else up}".strip()
 
 
 def _between(judged: Mapping[str, Any], low: float, high: float) -> str:
-    """Return an interval in words: ``2 % to 5 % higher``, ``1 % lower to 5 % higher``."""
+    """Return an interval in words: ``2 to 5 % higher``, ``1 % lower to 5 % higher``."""
     if low == high:
         return _difference(judged, low)
     near, far = (low, high) if low >= 0 else (high, low)
     if low * high > 0:
-        return f"{size(judged, near)} to {_difference(judged, far)}"
+        (number, unit), (_, last) = _words(judged, near), _words(judged, far)
+        alike = unit in (last, last.replace("points", "point"))
+        return f"{number if alike else _difference(judged, near)} to {_difference(judged, far)}"
     return f"{_difference(judged, low)} to {_difference(judged, high)}"
 
 
-def size(claim: Mapping[str, Any], difference: float) -> str:
+def size(claim: Mapping[str, Any], difference: float, digits: int = 3) -> str:
     """Return the absolute size of a difference with its unit.
 
-    For logarithms it is the change of the ratio in percent, or the ratio if that is above 10.
+    For logarithms it is the change of the ratio in percent, or the ratio if that is at least ``FACTOR``.
     """
-    if claim.get("difference") and difference > math.log(10) + 1e-9:
-        return f"a factor of {np.exp(difference):,.0f}"
+    if claim.get("difference") and math.exp(difference) >= FACTOR:
+        return f"a factor of {_number(math.exp(difference), digits)}"
     if claim.get("difference"):
-        return f"{100 * abs(np.expm1(difference)):.3g} %"
+        return f"{_number(100 * abs(math.expm1(difference)), digits)} %"
     if claim.get("unit") == "points":
-        number = f"{100 * abs(difference):.3g}"
+        number = _number(100 * abs(difference), digits)
         return f"{number} {'point' if number == '1' else 'points'}"
-    return f"{abs(difference):.3g} {claim.get('unit', '')}".strip()
+    if claim.get("unit") == OF_THE_GRID:
+        return f"{_number(100 * abs(difference), digits)} {OF_THE_GRID}"
+    return f"{_number(abs(difference), digits)} {claim.get('unit', '')}".strip()
+
+
+def _number(value: float, digits: int) -> str:
+    """Return a positive number, rounded to some digits, but never in front of the decimal point."""
+    return f"{value:,.0f}" if value >= 10**digits else f"{value:.{digits}g}"
 
 
 def _value(judged: Mapping[str, Any], value: float) -> str:
@@ -109,30 +157,47 @@ def _value(judged: Mapping[str, Any], value: float) -> str:
     return f"{100 * value:.3g} %" if judged.get("unit") == "points" else f"{value:.3g}"
 
 
-def _remarks(judged: Mapping[str, Any]) -> str:
+def _remarks(judged: Mapping[str, Any], groups: Mapping[str, str]) -> str:
     """Return remarks on tuning and exploratory claims, each with a leading separator."""
-    parts = []
-    for side, found in judged.get("tuning", {}).items():
-        name, count = _name(judged[side]), f"{found['settings']} settings"
-        if "chosen" in found:
-            edge = "" if found["inside"] else ", at the edge of their range"
-            parts.append(f"{name} at the best of {count}{edge}")
-        elif "grid" in found:
-            edge = "" if found["inside"] else ", with the best at the edge of their range"
-            parts.append(f"{name} over {count}{edge}")
-        else:
-            past = [f"but {text} in {found[key]} seeds" for key, text in OUTSIDE.items() if key in found]
-            parts.append(", ".join([f"{name} read between {count}", *past]))
-    if judged["exploratory"]:
-        parts.append("exploratory")
+    told = {groups[side]: _tuning(found) for side, found in judged.get("tuning", {}).items()}
+    if len(told) == 2 and len(set(told.values())) == 1:
+        told = {f"{' and '.join(told)} each": next(iter(told.values()))}
+    parts = [f"{name} {text}" for name, text in told.items()] + ["exploratory"] * judged["exploratory"]
     return "".join(f"; {part}" for part in parts)
 
 
-def _name(where: Mapping[str, Any]) -> str:
-    """Return a group's name: ``pathprox``, ``pnorm (p = 0.8)``."""
-    values = {key.rpartition(".")[2]: value for key, value in where.items()}
-    name = str(values.pop("regularizer", "")) or "group"
-    rest = ", ".join(
-        f"{key} = {value:g}" if isinstance(value, float) else f"{key} = {value}" for key, value in values.items()
-    )
-    return f"{name} ({rest})" if rest else name
+def _tuning(found: Mapping[str, Any]) -> str:
+    """Return what the tuning of a group tells."""
+    count = f"{found['settings']} settings"
+    if "chosen" in found:
+        return f"at the best of {count}" + ("" if found["inside"] else ", at the edge of their range")
+    if "grid" in found:
+        over = f" with {found['over']}" if "over" in found else ""
+        return f"on a grid of {count}{over}" + ("" if found["inside"] else ", with the best at the edge of their range")
+    seeds = {key: f"{found[key]} seed{'s' * (found[key] > 1)}" for key in OUTSIDE if key in found}
+    return ", ".join([f"read between {count}", *(f"but {OUTSIDE[key]} in {count}" for key, count in seeds.items())])
+
+
+def _names(judged: Mapping[str, Any], names: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return the name of each group: ``AdamW``; without a declared name ``pnorm (p = 0.8)``.
+
+    In parentheses are the values that are not in the name, unless both groups have them. Lists are left out: they hold
+    the values of several scales.
+    """
+    found, rest = {}, {}
+    for side in ("a", "b"):
+        where = judged[side] if isinstance(judged[side], Mapping) else {}
+        name = next((name for name, values in names.items() if values.items() <= where.items()), None)
+        known = names[name] if name else {"regularizer": None}
+        found[side] = name or str(where.get("regularizer", "group"))
+        rest[side] = {key: v for key, v in where.items() if key not in known and not isinstance(v, list)}
+    for side, other in (("a", "b"), ("b", "a")):
+        own = {key.rpartition(".")[2]: v for key, v in rest[side].items() if rest[other].get(key) != v}
+        if own:
+            found[side] += f" ({', '.join(f'{key} = {_plain(value)}' for key, value in own.items())})"
+    return found
+
+
+def _plain(value: Any) -> str:
+    """Return a value of a setting as text."""
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -62,7 +62,9 @@ def run_table(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFram
         runs: the runs of the figure; [] if it has only simulations.
 
     Returns:
-        The table. With ``lines: last`` in the declaration it has only the last row of each run.
+        The table. With ``lines: last`` in the declaration it has only the last row of each run, with ``lines: {after:
+        0.8}`` only those after this share of a panel's steps. With ``metrics`` it has only these columns after
+        ``step``.
     """
     parts = []
     if runs:
@@ -78,7 +80,19 @@ def run_table(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFram
     joined = pd.concat(parts, ignore_index=True)
     for column, formula in declared.get("derived", {}).items():
         joined[column] = joined.eval(formula)
-    return selection.last_lines(joined) if declared.get("lines") == "last" else joined
+    return shortened(declared, joined)
+
+
+def shortened(declared: Mapping[str, Any], rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows and columns of a table that a declaration keeps, see :func:`run_table`."""
+    lines = declared.get("lines")
+    if lines == "last":
+        rows = selection.last_lines(rows)
+    elif lines:
+        rows = rows[rows["step"] > lines["after"] * rows.groupby("panel")["step"].transform("max")]
+    if "metrics" in declared:
+        rows = rows[[*rows.columns[: list(rows).index("step") + 1], *declared["metrics"]]]
+    return rows
 
 
 def probe_table(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFrame | None:

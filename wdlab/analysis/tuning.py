@@ -49,6 +49,7 @@ class Tuned:
         inside: whether the chosen setting lies, or all levels lie, inside the range of settings.
         grid: whether the values are of a whole grid of settings. Then ``inside`` is about the setting with the best
             mean; for slopes, about that of each column of the grid.
+        over: for slopes, the setting over which they are fitted and its values; else "".
     """
 
     settings: int
@@ -61,6 +62,7 @@ class Tuned:
     late: list[int] = field(default_factory=list)
     inside: bool = False
     grid: bool = False
+    over: str = ""
 
 
 def tuned(rows: pd.DataFrame, rule: Mapping[str, Any], metric: str, both: Sequence[pd.DataFrame], where: str) -> Tuned:
@@ -174,6 +176,8 @@ def _measure_grid(found: Tuned, last: pd.DataFrame, rule: Mapping[str, Any], alo
     else:
         found.values = grids.slopes_of_best(last, column, sign, along, inner["over"])
         columns = [part for _, part in last.groupby(inner["over"])]
+        rates = ", ".join(f"{rate:g}" for rate in np.sort(last[inner["over"]].unique()))
+        found.over = f"{inner['over'].rpartition('.')[2]} {rates}"
     best = [part.loc[part["setting"] == means[part["setting"].unique()].idxmax(), along].iloc[0] for part in columns]
     found.inside = all(
         part[along].min() < strength < part[along].max() for part, strength in zip(columns, best, strict=True)

@@ -1,5 +1,7 @@
 """The plots of P5 that compare optimizers: which runs are drawn, and where."""
 
+import itertools
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -100,6 +102,22 @@ def test_the_median_of_the_strength_with_the_lowest_mean_validation_loss_is_draw
     assert thick(axes[3])["AdamS"][1] == pytest.approx([0.1] * 3)
     assert thick(axes[4])["AdamC"][1] == pytest.approx([0.3, 0.03, 0.03])
     assert axes[2].get_yticklabels()[0].get_text() == "AdamS, s = 0.1"
+
+
+def test_strengths_on_a_schedule_are_steps_and_those_by_gradients_are_not(draw, table):
+    axes = draw(five_optimizers.fig16, table).axes[4]
+    styles = {line.get_label(): line.get_drawstyle() for line in axes.lines}
+    assert styles["AdamC"] == styles["SGD"] == "steps-pre" and styles["AdamS"] == "default"
+
+
+@pytest.mark.parametrize("lines", [4, 10, 200])
+def test_markers_of_neighbours_are_at_other_places(draw, table, lines):
+    parts = [table[table["epoch"] == 6].assign(epoch=1.0 + line) for line in range(lines)]
+    axes = draw(five_optimizers.fig16, pd.concat(parts)).axes[0]
+    drawn = [line.get_markevery() for line in axes.lines if line.get_markevery()]
+    places = [set(range(first, lines, every)) for first, every in drawn]
+    assert len(places) == 4 and all(places)
+    assert not any(one & other for one, other in itertools.pairwise(places))
 
 
 def test_a_setting_of_which_a_run_diverged_is_not_chosen(draw, table):

@@ -89,6 +89,15 @@ def test_two_explanations_are_drawn_next_to_what_they_explain(drawn, sgd):
     assert lines["mini-batches, falling lr"][1] == pytest.approx(2 * strengths)  # geometric mean of the two last lines
 
 
+def test_without_runs_of_a_constant_rate_the_second_axes_are_the_first(drawn):
+    table = sweep("adam", [("decoupled", "multistep", "constant")])
+    constant, falling, *_ = drawn(scheduled.fig15, table[table["lr_schedule"] == "multistep"])
+    assert not constant.get_visible()
+    assert falling.get_title() == "Digits\nfalling learning rate" and falling.get_ylabel().startswith(
+        "norm of the full"
+    )
+
+
 def test_for_adam_the_last_axes_are_over_the_norm_of_the_weights(drawn):
     table = sweep("adam", [("decoupled", "multistep", "constant"), ("decoupled", "multistep", "multistep")])
     axes = drawn(scheduled.fig15, table)
@@ -122,9 +131,16 @@ def test_cells_have_mean_errors_and_frames_within_a_point_of_the_best(drawn):
     axes = {one.get_title().partition(":")[0]: one for one in drawn(scheduled.fig17, table, HEAT)}
     heat = axes["AdamS"]
     assert heat.images[0].get_array()[2].tolist() == pytest.approx([0.049] * 3)
-    assert len(heat.patches) == 3 and "20 % of the cells" in heat.get_title()
+    assert len(heat.patches) == 3 and "20.0 % of the grid" in heat.get_title()
     assert sorted({text.get_text() for text in heat.texts}) == ["13", "4.9", "6.9"]
     assert [tick.get_text() for tick in heat.get_xticklabels()] == ["0.001", "0.01", "0.1"]
+
+
+def test_the_share_in_the_title_is_the_mean_over_seeds_and_not_that_of_the_mean(drawn):
+    table = grid("scheduled", 0.0)
+    table.loc[table["seed"] == 0, "test/accuracy"] -= 0.024
+    heat = drawn(scheduled.fig17, table, HEAT)[0]
+    assert len(heat.patches) == 3 and "13.3 % of the grid" in heat.get_title()
 
 
 def test_a_cell_of_which_a_run_diverged_is_empty(drawn):

@@ -20,15 +20,16 @@ from wdlab.analysis.style import PALETTE, Look
 
 CONSTANT = ("constant", None)  # names of a strength that does not change over time
 STRENGTH = "regularizer.strength"
+INDIGO = "#332288"  # dark, for a line on a pale one
 # The look of each optimizer, by the names of optimizer and regularizer, and whether its strength is constant.
 LOOKS: dict[tuple[str, str, bool], Look] = {
     ("adam", "scheduled", True): Look(PALETTE[1], "-", "D", "AdamS"),
     ("adam", "decoupled", True): Look(PALETTE[0], "--", "v", "AdamW"),
     ("adam", "decoupled", False): Look(PALETTE[2], "-.", "^", "AdamC"),
-    ("adam", "l2", True): Look(PALETTE[3], (0, (4, 1, 1, 1, 1, 1)), "s", "Adam"),
-    ("amsgrad", "l2", True): Look(PALETTE[5], ":", "P", "AMSGrad"),
+    ("adam", "l2", True): Look(PALETTE[3], (0, (5, 1)), "s", "Adam"),
+    ("amsgrad", "l2", True): Look(INDIGO, (0, (1, 2)), "+", "AMSGrad"),  # on Adam's line, or near it
     ("sgd", "l2", True): Look(PALETTE[4], (0, (6, 2)), "o", "SGD"),
-    ("sgd", "scheduled", True): Look("0.5", "-", "X", "SGDS"),
+    ("sgd", "scheduled", True): Look("0.6", (0, (1, 1.5)), "X", "SGDS"),  # on SGD's line, or near it
     ("sgd", "l2", False): Look(PALETTE[2], "-.", "^", "SGDC"),
 }
 CURVES = (  # fig16's columns of the table over epochs, with their labels
@@ -43,6 +44,7 @@ SHARPNESS = (  # fig18's columns of the table, with their labels
     ("scale_invariant/sharpness", "top eigenvalue, scale-invariant"),
     ("scale_invariant/trace", "trace, scale-invariant"),
 )
+MARKERS = 3  # on each line of fig16
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.3g} %")
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
@@ -75,8 +77,8 @@ def fig16(table: pd.DataFrame, panels: Sequence[Mapping[str, Any]]) -> Figure:
         chosen = [(look, tuned(rows)) for look, rows in by_optimizer(table[table["panel"] == panel["panel"]])]
         chosen = [(look, rows) for look, rows in chosen if len(rows)]
         for axes, (metric, label) in zip((*upper[:2], *lower[:2]), CURVES, strict=True):
-            for look, rows in chosen:
-                _over_epochs(axes, rows, look, metric)
+            for place, (look, rows) in enumerate(chosen):
+                _over_epochs(axes, rows, look, metric, place)
             _logarithmic(axes.yaxis)
             axes.set_ylabel(label)
             axes.set_xlabel("epoch")
@@ -111,14 +113,25 @@ def tuned(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["run"].isin(best["run"])]
 
 
-def _over_epochs(axes: Axes, rows: pd.DataFrame, look: Look, metric: str) -> None:
-    """Draw a metric over epochs: each seed, and the median over seeds."""
+def _over_epochs(axes: Axes, rows: pd.DataFrame, look: Look, metric: str, place: int) -> None:
+    """Draw a metric over epochs: each seed, and the median over seeds, with a few markers.
+
+    Args:
+        axes: the axes to draw in.
+        rows: the rows of an optimizer, of one setting.
+        look: its look.
+        metric: the column.
+        place: the place of the optimizer among all. Lines of neighbours may coincide, but not their markers.
+    """
     by_seed = rows.pivot_table(index="epoch", columns="seed", values=metric)
     by_seed = by_seed[by_seed.index > 0]  # before the first update all optimizers are equal, and far from their ends
     drawn = {"color": look.color, "linestyle": look.line}
-    if metric == "strength":  # a log line has the strength of the update before it
-        drawn["drawstyle"] = "steps-pre"
+    if metric == "strength" and (rows["regularizer"] != "scheduled").all():
+        drawn["drawstyle"] = "steps-pre"  # a log line has the strength of the update before it
     axes.plot(by_seed.index, by_seed, **drawn, linewidth=0.4, alpha=0.3)
+    every = max(len(by_seed) // MARKERS, 2)
+    first = place % 2 * (every // 2)
+    drawn |= {"marker": look.marker, "ms": 4.5, "mfc": "white", "markevery": (first, every)}
     axes.plot(by_seed.index, by_seed.median(axis=1, skipna=False), **drawn, linewidth=1.8, label=look.label)
 
 

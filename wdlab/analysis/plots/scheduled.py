@@ -34,7 +34,8 @@ def fig15(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
     """Draw the norm of the full gradient at the end against strength and training loss, one row of axes per panel.
 
     The last column has, for SGD, gradients over the norm of the weights with what two explanations predict, and for
-    Adam the norm of the full gradient against that of the weights.
+    Adam the norm of the full gradient against that of the weights. The first column is empty where a panel has no runs
+    with a constant learning rate.
 
     Args:
         table: the rows of the runs.
@@ -50,8 +51,11 @@ def fig15(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
             _curves(one, of_schedule, STRENGTH)
             _without_decay(one, of_schedule, None)
             one.set_xlabel("strength s")
-        axes[0].set_title(f"{panel['title']}\nconstant learning rate")
+        axes[0].set_visible(len(constant) > 0)
+        first = axes[0] if len(constant) else axes[1]
+        axes[0].set_title("constant learning rate")
         axes[1].set_title("falling learning rate")
+        first.set_title(f"{panel['title']}\n{first.get_title()}")
         _curves(axes[2], falling, LOSS)
         _without_decay(axes[2], falling, LOSS)
         axes[2].set_xlabel("training loss at the end (nats)")
@@ -64,7 +68,7 @@ def fig15(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
             _without_decay(axes[3], falling, NORM)
             axes[3].set_xlabel(WEIGHTS)
             axes[3].set_title("falling, by norm of the weights")
-        axes[0].set_ylabel("norm of the full gradient |g|")
+        first.set_ylabel("norm of the full gradient |g|")
         for one in axes:
             one.set_xscale("linear" if one.get_xlabel() == WEIGHTS else "log")
             one.set_yscale("log")
@@ -157,7 +161,8 @@ def fig17(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
 def _heat_map(axes: Axes, rows: pd.DataFrame, look: style.Look, colors: LogNorm) -> AxesImage:
     """Draw a method's test errors: means over seeds, with frames around the cells that are within a point of the best.
 
-    A cell of which a run diverged has no colour.
+    A cell of which a run diverged has no colour. The title has the share that the claims judge: the mean over seeds of
+    the share of settings within a point of the best.
     """
     cells = rows.pivot_table(
         index=STRENGTH, columns=RATE, values="error", aggfunc=lambda e: e.mean(skipna=False), dropna=False
@@ -173,8 +178,9 @@ def _heat_map(axes: Axes, rows: pd.DataFrame, look: style.Look, colors: LogNorm)
         if error <= best + POINT:
             frame = {"fill": False, "edgecolor": "black", "linewidth": 1.2 if error > best else 2.6}
             axes.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, **frame))
-    share = (cells.to_numpy() <= best + POINT).mean()
-    axes.set_title(f"{look.label}: {100 * share:.0f} % of the cells\nwithin a point of its best")
+    shares = grids.shares_within(rows, "error", -1, -best - POINT)
+    share = 100 * np.mean([*shares.values()])
+    axes.set_title(f"{look.label}: {share:.1f} % of the grid\nwithin a point of its best")
     axes.set_xticks(range(cells.shape[1]), [f"{rate:g}" for rate in cells.columns])
     axes.set_yticks(range(cells.shape[0]), [f"{strength:g}" for strength in cells.index])
     axes.set_xlabel("learning rate")
