@@ -136,3 +136,10 @@ def test_l1_is_read_after_zeroing_and_the_others_as_they_are_with_pruning_in_bot
     assert thick(left, color["pnorm_prox"]) == thick(right, color["l1"]) == []
     (band,) = left.patches
     assert (band.get_y(), band.get_y() + band.get_height()) == pytest.approx((0.93, 0.95))
+
+
+def test_the_legend_lists_penalties_first_then_pruning_and_the_band(draw, compressed):
+    axes = draw(compressed, [{"panel": "mlp", "title": "Digits"}], plot=strong.fig10)
+    (legend,) = axes[0].figure.legends
+    names = ["L1 in the gradient, constant", "soft threshold, constant", "magnitude pruning", strong.BAND]
+    assert [text.get_text() for text in legend.get_texts()] == names
