@@ -13,8 +13,8 @@ STEPS = np.arange(0, 60, 10)
 
 
 @pytest.fixture
-def axes():
-    rows = [
+def table():
+    return pd.DataFrame(
         {
             "panel": "above",
             "run": f"{seed}",
@@ -28,14 +28,18 @@ def axes():
         }
         for seed, scale in enumerate((1.0, 1.1, 3.0))
         for step in STEPS
-    ]
-    figure = coherence.fig9(pd.DataFrame(rows), pd.DataFrame(), PANELS)
+    )
+
+
+@pytest.fixture
+def axes(table):
+    figure = coherence.fig9(table, pd.DataFrame(), PANELS)
     yield figure.axes
     mpl.pyplot.close(figure)
 
 
 def thick(axes):
-    (line,) = [line for line in axes.lines if line.get_linewidth() == 1.8]
+    (line,) = [line for line in axes.lines if line.get_linewidth() == coherence.NARROWEST]
     assert line.get_color() == LOOKS["constant", None].color
     return line.get_xydata().T
 
@@ -43,7 +47,7 @@ def thick(axes):
 def test_thick_lines_are_medians_and_every_seed_has_a_thin_one(axes):
     steps, values = thick(axes[0])
     assert steps == pytest.approx(STEPS) and values == pytest.approx(1.1 * 10.0 ** -(STEPS / 50))
-    assert len([line for line in axes[0].lines if line.get_linewidth() == 0.4]) == 3
+    assert len([line for line in axes[0].lines if line.get_linewidth() == 0.5]) == 3
     assert axes[0].get_yscale() == axes[1].get_yscale() == "log" and axes[2].get_yscale() == "linear"
 
 
@@ -60,3 +64,16 @@ def test_the_share_in_force_is_over_seeds_and_log_lines_after_the_first(axes):
     assert shares == pytest.approx(
         [(2 * third + 1) / 3, (2 * third + 2) / 4, (2 * third + 3) / 5, (third + 3) / 4, 1.0]
     )
+
+
+def test_a_constant_penalty_is_seen_where_a_gate_has_the_same_values(table):
+    gate = {"regularizer.over_time": "coherent", "regularizer.over_time.coherence": "total_gradient"}
+    figure = coherence.fig9(pd.concat([table, table.assign(**gate)]), pd.DataFrame(), PANELS)
+    for axes in figure.axes:
+        constant, of_gate = (
+            [line for line in axes.lines if line.get_color() == LOOKS[method].color and line.get_linewidth() > 1]
+            for method in (("constant", None), ("coherent", "total_gradient"))
+        )
+        assert constant[0].get_linewidth() < of_gate[0].get_linewidth()
+        assert constant[0].get_zorder() > of_gate[0].get_zorder()
+    mpl.pyplot.close(figure)

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from wdlab.analysis.plots import strong
+from wdlab.analysis.plots.strong import THRESHOLD
 
 PANELS = [{"panel": "l2", "title": "Digits, L2"}, {"panel": "l2_thresholds", "title": "L2, s = 0.1", "beside": "l2"}]
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
@@ -17,7 +18,7 @@ GATE = {"regularizer.over_time": "coherent", "regularizer.over_time.coherence": 
 
 @pytest.fixture
 def measured():
-    """A constant penalty that fails from 0.1 on, and a gate that never opens at 1; seeds differ by 0.02."""
+    """A constant penalty that fails from 0.1 on, and a gate that is closed at 1; seeds differ by 0.02."""
     rows = []
     for seed, strength in itertools.product((0, 1, 2), STRENGTHS):
         off = 0.02 * (seed - 1) * (CONSTANT[strength] > 0.1)
@@ -28,9 +29,10 @@ def measured():
             "test_accuracy": CONSTANT[strength] + off,
         }
         gate = {"mean_strength": 0.5 * strength * (strength < 1), "test_accuracy": 0.85, "val_loss": 0.2}
-        rows += [base | own | {"share_in_force": 1.0}, base | GATE | gate | {"share_in_force": 0.5}]
+        gate |= {"share_in_force": 0.5, THRESHOLD: 0.9}
+        rows += [base | own | {"share_in_force": 1.0}, base | GATE | gate]
     for seed, threshold in itertools.product((0, 1), (0.3, 0.9)):
-        of_gate = {"regularizer.over_time.threshold": threshold, "share_in_force": threshold / 2}
+        of_gate = {THRESHOLD: threshold, "share_in_force": threshold / 2}
         at = {"panel": "l2_thresholds", "seed": seed, "test_accuracy": threshold, "regularizer.strength": 0.1}
         rows.append(GATE | of_gate | at)
     return pd.DataFrame(rows)
@@ -68,23 +70,36 @@ def test_medians_by_strength_and_grey_where_the_constant_penalty_fails_in_every_
 
 def test_a_ring_is_at_the_lowest_mean_validation_loss(draw, measured):
     axes = draw(measured, PANELS)[0]
-    rings = [line.get_xydata()[0] for line in axes.lines if line.get_markersize() == 10 and len(line.get_xydata())]
-    assert rings[0] == pytest.approx((0.001, 0.9))
+    rings = [line for line in axes.lines if line.get_markersize() >= strong.LEAST_RING and len(line.get_xydata())]
+    assert rings[0].get_xydata() == pytest.approx(np.array([[0.001, 0.9]]))
+    assert rings[0].get_markersize() < rings[1].get_markersize()
 
 
-def test_a_gate_that_never_opens_is_at_the_left_end_and_no_line_leads_there(draw, measured):
+def test_a_gate_that_is_closed_in_every_log_line_is_over_a_zero_and_no_line_leads_there(draw, measured):
     axes = draw(measured, PANELS)[1]
     line, alone = thick(axes, strong.LOOKS["coherent", "total_gradient"].color)
     assert line[:, 0] == pytest.approx([0.0005, 0.005, 0.05])
-    assert alone == pytest.approx(np.array([[0.0005 / 3, 0.85]]))
+    assert alone == pytest.approx(np.array([[0.0005 / 4, 0.85]]))
+    axes.figure.draw_without_rendering()
+    ticks = {float(label.get_position()[0]): label.get_text() for label in axes.get_xticklabels()}
+    assert [*ticks] == pytest.approx([0.0005 / 4, 0.001, 0.01, 0.1, 1.0])
+    assert [text == "0" for text in ticks.values()] == [True, False, False, False, False]
 
 
-def test_thresholds_have_their_share_of_steps_in_force(draw, measured):
+def test_without_a_closed_gate_the_axis_has_no_zero(draw, measured):
+    axes = draw(measured[measured["mean_strength"] != 0], PANELS[:1])[1]
+    axes.figure.draw_without_rendering()
+    assert "0" not in [label.get_text() for label in axes.get_xticklabels()]
+
+
+def test_below_the_accuracy_at_a_threshold_is_the_share_of_steps_in_force(draw, measured):
     axes = draw(measured, PANELS)
-    assert [one.get_title() for one in axes] == ["Digits, L2", "", "L2, s = 0.1"]
-    assert [text.get_text() for text in axes[2].texts] == ["15", "45"]
-    ((line),) = thick(axes[2], strong.LOOKS["coherent", "total_gradient"].color)
-    assert line == pytest.approx(np.array([[0.3, 0.3], [0.9, 0.9]]))
+    assert [one.get_title() for one in axes] == ["Digits, L2", "", "L2, s = 0.1", ""]
+    color = strong.LOOKS["coherent", "total_gradient"].color
+    for one, heights in ((axes[2], (0.3, 0.9)), (axes[3], (0.15, 0.45))):
+        line, filled = thick(one, color)
+        assert line == pytest.approx(np.array([[0.3, heights[0]], [0.9, heights[1]]]))
+        assert filled == pytest.approx(np.array([[0.9, heights[1]]]))  # the threshold of the other columns
 
 
 def test_without_thresholds_there_are_two_columns(draw, measured):
@@ -121,3 +136,10 @@ def test_l1_is_read_after_zeroing_and_the_others_as_they_are_with_pruning_in_bot
     assert thick(left, color["pnorm_prox"]) == thick(right, color["l1"]) == []
     (band,) = left.patches
     assert (band.get_y(), band.get_y() + band.get_height()) == pytest.approx((0.93, 0.95))
+
+
+def test_the_legend_lists_penalties_first_then_pruning_and_the_band(draw, compressed):
+    axes = draw(compressed, [{"panel": "mlp", "title": "Digits"}], plot=strong.fig10)
+    (legend,) = axes[0].figure.legends
+    names = ["L1 in the gradient, constant", "soft threshold, constant", "magnitude pruning", strong.BAND]
+    assert [text.get_text() for text in legend.get_texts()] == names

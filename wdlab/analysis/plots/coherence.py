@@ -4,14 +4,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from wdlab.analysis.plots.strong import PERCENT, by_method
+from wdlab.analysis.style import Look
 
 FALLEN = 0.2  # the share of the first value at which the dotted line is, as in ``studies.strong``
 SMOOTHED = 5  # log lines over which the share of seeds is averaged
+WIDEST, NARROWEST = 3.6, 1.5  # the first method is on top and narrow, so that all are seen where they coincide
 
 # The rows of the picture: a column of the table, its label, and whether its axis is logarithmic.
 ROWS = (
@@ -43,7 +46,7 @@ def fig9(table: pd.DataFrame, measured: pd.DataFrame, panels: list[Mapping[str, 
     for axes, (_, label, _) in zip(grid[:, 0], ROWS, strict=True):
         axes.set_ylabel(label)
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3)
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, handlelength=4)
     return figure
 
 
@@ -56,11 +59,11 @@ def _curves(metric: str, logarithmic: bool) -> Callable[[Axes, pd.DataFrame], No
     """
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
-        for look, part in by_method(rows):
+        for (look, part), top in _layers(rows):
             by_seed = part.pivot_table(index="step", columns="seed", values=metric)
             lines = {"color": look.color, "linestyle": look.line}
-            axes.plot(by_seed.index, by_seed, **lines, linewidth=0.4, alpha=0.35)
-            axes.plot(by_seed.index, by_seed.median(axis=1), **lines, linewidth=1.8, label=look.label)
+            axes.plot(by_seed.index, by_seed, **lines, linewidth=0.5, alpha=0.4)
+            axes.plot(by_seed.index, by_seed.median(axis=1), **lines, **top, label=look.label)
         if logarithmic:
             axes.set_yscale("log")
             first = rows.loc[rows["step"] == rows["step"].min(), metric].median()
@@ -69,11 +72,20 @@ def _curves(metric: str, logarithmic: bool) -> Callable[[Axes, pd.DataFrame], No
     return draw
 
 
+def _layers(rows: pd.DataFrame) -> list[tuple[tuple[Look, pd.DataFrame], dict[str, float]]]:
+    """Return look and rows of each method, with matplotlib's options for the width of its medians and their layer."""
+    methods = list(by_method(rows))
+    widths = np.linspace(NARROWEST, WIDEST, max(len(methods), 2))
+    return [
+        (method, {"linewidth": width, "zorder": 4 - width / 4}) for method, width in zip(methods, widths, strict=False)
+    ]
+
+
 def _share_in_force(axes: Axes, rows: pd.DataFrame) -> None:
     """Draw by step the share of the seeds in which the penalty is in force, as a mean over neighbouring log lines."""
-    for look, part in by_method(rows[rows["step"] > 0]):
+    for (look, part), top in _layers(rows[rows["step"] > 0]):
         shares = (part["strength"] > 0).groupby(part["step"]).mean()
         smooth = shares.rolling(SMOOTHED, center=True, min_periods=1).mean()
-        axes.plot(smooth, color=look.color, linestyle=look.line, linewidth=1.8)
+        axes.plot(smooth, color=look.color, linestyle=look.line, **top)
     axes.set_ylim(-0.05, 1.08)
     axes.yaxis.set_major_formatter(PERCENT)

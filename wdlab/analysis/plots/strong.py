@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatterSciNotation, NullLocator, StrMethodFormatter
 
 from wdlab.analysis import selection
@@ -20,6 +21,7 @@ from wdlab.analysis.style import PALETTE, Look
 STRENGTH, THRESHOLD = "regularizer.strength", "regularizer.over_time.threshold"
 CONSTANT = "constant"
 FAILED = 0.15  # a test accuracy at or below this is that of a network that has learned nothing
+LEAST_RING = 8  # diameter of the smallest ring, in points
 LEAST_ERROR = 0.005  # accuracies are drawn on a logarithmic scale of the error, which ends here
 
 # The look of each method, by the name of its change over time and the statistic of its gate.
@@ -40,6 +42,7 @@ FAMILIES = {
 OVER_TIME = {CONSTANT: "-", "delayed": "--", "coherent": ":"}
 GRADIENT = "l1"  # the penalty without exact zeros, whose weights below one step are set to zero
 COMPRESSIONS = (1, 2, 5, 10, 20, 50, 100)  # at which the x axis of fig10 has its numbers
+BAND = "within two points of the best mean"
 WITHIN = 0.02  # how far below the best mean test accuracy fig10's claims are read
 
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.3g} %")
@@ -62,29 +65,29 @@ def fig8(table: pd.DataFrame, measured: pd.DataFrame, panels: list[Mapping[str, 
         table: the rows of the runs; not used.
         measured: the probe's table, see ``studies.strong.in_force``.
         panels: the declarations of the panels. Each is a row of axes, or with ``beside`` the third column of the row of
-            the panel that it names.
+            the panel that it names, where the share of the steps in which a gate is open is below the accuracy.
     """
     rows_of_axes = [panel for panel in panels if "beside" not in panel]
     thresholds = {panel["beside"]: panel for panel in panels if "beside" in panel}
-    shape = (len(rows_of_axes), 2 + bool(thresholds))
-    figure, grid = plt.subplots(
-        *shape, figsize=(3.5 * shape[1], 3 * shape[0] + 0.7), sharey="row", squeeze=False, layout="constrained"
-    )
-    for axes, panel in zip(grid, rows_of_axes, strict=True):
+    columns = 2 + bool(thresholds)
+    figure = plt.figure(figsize=(3.5 * columns, 3.1 * len(rows_of_axes) + 0.7), layout="constrained")
+    grid = figure.add_gridspec(len(rows_of_axes), columns)
+    for place, panel in enumerate(rows_of_axes):
         rows = measured[measured["panel"] == panel["panel"]]
-        _by_strength(axes[0], rows)
-        axes[0].set_title(panel["title"])
-        _by_mean_strength(axes[1], rows)
-        for one in axes[2:]:
-            if panel["panel"] in thresholds:
-                beside = thresholds[panel["panel"]]
-                _by_threshold(one, measured[measured["panel"] == beside["panel"]])
-                one.set_title(beside["title"])
-            else:
-                one.set_visible(False)
-        _accuracy_axis(axes[0])
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3)
+        left = figure.add_subplot(grid[place, 0])
+        middle = figure.add_subplot(grid[place, 1], sharey=left)
+        _by_strength(left, rows)
+        _by_mean_strength(middle, rows)
+        _accuracy_axis(left)
+        left.set_title(panel["title"])
+        middle.tick_params(labelleft=False)
+        if panel["panel"] in thresholds:
+            beside = thresholds[panel["panel"]]
+            above, below = grid[place, 2].subgridspec(2, 1, height_ratios=(2, 1)).subplots(sharex=True)
+            _by_threshold(above, below, measured[measured["panel"] == beside["panel"]], rows)
+            above.set_title(beside["title"])
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, handlelength=3.5)
     return figure
 
 
@@ -112,7 +115,7 @@ def fig10(table: pd.DataFrame, measured: pd.DataFrame, panels: list[Mapping[str,
         pruned = rows["regularizer"] == "magnitude_pruning"
         best = rows.groupby(["regularizer", "regularizer.over_time", "along"])["test_accuracy"].mean().max()
         for one, group in zip(axes, (left | pruned, right | pruned), strict=True):
-            one.axhspan(best - WITHIN, best, color="0.92", zorder=0, label="within two points of the best mean")
+            one.axhspan(best - WITHIN, best, color="0.92", zorder=0, label=BAND)
             _by_compression(one, rows[group])
             one.set_xscale("log")
             one.xaxis.set_major_locator(FixedLocator(COMPRESSIONS))
@@ -123,7 +126,9 @@ def fig10(table: pd.DataFrame, measured: pd.DataFrame, panels: list[Mapping[str,
         axes[0].set_title(f"{panel['title']}: L1 in the gradient")
         axes[1].set_title("exact zeros")
         _accuracy_axis(axes[0])
-    figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=3, handlelength=3)
+    for last in (FAMILIES["magnitude_pruning"][2], BAND):
+        shown[last] = shown.pop(last)
+    figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=3, handlelength=3.5)
     return figure
 
 
@@ -139,7 +144,7 @@ def _by_compression(axes: Axes, rows: pd.DataFrame) -> None:
             medians = by_setting.xs("median", axis=1, level=1)
             look = Look(color, line, marker, family)
             label = family if name == "magnitude_pruning" else f"{family}, {'gated' if line == ':' else over_time}"
-            filled = {"mfc": "white" if over_time == CONSTANT else color}
+            filled = {"mfc": {CONSTANT: "white", "coherent": "0.75"}.get(over_time, color)}
             axes.plot(medians["compression"], medians["test_accuracy"], **_drawn(look) | filled, label=label)
 
 
@@ -156,15 +161,16 @@ def _accuracy_axis(axes: Axes) -> None:
 def _by_strength(axes: Axes, rows: pd.DataFrame) -> None:
     """Draw accuracy against strength: each seed, medians, and a ring at the lowest mean validation loss.
 
-    The strengths at which all runs with a constant penalty have failed are grey.
+    The strengths at which all runs with a constant penalty have failed are grey. Rings have several sizes, so that all
+    are seen where they are at the same point.
     """
-    for look, part in by_method(rows):
+    ring = {"marker": "o", "mfc": "none", "mew": 1, "linestyle": "none", "zorder": 4}
+    for number, (look, part) in enumerate(by_method(rows)):
         by_seed = part.pivot_table(index=STRENGTH, columns="seed", values="test_accuracy")
-        _lines(axes, by_seed.index, by_seed, look)
-        losses = part.groupby(STRENGTH)["val_loss"].mean()
-        best = losses.idxmin()
-        axes.plot(best, by_seed.median(axis=1)[best], "o", ms=10, mfc="none", mec=look.color, mew=1)
-    axes.plot([], [], "o", ms=10, mfc="none", mec="0.3", mew=1, label="lowest mean validation loss")
+        _lines(axes, by_seed, look)
+        best = part.groupby(STRENGTH)["val_loss"].mean().idxmin()
+        axes.plot(best, by_seed.median(axis=1)[best], **ring, ms=LEAST_RING + 2 * number, mec=look.color)
+    axes.plot([], [], **ring, ms=LEAST_RING, mec="0.3", label="lowest mean validation loss")
     failed = _failed_strengths(rows)
     if len(failed):
         label = "the constant penalty is at chance in every seed"
@@ -184,39 +190,59 @@ def _failed_strengths(rows: pd.DataFrame) -> np.ndarray:
 def _by_mean_strength(axes: Axes, rows: pd.DataFrame) -> None:
     """Draw accuracy against the mean strength in force: each seed as a marker, medians joined along the strengths.
 
-    A line ends where a gate makes the mean strength fall although the strength grows. Runs in which the penalty was
-    never in force are drawn at the left end.
+    A line ends where a gate makes the mean strength fall although the strength grows. Runs in which the penalty was in
+    force in no log line are left of a dotted line, over a zero.
     """
-    floor = rows.loc[rows["mean_strength"] > 0, "mean_strength"].min() / 3
+    least = rows.loc[rows["mean_strength"] > 0, "mean_strength"].min()
     for look, part in by_method(rows):
-        seen = part.assign(x=part["mean_strength"].clip(lower=floor))
-        axes.plot(seen["x"], seen["test_accuracy"], look.marker, color=look.color, ms=2, alpha=0.3, linewidth=0)
+        seen = part.assign(x=part["mean_strength"].clip(lower=least / 4))
+        axes.plot(seen["x"], seen["test_accuracy"], look.marker, color=look.color, ms=2.5, alpha=0.45, linewidth=0)
         medians = selection.summarize_over_seeds(seen, STRENGTH, ["x", "test_accuracy"]).xs("median", axis=1, level=1)
         for _, line in medians.groupby((medians["x"].diff() < 0).cumsum()):
             axes.plot(line["x"], line["test_accuracy"], **_drawn(look))
     axes.set_xscale("log")
+    if (rows["mean_strength"] == 0).any():
+        axes.axvline(least / 2, color="0.4", linewidth=0.8, linestyle=":")
+        lowest, highest = np.ceil(np.log10(least)), np.floor(np.log10(rows["mean_strength"].max()))
+        decades = 10.0 ** np.arange(lowest, highest + 1)
+        powers = LogFormatterSciNotation()
+        axes.xaxis.set_major_locator(FixedLocator([least / 4, *decades]))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: powers(x) if x >= least else "0"))
     axes.set_xlabel("mean strength in force")
 
 
-def _by_threshold(axes: Axes, rows: pd.DataFrame) -> None:
-    """Draw accuracy against the threshold of each gate, with the share of steps in force in percent at each median."""
-    for number, (look, part) in enumerate(by_method(rows)):
+def _by_threshold(above: Axes, below: Axes, rows: pd.DataFrame, others: pd.DataFrame) -> None:
+    """Draw accuracy and the share of steps in force against the threshold of each gate.
+
+    Args:
+        above: the axes for the accuracy.
+        below: the axes for the share of steps, of which the medians are drawn.
+        rows: the rows of the panel.
+        others: the rows of the other columns. The thresholds that the gates have there are filled.
+    """
+    for look, part in by_method(rows):
+        used = next((of_method[THRESHOLD].iloc[0] for one, of_method in by_method(others) if one == look), None)
         by_seed = part.pivot_table(index=THRESHOLD, columns="seed", values="test_accuracy")
-        _lines(axes, by_seed.index, by_seed, look)
+        _lines(above, by_seed, look)
         shares = part.groupby(THRESHOLD)["share_in_force"].median()
-        for threshold, height in by_seed.median(axis=1).items():
-            offset = {"xytext": (0, 5 if number % 2 else -9), "textcoords": "offset points", "ha": "center"}
-            text = f"{100 * shares[threshold]:.0f}"
-            axes.annotate(text, (threshold, height), **offset, fontsize=6, color=look.color)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(LogFormatterSciNotation())
-    axes.set_xlabel("threshold (numbers: % of steps in force)")
+        below.plot(shares, **_drawn(look))
+        for axes, medians in ((above, by_seed.median(axis=1)), (below, shares)):
+            filled = medians[medians.index == used]
+            axes.plot(filled, **_drawn(look) | {"mfc": look.color, "ms": 6, "linestyle": "none"})
+    _accuracy_axis(above)
+    below.set_ylim(-0.08, 1.08)
+    below.yaxis.set_major_formatter(PERCENT)
+    below.set_ylabel("steps in force")
+    below.set_xscale("log")
+    below.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    below.set_xlabel("threshold")
 
 
-def _lines(axes: Axes, x: Any, by_seed: pd.DataFrame, look: Look) -> None:
+def _lines(axes: Axes, by_seed: pd.DataFrame, look: Look) -> None:
     """Draw the columns of a table as thin lines, and the median of each row as a thick line with markers."""
-    axes.plot(x, by_seed, color=look.color, linestyle=look.line, linewidth=0.4, alpha=0.4)
-    axes.plot(x, by_seed.median(axis=1), **_drawn(look), label=look.label)
+    axes.plot(by_seed, color=look.color, linestyle=look.line, linewidth=0.6, alpha=0.6)
+    axes.plot(by_seed.median(axis=1), **_drawn(look), label=look.label)
 
 
 def _drawn(look: Look) -> dict[str, Any]:
@@ -228,4 +254,6 @@ def _drawn(look: Look) -> dict[str, Any]:
         "ms": 4,
         "mfc": "white",
         "linewidth": 1.6,
+        "path_effects": [withStroke(linewidth=2.6, foreground="white")],
+        "zorder": 3,
     }
