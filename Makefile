@@ -44,7 +44,7 @@ report: $(READY)  ## results/REPORT.md and report.json: what reproduced, at whic
 	@$(BIN)/python -m scripts.report
 
 site: $(READY)  ## the report, the docs and the notebooks as pages in site/: open site/index.html in a browser
-	@$(BIN)/python -m scripts.site
+	@$(BIN)/python -m scripts.static_site
 
 notebooks: $(READY)  ## execute the notebooks in place, which writes their pictures and verdicts
 	@$(BIN)/python -m scripts.notebooks
