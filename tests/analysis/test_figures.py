@@ -11,7 +11,7 @@ import pytest
 
 from scripts import reproduce
 from wdlab import session
-from wdlab.analysis import declaration, figures, tables
+from wdlab.analysis import declaration, figures, selection, tables
 from wdlab.errors import ConfigError, RunFailed
 from wdlab.records.identity import PROJECT, compose_config
 from wdlab.studies import checkpoints
@@ -200,6 +200,8 @@ def test_a_picture_says_that_runs_diverged(short):
     caption = figures.draw(short, rows).get_supxlabel()
     assert "Runs that diverged: 1; no median is drawn where a seed is missing." in " ".join(caption.split())
     assert "diverged" not in figures.draw(short, rows.fillna(0.2)).get_supxlabel()
+    rewards = rows.assign(panel="rewards", run=rows["run"] + "r", **{"train/loss": np.nan})  # no losses at all
+    assert selection.diverged(pd.concat([rows, rewards])) == {"b"} and selection.diverged(rewards) == set()
     plt.close("all")
 
 

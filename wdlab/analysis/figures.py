@@ -53,21 +53,10 @@ def caption(declared: Mapping[str, Any], rows: pd.DataFrame) -> str:
     shown = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     over = declared.get("over", "seeds")
     heading = f"{declared['name']} at {declared['scale']} scale, {shown} {over}: {declared['title']}."
-    lost = _diverged(rows)
+    lost = len(selection.diverged(rows))
     missing = f" Runs that diverged: {lost}; no median is drawn where a seed is missing." if lost else ""
     text = f"{heading}{missing} {declared['caption']} {declared['paper']}."
     return f"{text}\nScale-downs: {declared['at']['scale_down']}."
-
-
-def _diverged(rows: pd.DataFrame) -> int:
-    """Return the number of runs whose last log line has no finite train loss; 0 for a table without train losses.
-
-    A run in several panels counts once.
-    """
-    if "train/loss" not in rows:
-        return 0
-    last = selection.last_lines(rows.dropna(subset=["run"]))
-    return int(last.loc[last["train/loss"].isna(), "run"].nunique())
 
 
 def verdicts(

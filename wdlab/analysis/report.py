@@ -101,11 +101,10 @@ def _runs(declared: Mapping[str, Any], files: FigureFiles) -> dict[str, dict[str
     """Return the last logged ``step`` of each trained run in a figure's table, and whether the run ``diverged``."""
     rows = pd.read_csv(files.table, usecols=lambda column: column in ("panel", "run", "step", "train/loss"))
     simulated = [panel["panel"] for panel in declared["at"]["panels"] if "simulate" in panel]
-    last = selection.last_lines(rows[~rows["panel"].isin(simulated)])
-    losses = last["train/loss"] if "train/loss" in last else [0.0] * len(last)
+    trained = rows[~rows["panel"].isin(simulated)]
+    lost, last = selection.diverged(trained), selection.last_lines(trained)
     return {
-        run: {"step": int(step), "diverged": bool(pd.isna(loss))}
-        for run, step, loss in zip(last["run"], last["step"], losses, strict=True)
+        run: {"step": int(step), "diverged": run in lost} for run, step in zip(last["run"], last["step"], strict=True)
     }
 
 
