@@ -16,6 +16,7 @@ from string import Template
 
 import nbformat
 from matplotlib import mathtext
+from matplotlib.font_manager import FontProperties
 from nbconvert import HTMLExporter
 from pygments.formatters import HtmlFormatter
 
@@ -32,6 +33,7 @@ PAGES = {path: "index.html" if path == REPORT else f"{path.stem}.html" for paths
 LINK = re.compile(r'(?P<key>href|src)="(?P<path>[^"#:]+)(?P<place>#[^"]*)?"')  # a relative one
 HEADING = re.compile(r"<h(?P<level>\d)>(?P<text>.*?)</h", re.DOTALL)
 POINTS = 72  # in an inch
+TEXT = FontProperties(size=12)  # points, the size of the text in the template
 
 
 def main() -> None:
@@ -87,7 +89,7 @@ def place(heading: str) -> str:
 def drawn(formula: str) -> str:
     """Return a formula as a picture in HTML, as high as the text next to it."""
     file = BytesIO()
-    depth = mathtext.math_to_image(formula, file, dpi=POINTS, format="svg")
+    depth = mathtext.math_to_image(formula, file, TEXT, POINTS, "svg")
     picture = base64.b64encode(file.getvalue()).decode()
     style = f"vertical-align: -{depth}pt"
     return (
