@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument(
         "--launcher",
         default="auto",
-        help="auto: stacked for MLPs at quick scale, else local on a GPU, joblib on CPUs; " + "; ".join(LAUNCHERS[1:]),
+        help="auto: stacked for MLPs but at paper scale, else local on a GPU, joblib on CPUs; " + "; ".join(LAUNCHERS[1:]),
     )
     parser.add_argument("--logger", default="auto", help="auto, offline, online, disabled")
     parser.add_argument("--results", default="results", help="folder for tables, pictures and verdicts")
@@ -133,11 +133,11 @@ def reproduce_all(scale: str, launcher: str, logger: str, results: Path, update:
 def launcher_of(run: declaration.FigureRun, chosen: str, scale: str) -> str:
     """Return the Hydra launcher for a run: ``chosen``, or one that fits the run and the machine if that is ``auto``.
 
-    This is ``stacked`` for MLPs at quick scale, else ``local`` with a GPU or a single core, else ``joblib``.
+    This is ``stacked`` for MLPs at quick and cpu scale, else ``local`` with a GPU or a single core, else ``joblib``.
     """
     if chosen != "auto":
         return chosen
-    if scale == "quick" and any(override.startswith("model=mlp") for override in run.overrides):
+    if scale != "paper" and any(override.startswith("model=mlp") for override in run.overrides):
         return "stacked"
     return "local" if shutil.which("nvidia-smi") or (os.cpu_count() or 1) == 1 else "joblib"
 
