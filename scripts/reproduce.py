@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument(
         "--launcher",
         default="auto",
-        help="auto: stacked for MLPs but at paper scale, else local on a GPU, joblib on CPUs; " + "; ".join(LAUNCHERS[1:]),
+        help="auto: stacked for MLPs but at paper scale, else local (GPU) or joblib (CPU); " + "; ".join(LAUNCHERS[1:]),
     )
     parser.add_argument("--logger", default="auto", help="auto, offline, online, disabled")
     parser.add_argument("--results", default="results", help="folder for tables, pictures and verdicts")
