@@ -11,7 +11,7 @@ UPDATE ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup status index notebooks lab bench test test-faults lint
+.PHONY: help setup status index report site notebooks lab bench test test-faults lint
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-zA-Z%-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +27,7 @@ $(READY): pyproject.toml requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
 	@touch $@
 
-reproduce-%: $(READY)  ## a figure: make reproduce-fig3 SCALE=quick
+reproduce-%: $(READY)  ## a figure: make reproduce-fig3 SCALE=quick; all of them: make reproduce-all
 	@$(BIN)/python scripts/reproduce.py $* --scale $(SCALE) --launcher $(LAUNCHER) --logger $(LOGGER) \
 		$(if $(filter-out 0,$(UPDATE)),--update)
 
@@ -39,6 +39,12 @@ status: $(READY)  ## state, progress and errors of every run in results/runs
 
 index: $(READY)  ## the README's table of figures, from their declarations and verdicts
 	@$(BIN)/python -m scripts.index
+
+report: $(READY)  ## results/REPORT.md and report.json: what reproduced, at which scale, how surely
+	@$(BIN)/python -m scripts.report
+
+site: $(READY)  ## the report, the docs and the notebooks as pages in site/: open site/index.html in a browser
+	@$(BIN)/python -m scripts.static_site
 
 notebooks: $(READY)  ## execute the notebooks in place, which writes their pictures and verdicts
 	@$(BIN)/python -m scripts.notebooks

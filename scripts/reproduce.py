@@ -1,6 +1,7 @@
 """Make a figure: train its missing runs, then write table, picture and verdicts. Called by ``make reproduce-figN``.
 
 python scripts/reproduce.py fig3 --scale quick
+python scripts/reproduce.py all --scale quick
 
 If the figure's files exist already, as the committed ones do, they are compared with and left alone: the new ones are
 written to the folder ``local`` next to them, unless ``--update`` is given.
@@ -15,45 +16,55 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import traceback
 from pathlib import Path
 
 from wdlab.analysis import comparison, declaration, figures, tables
 from wdlab.errors import ConfigError, RunFailed, explain
 
+ALL = "all"  # in place of a figure's name
 LOCAL = "local"  # folder of this machine's files
 WIDTH = 110  # characters in a line of the output
+BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
 LAUNCHERS = ("auto", "local", "joblib", "stacked", "slurm")
 
 
 def main() -> None:
-    """Run the command line. The exit code is 2 for bad input, 1 if runs failed or are not finished."""
+    """Run the command line. The exit code is 2 for bad input, 1 if runs failed or are not finished.
+
+    For all figures it is 1 if one of them was not made, whatever the reason.
+    """
     parser = argparse.ArgumentParser(description="Train the missing runs of a figure, then write its files.")
-    parser.add_argument("figure", help="fig3, ...")
+    parser.add_argument("figure", help=f"fig3, ..., or {ALL}")
     parser.add_argument("--scale", default="quick", help=", ".join(declaration.SCALES))
     parser.add_argument(
         "--launcher",
         default="auto",
-        help="auto: stacked for MLPs but at paper scale, else local on a GPU, joblib on CPUs; " + "; ".join(LAUNCHERS[1:]),
+        help="auto: stacked for MLPs but at paper scale, else local (GPU) or joblib (CPU); " + "; ".join(LAUNCHERS[1:]),
     )
     parser.add_argument("--logger", default="auto", help="auto, offline, online, disabled")
     parser.add_argument("--results", default="results", help="folder for tables, pictures and verdicts")
     parser.add_argument("--update", action="store_true", help="replace the figure's files in that folder")
     arguments = parser.parse_args()
     try:
-        results = Path(arguments.results)
-        reproduce(
-            arguments.figure, arguments.scale, arguments.launcher, arguments.logger, results, update=arguments.update
-        )
+        if arguments.launcher not in LAUNCHERS:
+            raise ConfigError(f"LAUNCHER={arguments.launcher}: must be one of {', '.join(LAUNCHERS)}")
+        how = (arguments.scale, arguments.launcher, arguments.logger, Path(arguments.results), arguments.update)
+        if arguments.figure == ALL:
+            sys.exit(1 if reproduce_all(*how) else 0)
+        reproduce(arguments.figure, *how)
     except Exception as error:
         line = explain(error)
         if line is None:
             raise
         print(f"error: {line}", file=sys.stderr)
-        sys.exit(1 if isinstance(error, RunFailed) else 2)
+        sys.exit(1 if isinstance(error, RunFailed) else BAD_INPUT)
 
 
-def reproduce(figure: str, scale: str, launcher: str, logger: str, results: Path, update: bool = False) -> None:
-    """Train the missing runs of a figure, then write its files and print its verdicts.
+def reproduce(
+    figure: str, scale: str, launcher: str, logger: str, results: Path, update: bool = False
+) -> tables.FigureFiles:
+    """Train the missing runs of a figure, then write its files, print its verdicts and return the paths of the files.
 
     Args:
         figure: name of the figure, such as ``fig3``.
@@ -68,8 +79,6 @@ def reproduce(figure: str, scale: str, launcher: str, logger: str, results: Path
         WdlabError: if an argument is invalid.
         RunFailed: if runs failed, or are being trained by another process.
     """
-    if launcher not in LAUNCHERS:
-        raise ConfigError(f"LAUNCHER={launcher}: must be one of {', '.join(LAUNCHERS)}")
     declared = declaration.read(figure, scale)
     runs = declaration.figure_runs(declared, results / "runs")
     distinct = {run.directory.name: run for run in runs}.values()  # panels may share a run
@@ -83,6 +92,42 @@ def reproduce(figure: str, scale: str, launcher: str, logger: str, results: Path
     print_verdicts(files, judged)
     if aside:
         print_comparison(files, earlier, results)
+    return files
+
+
+def reproduce_all(scale: str, launcher: str, logger: str, results: Path, update: bool = False) -> list[str]:
+    """Make all figures at a scale, one after another, and print a line about each at the end.
+
+    A figure that cannot be made does not stop the others. The arguments are those of :func:`reproduce`.
+
+    Returns:
+        The names of the figures that were not made.
+
+    Raises:
+        WdlabError: if a figure has no such scale, before anything is trained.
+        SystemExit: if training was interrupted (130).
+    """
+    for name in declaration.names():
+        declaration.read(name, scale)
+    made, not_made = {}, {}
+    for name in declaration.names():
+        try:
+            made[name] = figures.verdict_counts(reproduce(name, scale, launcher, logger, results, update))
+        except SystemExit as error:
+            if error.code == INTERRUPTED:
+                raise
+            not_made[name] = "bad input, see the line above"
+        except Exception as error:
+            line = explain(error)
+            if line is None:  # a bug
+                traceback.print_exception(error)
+            not_made[name] = line or repr(error)
+        if name in not_made:
+            print(f"error: {name}: {not_made[name]}", file=sys.stderr)
+    print(f"\n{scale} scale, {len(made)} of {len(made) + len(not_made)} figures made:")
+    for name in declaration.names():
+        print(f"{name:<6} {made[name] if name in made else f'NOT MADE: {not_made[name]}'}")
+    return list(not_made)
 
 
 def launcher_of(run: declaration.FigureRun, chosen: str, scale: str) -> str:
@@ -110,7 +155,7 @@ def run_missing(missing: list[declaration.FigureRun], chosen: str, scale: str, l
     for launcher, runs in by_launcher.items():
         code = run_with(launcher, runs, logger, results)
         left = [run.directory for run in runs if not run.directory.finished]
-        if left and code in (2, 130):
+        if left and code in (BAD_INPUT, INTERRUPTED):
             sys.exit(code)  # the command has printed the reason
         if left:
             raise RunFailed(f"{len(left)} runs are not finished ({left[0].name}: {left[0].status}); no figure was made")
@@ -169,4 +214,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)

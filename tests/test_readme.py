@@ -11,12 +11,14 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from scripts import index
 from wdlab import optimizers, regularizers, session
 from wdlab.analysis import declaration
+from wdlab.analysis.tables import FigureFiles
 from wdlab.build import build_parts
 from wdlab.records.identity import CONFIGS, PROJECT, SCIENTIFIC_KEYS, compose_config, run_name
 
@@ -271,6 +273,24 @@ def test_the_runs_that_the_pages_name_are_those_of_their_commands():
     swept = {run_name(compose_config(overrides)) for c in wide for overrides in c.jobs}
     for example in (PROJECT / "results" / "examples").glob("*.csv"):
         assert set(pd.read_csv(example)["run"]) <= named | swept, example
+
+
+def test_the_numbers_of_the_headline_are_those_of_the_verdicts():
+    text = " ".join(README.read_text().split())
+    quick, cpu = (
+        json.loads(FigureFiles.of("fig3", scale, PROJECT / "results").verdicts.read_text())
+        for scale in ("quick", "cpu")
+    )
+    exact, objective = (
+        [claim["verdict"] for claim in quick["claims"] if (claim["id"] == "lower_objective") == wanted]
+        for wanted in (False, True)
+    )
+    assert f"trains {sum(quick['runs'].values())} small networks" in text
+    assert f"exact zeros ({exact.count('reproduced')} reproduced)" in text and exact.count("reproduced") == len(exact)
+    assert f"({objective.count('inconclusive')} inconclusive, {objective.count('contradicted')} contradicted)" in text
+    lower = {c["panel"]: -np.expm1(c["mean_difference"]) for c in cpu["claims"] if c["id"] == "lower_objective"}
+    percent = {panel: f"{100 * value:.0f} %" for panel, value in lower.items()}
+    assert f"is {percent['mlp']} lower on average on the MLP and {percent['factorized']} on the factorized MLP" in text
 
 
 def test_the_committed_resnets_of_width_32_are_those_of_the_page():

@@ -64,9 +64,22 @@ def test_the_verdicts_follow_from_the_table(name, scale):
     for of_the_runs in ("runs", "devices", "code"):
         assert committed.pop(of_the_runs) or declaration.figure_runs(declared, "anywhere") == []
         del again[of_the_runs]
+    assert again.pop("compute") == {} != committed.pop("compute", None)
     assert words(again) == words(committed)
     assert numbers(again) == pytest.approx(numbers(committed), rel=1e-9, abs=1e-12)  # logarithms differ in last digits
     assert files.picture.exists() and files.print_picture.exists()
+
+
+@pytest.mark.parametrize(("name", "scale"), [made for made in MADE if made[0] in ("fig1", "fig3", "fig8", "fig17")])
+def test_the_verdicts_do_not_depend_on_the_order_of_the_runs(name, scale):
+    declared = declaration.read(name, scale)
+    ordered = tables.read(declared, tables.FigureFiles.of(name, scale, RESULTS))
+    shuffled = [rows if rows is None else rows.sample(frac=1, random_state=0) for rows in ordered]
+    before, after = (
+        json.loads(json.dumps(figures.verdicts(declared, rows, [], probes))) for rows, probes in (ordered, shuffled)
+    )
+    assert words(after) == words(before)
+    assert numbers(after) == pytest.approx(numbers(before), rel=1e-9, abs=1e-12)  # sums round in another order
 
 
 def leaves(value, place=""):

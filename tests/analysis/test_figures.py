@@ -11,9 +11,9 @@ import pytest
 
 from scripts import reproduce
 from wdlab import session
-from wdlab.analysis import declaration, figures, tables
+from wdlab.analysis import declaration, figures, selection, tables
 from wdlab.errors import ConfigError, RunFailed
-from wdlab.records.identity import compose_config
+from wdlab.records.identity import PROJECT, compose_config
 from wdlab.studies import checkpoints
 
 SHORT = ["train.steps=20", "train.log_every=10", "train.eval_every=10", "model.width=8"]
@@ -53,6 +53,7 @@ def test_a_figure_leaves_table_picture_and_verdicts_and_is_not_run_again(short, 
     assert {c["panel"] for c in judged["claims"]} == {"mlp", "factorized"}
     assert all(c["n"] == 3 and c["verdict"].upper() in printed for c in judged["claims"])
     assert judged["runs"] == {"done": 12} and judged["scale_down"] and judged["devices"] and judged["code"]
+    assert [device.partition(",")[0] for device in judged["devices"]] == list(judged["compute"])
     before = {path: path.read_bytes() for path in (files.table, files.picture, files.print_picture, files.verdicts)}
     reproduce.reproduce("fig3", "quick", "local", "disabled", tmp_path)
     printed = " ".join(capfd.readouterr().out.split())
@@ -132,6 +133,66 @@ def test_panels_may_share_a_run_and_checkpoints_are_measured_once(measuring, in_
     assert files.measured.read_bytes() == before
 
 
+@pytest.fixture
+def three_figures(monkeypatch):
+    """Three declared figures of which the second cannot be made; ``reproduce_all`` is run on them by a command line."""
+    monkeypatch.setattr(declaration, "names", lambda: ["fig4", "fig3", "fig2"])
+    made = tables.FigureFiles.of("fig4", "quick", PROJECT / "results")
+
+    def run(error: BaseException, *arguments: str) -> tuple[int, list[str]]:
+        asked = []
+
+        def reproduced(name: str, *_) -> tables.FigureFiles:
+            asked.append(name)
+            if name == "fig3":
+                raise error
+            return made
+
+        monkeypatch.setattr(reproduce, "reproduce", reproduced)
+        monkeypatch.setattr(sys, "argv", ["reproduce.py", "all", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            reproduce.main()
+        return ended.value.code, asked
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RunFailed("2 runs are not finished"), "2 runs are not finished"),
+        (SystemExit(2), "bad input, see the line above"),
+        (ZeroDivisionError("a bug"), "ZeroDivisionError('a bug')"),
+    ],
+)
+def test_a_figure_that_fails_does_not_stop_the_others(error, reason, three_figures, capsys):
+    assert three_figures(error) == (1, ["fig4", "fig3", "fig2"])
+    printed = capsys.readouterr()
+    _, first, second, third = printed.out.splitlines()[-4:]
+    assert "quick scale, 2 of 3 figures made:" in printed.out
+    assert first.startswith("fig4   7 reproduced") and third.startswith("fig2   7 reproduced")
+    assert second == f"fig3   NOT MADE: {reason}" and f"error: fig3: {reason}" in printed.err
+    assert ("Traceback" in printed.err) == isinstance(error, ZeroDivisionError)
+
+
+def test_an_interruption_stops_all_figures(three_figures):
+    assert three_figures(SystemExit(130)) == (130, ["fig4", "fig3"])
+
+
+def test_a_wrong_scale_is_one_line_and_nothing_is_made(three_figures, capsys):
+    assert three_figures(RunFailed(""), "--scale", "huge") == (2, [])
+    assert capsys.readouterr().err == "error: SCALE=huge: must be one of quick, cpu, paper\n"
+
+
+def test_all_figures_are_made_in_an_empty_folder(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(declaration, "names", lambda: ["fig4"])
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "all", "--results", str(tmp_path / "results")])
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main()
+    assert ended.value.code == 0 and capsys.readouterr().out.splitlines()[-1].startswith("fig4   7 reproduced")
+    assert tables.FigureFiles.of("fig4", "quick", tmp_path / "results").picture.exists()
+
+
 def test_a_picture_says_that_runs_diverged(short):
     rows = pd.DataFrame(
         {"panel": "mlp", "run": ["a", "a", "b", "b"], "seed": [0, 0, 1, 1], "step": [0, 9, 0, 9], "regularizer": "l2"}
@@ -139,6 +200,8 @@ def test_a_picture_says_that_runs_diverged(short):
     caption = figures.draw(short, rows).get_supxlabel()
     assert "Runs that diverged: 1; no median is drawn where a seed is missing." in " ".join(caption.split())
     assert "diverged" not in figures.draw(short, rows.fillna(0.2)).get_supxlabel()
+    rewards = rows.assign(panel="rewards", run=rows["run"] + "r", **{"train/loss": np.nan})  # no losses at all
+    assert selection.diverged(pd.concat([rows, rewards])) == {"b"} and selection.diverged(rewards) == set()
     plt.close("all")
 
 

@@ -159,7 +159,7 @@ def _sides(claim: Mapping[str, Any], groups: Mapping[str, pd.DataFrame], notes: 
     for side, rows in groups.items():
         rule = claim.get(f"choose_{side}", claim.get("choose"))
         found = tuning.tuned(rows, rule, claim["metric"], list(groups.values()), where) if rule else None
-        sides[side] = _Side(dict.fromkeys((int(seed) for seed in rows["seed"]), math.nan), tuned=found)
+        sides[side] = _Side(dict.fromkeys(sorted(map(int, rows["seed"].unique())), math.nan), tuned=found)
         if found and found.values:
             sides[side].values = dict(found.values)
         else:

@@ -18,7 +18,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from wdlab.analysis import claims, selection, style, tables
+from wdlab.analysis import claims, compute, selection, style, tables
 from wdlab.analysis import verdicts as rules
 from wdlab.analysis.declaration import SCALES, FigureRun
 from wdlab.analysis.sentences import sentence
@@ -26,6 +26,7 @@ from wdlab.analysis.tables import FigureFiles
 from wdlab.records.provenance import code_version
 
 NOTE_CHARACTERS_PER_INCH = 19  # in a line of the caption beneath a picture
+UNTRIED = "nothing at this scale"
 
 
 def draw(declared: Mapping[str, Any], rows: pd.DataFrame, probes: pd.DataFrame | None = None) -> Figure:
@@ -53,21 +54,10 @@ def caption(declared: Mapping[str, Any], rows: pd.DataFrame) -> str:
     shown = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     over = declared.get("over", "seeds")
     heading = f"{declared['name']} at {declared['scale']} scale, {shown} {over}: {declared['title']}."
-    lost = _diverged(rows)
+    lost = len(selection.diverged(rows))
     missing = f" Runs that diverged: {lost}; no median is drawn where a seed is missing." if lost else ""
     text = f"{heading}{missing} {declared['caption']} {declared['paper']}."
     return f"{text}\nScale-downs: {declared['at']['scale_down']}."
-
-
-def _diverged(rows: pd.DataFrame) -> int:
-    """Return the number of runs whose last log line has no finite train loss; 0 for a table without train losses.
-
-    A run in several panels counts once.
-    """
-    if "train/loss" not in rows:
-        return 0
-    last = selection.last_lines(rows.dropna(subset=["run"]))
-    return int(last.loc[last["train/loss"].isna(), "run"].nunique())
 
 
 def verdicts(
@@ -86,8 +76,9 @@ def verdicts(
 
     Returns:
         The judged claims under ``claims``, as ``claims.judge`` returns them, next to title, paper, scale, seeds of each
-        panel, numbers of runs by status, devices and commits. A claim that has a p-value also has ``holm``: whether it
-        is at most 0.025 after Holm's correction over all claims of the figure at this scale; each has a ``sentence``.
+        panel, numbers of runs by status, devices, hours of compute and commits. A claim that has a p-value also has
+        ``holm``: whether it is at most 0.025 after Holm's correction over all claims of the figure at this scale; each
+        has a ``sentence``.
     """
     over, scale, judged = declared.get("over", "seeds"), declared["scale"], []
     for claim in declared["claims"]:
@@ -109,13 +100,14 @@ def verdicts(
         "paper": declared["paper"],
         "scale": declared["scale"],
         "scale_down": declared["at"]["scale_down"],
-        "tried": " ".join(declared["at"].get("tried", "nothing at this scale").split()),
+        "tried": " ".join(declared["at"].get("tried", UNTRIED).split()),
         "panels": {
             panel["panel"]: {"title": panel["title"], over: _seeds_of(rows, panel["panel"])}
             for panel in declared["at"]["panels"]
         },
         "runs": dict(ended),
         "devices": sorted({_device(s) for s in sessions}),
+        "compute": compute.spent(directories),
         "code": sorted({code.get("commit", "unknown") + _dirty(code) for code in codes}),
         "claims": judged,
     }

@@ -34,6 +34,18 @@ def last_lines(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values("step", kind="stable").groupby(of_a_run, sort=False).tail(1)
 
 
+def diverged(rows: pd.DataFrame) -> set[str]:
+    """Return the names of the runs in a figure's table whose last log line has no finite train loss.
+
+    In a panel where no run has a train loss, such as one of rewards, no run counts as diverged.
+    """
+    if "train/loss" not in rows:
+        return set()
+    last = last_lines(rows.dropna(subset=["run"]))
+    measured = set(rows.loc[rows["train/loss"].notna(), "panel"])
+    return set(last.loc[last["panel"].isin(measured) & last["train/loss"].isna(), "run"])
+
+
 def setting_columns(rows: pd.DataFrame) -> list[str]:
     """Return the columns of a table that hold settings: all before ``step`` except ``panel``, ``run`` and ``seed``."""
     return [column for column in rows.columns[: list(rows).index("step")] if column not in NOT_SETTINGS]
