@@ -28,6 +28,7 @@ METHODS = {
     "l1 early": lambda model: L1.for_model(model, STRENGTH, over_time=Early(steps=3)),
     "lp": lambda model: Lp.for_model(model, STRENGTH),
     "coherent": lambda model: Coherent.for_model(model, STRENGTH, coherence="total_gradient"),
+    "projected": lambda model: Coherent.for_model(model, STRENGTH, coherence="project"),
     "decoupled": lambda model: DecoupledDecay.for_model(model, STRENGTH),
     "scheduled": lambda model: ScheduledDecay.for_model(model, STRENGTH),
     "pnorm": lambda model: PNormDecay.for_model(model, STRENGTH, p=0.8),
@@ -36,7 +37,7 @@ METHODS = {
     "pruning": lambda model: MagnitudePruning.for_model(model, STRENGTH, zeros=0.5, steps=8),
     "pathprox": lambda model: PathProx.for_model(model, STRENGTH),
 }
-IN_THE_GRADIENT = ("l2", "l2 second", "l2 gated", "l1 early", "lp", "coherent", "pathprox")
+IN_THE_GRADIENT = ("l2", "l2 second", "l2 gated", "l1 early", "lp", "coherent", "projected", "pathprox")
 
 
 def network() -> nn.Sequential:

@@ -221,6 +221,49 @@ def test_coherent_is_the_penalty_under_the_gate():
         assert same(model, twin)
 
 
+@pytest.mark.parametrize("maximize", [False, True])
+def test_projection_removes_what_opposes_the_loss(maximize):
+    sign = -1 if maximize else 1
+    for g, total in (([-1.0, 1.0], [0.0, 2.0]), ([1.0, 1.0], [3.0, 1.0]), ([0.0, 0.0], [2.0, 0.0])):
+        w = torch.tensor([1.0, 0.0], requires_grad=True)  # r = (2, 0)
+        optimizer = torch.optim.SGD([w], lr=0.1, maximize=maximize)
+        Coherent([w], 2.0, coherence="project").attach(optimizer)
+        w.grad = sign * torch.tensor(g)
+        optimizer.step()
+        assert w.tolist() == pytest.approx([1.0 - 0.1 * total[0], -0.1 * total[1]])
+
+
+@pytest.mark.parametrize("penalty", ["l1", "l2"])
+def test_projection_takes_all_decayed_parameters_as_one_vector(penalty, float64):
+    model, inputs, labels = problem(dtype=torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    method = Coherent.for_model(model, 0.3, penalty=penalty, coherence="project")
+    method.attach(optimizer)
+    twin = copy.deepcopy(model)
+    plain = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9)
+    conflicts = 0
+    for _ in range(6):
+        steps(model, optimizer, inputs, labels, 1)
+        plain.zero_grad()
+        torch.nn.functional.cross_entropy(twin(inputs), labels).backward()
+        weights = [p for p in twin.parameters() if p.dim() > 1]
+        g = torch.cat([p.grad.flatten() for p in weights])
+        r = torch.cat([0.3 * (p.sign() if penalty == "l1" else p).flatten() for p in weights]).detach()
+        if g @ r < 0:
+            r, conflicts = r - (g @ r) / (g @ g) * g, conflicts + 1
+        for p, part in zip(weights, r.split([p.numel() for p in weights]), strict=True):
+            p.grad += part.view_as(p)
+        plain.step()
+    assert conflicts
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+def test_projection_of_one_route_only():
+    with pytest.raises(ValueError, match="route='first': must be 'both' with coherence='project'"):
+        Coherent([torch.ones(1)], 0.1, coherence="project", route="first")
+
+
 # -- the gradient scale --
 
 

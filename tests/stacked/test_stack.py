@@ -70,6 +70,7 @@ SETTINGS = {
         )
         for name, threshold in GATES.items()
     },
+    "projection": ("regularizer=coherent", "regularizer.coherence=project", "regularizer.strength=0.3"),
     "gate over l1 of all": ("regularizer=coherent", "regularizer.penalty=l1", "regularizer.scope=all"),
     "gate over decoupled l2": ("regularizer=coherent", "regularizer.route=decoupled", "optimizer=adam"),
     "gate over p-norm": ("regularizer=pnorm", "regularizer/over_time=coherent"),

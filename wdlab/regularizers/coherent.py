@@ -1,4 +1,4 @@
-"""Gradient-coherent regularization (P3): a strong penalty that acts only in steps with a coherent loss gradient."""
+"""Gradient-coherent regularization (P3): a strong penalty that acts only while it leaves the loss gradient coherent."""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -8,15 +8,16 @@ from torch import Tensor
 
 from wdlab.regularizers.base import Params, Schedules
 from wdlab.regularizers.checks import check_choice, check_number
-from wdlab.regularizers.in_loss import InLoss
+from wdlab.regularizers.in_loss import InLoss, ascent_sign
 from wdlab.regularizers.over_time import ObservedMethod, OverTime, check_over_time
 from wdlab.regularizers.penalties import Absolute, HalfSquare
 from wdlab.regularizers.runs import gathered, products_of_runs
 from wdlab.schedules import Clock
-from wdlab.tensors import dots, local_shards
+from wdlab.tensors import add_, dots, local_shards
 
 PENALTIES = {"l1": Absolute, "l2": HalfSquare}
 COHERENCE = ("running_mean", "total_gradient", "norm_ratio")
+PROJECT = "project"
 
 
 class CoherenceGate(OverTime):
@@ -171,19 +172,29 @@ def cosine(square: Tensor, product: Tensor, other_square: Tensor) -> Tensor:
 
 
 class Coherent(InLoss):
-    """``L1`` or ``L2`` whose strength is multiplied by a :class:`CoherenceGate`.
+    """``L1`` or ``L2`` under a :class:`CoherenceGate`, or without the part that opposes the gradient of the loss.
 
-    [grade C: our reading]
+    [grade C: our reading; the rule of ``project`` is grade B]
 
     Park et al. 2018, arXiv 1811.08056 (P3). On the default route the penalty's gradient is added to the gradient of the
     loss, so the optimizer multiplies the decay by its learning rate. Any other method accepts the gate as its
     ``over_time``.
 
+    ``coherence="project"`` has no gate. The penalty acts in every step, without the component of its gradient that
+    opposes the gradient of the loss (GrOD, TKDD 2022). With ``g`` and ``r`` the gradients of the loss and of the
+    penalty at the strength in force, each as one vector over all decayed parameters, ``r + k g`` is added to the
+    gradient in place of ``r``, with ``k = max(0, -g . r) / (g . g)``. The metrics ``gradient/penalty_norm`` and
+    ``gradient/coherence`` are those of ``r``.
+
     Args:
         params, strength, over_time: as in :class:`wdlab.regularizers.Regularizer`.
         penalty: ``l1`` or ``l2``.
-        coherence, threshold, momentum: as in :class:`CoherenceGate`.
-        route: as in :class:`wdlab.regularizers.L2`.
+        coherence: a statistic of :class:`CoherenceGate`, or ``project``.
+        threshold, momentum: as in :class:`CoherenceGate`; ``project`` uses neither.
+        route: as in :class:`wdlab.regularizers.L2`; for ``project`` it must be ``both``.
+
+    Raises:
+        ValueError: for an argument that is not allowed, or ``project`` on another route.
     """
 
     stackable = True
@@ -200,5 +211,23 @@ class Coherent(InLoss):
         over_time: Schedules = None,
     ) -> None:
         function = PENALTIES[check_choice("penalty", penalty, tuple(PENALTIES))]()
-        gate = CoherenceGate(coherence, threshold, momentum)
-        super().__init__(params, strength, function, route, (gate, *check_over_time(over_time)))
+        self.projects = check_choice("coherence", coherence, (*COHERENCE, PROJECT)) == PROJECT
+        if self.projects and route != "both":
+            raise ValueError(f"route={route!r}: must be 'both' with coherence={PROJECT!r}")
+        gates = () if self.projects else (CoherenceGate(coherence, threshold, momentum),)
+        super().__init__(params, strength, function, route, (*gates, *check_over_time(over_time)))
+        self.minimizes_penalty = self.minimizes_penalty and not self.projects  # there a step is 0 only where g is 0
+
+    def after_backward(self) -> None:
+        if not self.projects:
+            super().after_backward()
+        elif parts := self.active_groups():
+            params = [p for part in parts for p in part.params]
+            gradients = local_shards([p.grad for p in params])
+            slopes = [(part, slope) for part in parts for slope in self.penalty_gradient(part.params)]
+            penalty = [slope * (ascent_sign(part) * part.strength) for part, slope in slopes]
+            square, product, _ = _products(self, gradients, penalty, params)
+            largest = torch.finfo(penalty[0].dtype).max
+            opposing = (-product / square).nan_to_num(nan=0.0, posinf=0.0).clamp(0, largest).to(penalty[0].dtype)
+            add_(penalty, gradients, opposing)
+            self.add_to_gradients(params, penalty, torch.ones_like(opposing))  # for a stack a factor per run

@@ -19,7 +19,7 @@ from wdlab.analysis import selection
 from wdlab.analysis.style import PALETTE, Look
 
 STRENGTH, THRESHOLD = "regularizer.strength", "regularizer.over_time.threshold"
-CONSTANT = "constant"
+CONSTANT, PROJECTED = "constant", "projected"
 FAILED = 0.15  # a test accuracy at or below this is that of a network that has learned nothing
 LEAST_RING = 8  # diameter of the smallest ring, in points
 LEAST_ERROR = 0.005  # accuracies are drawn on a logarithmic scale of the error, which ends here
@@ -31,6 +31,7 @@ LOOKS: dict[tuple[str, str | None], Look] = {
     ("coherent", "running_mean"): Look(PALETTE[3], "-.", "^", "gate: cosine with the running mean"),
     ("coherent", "total_gradient"): Look(PALETTE[1], "-", "D", "gate: cosine with the total gradient"),
     ("coherent", "norm_ratio"): Look(PALETTE[5], ":", "v", "gate: ratio of norms"),
+    (PROJECTED, None): Look(PALETTE[0], "--", "X", "without what opposes the loss"),
 }
 # The looks of fig10, by the name of the penalty and its change over time.
 FAMILIES = {
@@ -50,12 +51,18 @@ PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.3g} %")
 
 def by_method(rows: pd.DataFrame) -> Iterator[tuple[Look, pd.DataFrame]]:
     """Yield the look and the rows of each method in some rows, in the order of ``LOOKS``."""
+    changes = _over_time(rows)
     gates = rows.get("regularizer.over_time.coherence", pd.Series(None, index=rows.index, dtype=object))
     for (over_time, coherence), look in LOOKS.items():
         own_gate = gates.isna() if coherence is None else gates == coherence
-        part = rows[(rows["regularizer.over_time"] == over_time) & own_gate]
+        part = rows[(changes == over_time) & own_gate]
         if len(part):
             yield look, part
+
+
+def _over_time(rows: pd.DataFrame) -> pd.Series:
+    """Return the change over time of each row's penalty, or ``projected`` (``regularizer.coherence=project``)."""
+    return rows["regularizer.over_time"].where(rows["regularizer"] != "coherent", PROJECTED)
 
 
 def fig8(table: pd.DataFrame, measured: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
@@ -181,7 +188,7 @@ def _by_strength(axes: Axes, rows: pd.DataFrame) -> None:
 
 def _failed_strengths(rows: pd.DataFrame) -> np.ndarray:
     """Return the strengths from which on all runs with a constant penalty are at chance."""
-    constant = rows[rows["regularizer.over_time"] == CONSTANT]
+    constant = rows[_over_time(rows) == CONSTANT]
     best = constant.groupby(STRENGTH)["test_accuracy"].max().sort_index()
     learned = best.index[best > FAILED]
     return best.index[best.index > learned.max()].to_numpy() if len(learned) else best.index.to_numpy()
