@@ -19,6 +19,7 @@ def table():
             "panel": "above",
             "run": f"{seed}",
             "seed": seed,
+            "regularizer": "l2",
             "regularizer.over_time": "constant",
             "step": step,
             "norm/weight_l2": scale * 10.0 ** -(step / 50),

@@ -22,7 +22,8 @@ def measured():
     rows = []
     for seed, strength in itertools.product((0, 1, 2), STRENGTHS):
         off = 0.02 * (seed - 1) * (CONSTANT[strength] > 0.1)
-        base = {"panel": "l2", "seed": seed, "regularizer.strength": strength, "val_loss": 1 - CONSTANT[strength]}
+        base = {"panel": "l2", "seed": seed, "regularizer": "l2", "regularizer.strength": strength}
+        base |= {"val_loss": 1 - CONSTANT[strength]}
         own = {
             "regularizer.over_time": "constant",
             "mean_strength": strength,
@@ -33,7 +34,8 @@ def measured():
         rows += [base | own | {"share_in_force": 1.0}, base | GATE | gate]
     for seed, threshold in itertools.product((0, 1), (0.3, 0.9)):
         of_gate = {THRESHOLD: threshold, "share_in_force": threshold / 2}
-        at = {"panel": "l2_thresholds", "seed": seed, "test_accuracy": threshold, "regularizer.strength": 0.1}
+        at = {"panel": "l2_thresholds", "seed": seed, "test_accuracy": threshold}
+        at |= {"regularizer": "l2", "regularizer.strength": 0.1}
         rows.append(GATE | of_gate | at)
     return pd.DataFrame(rows)
 
@@ -66,6 +68,14 @@ def test_medians_by_strength_and_grey_where_the_constant_penalty_fails_in_every_
     measured.loc[one_learns & measured["regularizer.over_time"].eq("constant"), "test_accuracy"] = 0.5
     (grey,) = draw(measured, PANELS)[0].patches
     assert (grey.get_x(), grey.get_width()) == (1.0, 0.0)
+
+
+def test_a_projected_penalty_is_apart_from_a_constant_one(measured):
+    own = {"regularizer": "coherent", "regularizer.over_time": None, "regularizer.over_time.coherence": None}
+    constant = measured[measured["regularizer.over_time"] == "constant"]
+    methods = dict(strong.by_method(pd.concat([measured, constant.assign(**own)])))
+    assert len(methods[strong.LOOKS[strong.PROJECTED, None]]) == len(constant)
+    assert len(methods[strong.LOOKS["constant", None]]) == len(constant)
 
 
 def test_a_ring_is_at_the_lowest_mean_validation_loss(draw, measured):
