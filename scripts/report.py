@@ -61,11 +61,11 @@ def _number(count: int, noun: str) -> str:
 def _summary(papers: Sequence[Content], scales: Sequence[Content]) -> str:
     """Return the table of the numbers of verdicts by paper and scale."""
     rows = [
-        [of["paper"].partition(" (")[0], f"`{of['scale']}`", ", ".join(of["made"]), *_counts(of)]
+        [of["paper"].partition(" (")[0], f"`{of['scale']}`", len(of["made"]), *_counts(of)]
         for of in papers
         if of["made"]
     ]
-    rows += [["**all**", f"`{of['scale']}`", _number(of["figures"], "figure"), *_counts(of)] for of in scales]
+    rows += [["**all**", f"`{of['scale']}`", of["figures"], *_counts(of)] for of in scales]
     return _table(["paper", "scale", "figures", "claims", *verdicts.VERDICTS, "stand after Holm", "exploratory"], rows)
 
 
