@@ -29,7 +29,7 @@ TINY = ("train.steps=20", "train.log_every=10", "train.eval_every=10", "model.wi
 OFFLINE = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
 UNSET = ("WDLAB_DATA", "HYDRA_FULL_ERROR")  # variables that a user may have set, and no test expects
 MOST_WORKERS = 8  # each takes about 1 GiB
-FIRST = ("test_slurm", "test_kill", "test_benchmark")  # the longest, so that no worker is left alone with one
+FIRST = ("test_slurm", "test_figures", "test_kill", "test_benchmark")  # the longest: no worker is left alone with one
 
 
 @pytest.hookimpl(optionalhook=True)

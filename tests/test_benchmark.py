@@ -85,12 +85,12 @@ def test_a_section_that_does_not_apply_here_writes_nothing(made):
     assert {path.stem for path in made.iterdir()} == {"optimizers", *TARGETS}
 
 
-def test_the_step_of_a_checkout_is_a_number_of_seconds():
+@pytest.mark.parametrize("case", ["24 MLPs, PathProx", "one MLP 400 wide, Adam"])
+def test_the_step_of_a_checkout_is_a_number_of_seconds(case, monkeypatch, capsys):
     script = PROJECT / "scripts" / "benchmarks" / "step_of_checkout.py"
-    for case in ("24 MLPs, PathProx", "one MLP 400 wide, Adam"):
-        command = [sys.executable, str(script), case, "--quick"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
-        assert 0 < float(done.stdout) < 60
+    monkeypatch.setattr(sys, "argv", [str(script), case, "--quick"])
+    runpy.run_path(str(script), run_name="__main__")
+    assert 0 < float(capsys.readouterr().out) < 60
 
 
 @pytest.mark.parametrize("section", TARGETS)

@@ -142,6 +142,11 @@ def test_every_regularizer_says_what_it_decays(name):
     assert node["scope"] in ("weights", "all") and "strength" in node
 
 
+def test_no_config_refers_to_the_seed():
+    """``declaration.figure_runs`` resolves a config once for all seeds."""
+    assert [path.name for path in CONFIGS.rglob("*.yaml") if re.search(r"\$\{\s*\.*seed", path.read_text())] == []
+
+
 @pytest.mark.parametrize("scale", declaration.SCALES)
 @pytest.mark.parametrize("name", declaration.names())
 def test_every_figure_declares_every_scale(name, scale):

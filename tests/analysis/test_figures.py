@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 
 from scripts import reproduce
+from tests.test_figures_start import FIGURES as STARTED
 from wdlab import session
 from wdlab.analysis import declaration, figures, selection, tables
 from wdlab.errors import ConfigError, RunFailed
+from wdlab.metrics import sharpness
 from wdlab.records.identity import PROJECT, compose_config
 from wdlab.studies import checkpoints
 
@@ -260,12 +262,8 @@ def test_the_mnist_panels_are_the_same_runs_at_cpu_and_paper_scale():
 
 
 STEP = (
-    "train.steps=1",
-    "train.log_every=1",
-    "train.eval_every=1",
-    "train.batch_size=4",
-    "logger=disabled",
-    "runtime=cpu",
+    *("train.steps=1", "train.log_every=1", "train.eval_every=1", "train.batch_size=4"),
+    *("logger=disabled", "runtime=cpu"),
 )
 SMALL = {  # what little data needs
     "mnist": ("dataset.val_size=10",),
@@ -273,26 +271,41 @@ SMALL = {  # what little data needs
     "cifar10": ("dataset.val_size=10",),
     "tinyshakespeare": ("dataset.val_size=300", "dataset.classes=8", "dataset.shape=[64]"),
 }
+NARROW = 12  # a multiple of the heads of every gpt
+PARTS = ("dataset=", "model=", "optimizer=", "regularizer=", "regularizer/", "lr_schedule=", "train.sharpness_every=")
 
 
-NUMBERS = ("seed=", "regularizer.strength=", "regularizer.p=", *(f"{override.split('=')[0]}=" for override in STEP))
-
-
-def kinds(scale):
-    """Of each combination of network, data and method in the figures' panels one run; the others differ in numbers."""
+def kinds(name: str, parts: tuple[str, ...]) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """Return the overrides of one run of a figure at paper scale for each combination of choices of ``parts``."""
     found = {}
-    for name in declaration.names():
-        for job in declaration.figure_runs(declaration.read(name, scale), "anywhere"):
-            kind = tuple(override for override in job.overrides if not override.startswith(NUMBERS))
-            found.setdefault(kind, pytest.param(job.overrides, id=f"{name}-{job.panel}-{len(found)}"))
-    return list(found.values())
+    for job in declaration.figure_runs(declaration.read(name, "paper"), "anywhere"):
+        found.setdefault(tuple(o for o in job.overrides if o.startswith(parts)), job.overrides)
+    return found
 
 
-@pytest.mark.parametrize("overrides", kinds("paper"))
-def test_every_kind_of_run_at_paper_scale_takes_a_step(overrides, tiny_data, tmp_path):
+def take_a_step(overrides, data, folder, *changes) -> None:
     dataset = compose_config(overrides)["dataset"]["name"]
-    places = f"paths.data={tiny_data}", f"paths.runs={tmp_path}"
-    assert session.run(compose_config([*overrides, *STEP, *SMALL[dataset], *places])) == "done"
+    places = f"paths.data={data}", f"paths.runs={folder}"
+    assert session.run(compose_config([*overrides, *STEP, *SMALL[dataset], *places, *changes])) == "done", overrides
+
+
+def test_every_network_at_paper_scale_takes_a_step(tiny_data, tmp_path):
+    """In full size, with the first method that a figure trains it with."""
+    networks = {}
+    for name in declaration.names():
+        networks = kinds(name, ("dataset=", "model=")) | networks
+    assert len(networks) >= 7
+    for overrides in networks.values():
+        take_a_step(overrides, tiny_data, tmp_path, "train.sharpness_every=null")
+
+
+@pytest.mark.parametrize("name", [name for name in declaration.names() if name not in STARTED])
+def test_every_kind_of_run_at_paper_scale_takes_a_step(name, tiny_data, tmp_path, monkeypatch):
+    """In a narrow network; the kinds of the other figures are started by ``test_figures_start``."""
+    monkeypatch.setattr(sharpness, "EIGENVALUE_PRODUCTS", 2)
+    monkeypatch.setattr(sharpness, "TRACE_PROBES", (2, 2))
+    for overrides in kinds(name, PARTS).values():
+        take_a_step(overrides, tiny_data, tmp_path, f"model.width={NARROW}", "train.sharpness_examples=4")
 
 
 def test_a_figure_that_is_not_there_is_refused():

@@ -64,9 +64,9 @@ class Terminal:
         return self._shown
 
 
-def test_a_terminal_shows_a_bar_with_an_eta(tmp_path):
+def test_a_terminal_shows_a_bar_with_an_eta(command, tmp_path):
     short = ("train.steps=400", "train.log_every=10", "logger=disabled", f"paths.runs={tmp_path}")
-    code, shown = Terminal().shows_of_a_process(*short)
+    code, shown = Terminal().shows_of(command, *short)
     assert code == 0 and "digits-mlp-sgd-none" in shown and "/400" in shown and "step/s" in shown
 
 

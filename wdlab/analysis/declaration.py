@@ -76,12 +76,11 @@ def figure_runs(declared: Mapping[str, Any], root: str | Path) -> list[FigureRun
     for panel in declared["at"]["panels"]:
         lines = [line for vary in panel.get("vary", ()) for line in _lines(vary)]
         shared = tuple(panel.get("shared", ()))
-        # Once per line and not per run: composing takes nearly all the time of this function.
-        configs = [compose_config((*shared, *line)) for line in lines]
+        # Once per line and not per run: this takes nearly all the time. No config file refers to the seed.
+        configs = [OmegaConf.to_container(compose_config((*shared, *line)), resolve=True) for line in lines]
         for seed in seeds(declared, panel) if lines else ():
             for line, config in zip(lines, configs, strict=True):
-                config["seed"] = seed
-                directory = RunDirectory(root, run_name(config))
+                directory = RunDirectory(root, run_name(config | {"seed": seed}))
                 result.append(FigureRun(panel["panel"], (*shared, *line, f"seed={seed}"), directory))
     return result
 

@@ -4,8 +4,10 @@ Imports no torch. Used by everything that composes a config or needs the name of
 """
 
 import contextlib
+import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobRuntime
 from hydra.version import VersionBase
@@ -20,6 +23,7 @@ from omegaconf import DictConfig
 
 from wdlab import interpolations, settings
 from wdlab.errors import NAME_RULE, ConfigError, is_name
+from wdlab.records.composition import Compositions
 
 settings.register()  # the schema that configs/train.yaml names
 
@@ -36,10 +40,36 @@ def compose_config(overrides: Iterable[str]) -> DictConfig:
 
     This function also works inside another Hydra application, and does not change the state of that application.
     """
-    with _own_hydra(), initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra_compose("train", list(overrides))
+    given = list(overrides)
+    try:
+        config = _compositions(_state_of_files())(given)
+    except Exception:
+        config = _composed_by_hydra(given)  # which raises Hydra's own error
     interpolations.read_environment(config)
     return config
+
+
+@functools.lru_cache(maxsize=1)
+def _compositions(state_of_files: tuple[tuple[str, int], ...]) -> Compositions:
+    """Return what composes configs until a config file is changed, added or removed."""
+    return Compositions(_composed_by_hydra, lambda key: (CONFIGS / key).is_dir(), OverridesParser.create())
+
+
+def _state_of_files() -> tuple[tuple[str, int], ...]:
+    """Return path and time of change, in ns, of every file and folder of configs."""
+    found, folders = [], [str(CONFIGS)]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                found.append((entry.path, entry.stat().st_mtime_ns))
+                if entry.is_dir():
+                    folders.append(entry.path)
+    return tuple(found)
+
+
+def _composed_by_hydra(overrides: list[str]) -> DictConfig:
+    with _own_hydra(), initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra_compose("train", overrides)
 
 
 @contextlib.contextmanager

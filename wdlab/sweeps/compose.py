@@ -4,26 +4,21 @@ Jobs that choose the same files (``model=mlp``) and differ in values (``seed=3``
 """
 
 import contextlib
-import pickle
 from collections.abc import Collection, Sequence
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
-from hydra.errors import ConfigCompositionException, HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from hydra.errors import HydraException
+from omegaconf import DictConfig, open_dict
 
 from wdlab import interpolations
+from wdlab.records.composition import Compositions
 from wdlab.records.directory import RunDirectory
 from wdlab.sweeps.job import SweepJob
 
 
 class Composer:
     """Callable that returns the config of a sweep's job, without the ``hydra`` node, from the job's overrides.
-
-    Finding and merging config files takes most of Hydra's time. So Hydra composes a config once for each choice of
-    files, and the values of a job are set in a copy of this config.
 
     Args:
         loader: the config loader that Hydra has made for the sweep.
@@ -32,34 +27,23 @@ class Composer:
 
     def __init__(self, loader: ConfigLoader, config: DictConfig) -> None:
         self._loader, self._config = loader, config
-        self._parser = OverridesParser.create(config_loader=loader)
-        self._parsed: dict[str, Override] = {}
-        self._composed: dict[tuple[str, ...], bytes] = {}  # pickled: a copy made by pickle takes a fifth of the time
-        self._groups: dict[str, bool] = {}
+        parser = OverridesParser.create(config_loader=loader)
+        self._composed = Compositions(self._compose, lambda key: loader.get_group_options(key) != [], parser)
 
     def __call__(self, overrides: Sequence[str]) -> DictConfig:
         """Return the config of the job with these overrides.
 
         Raises:
-            ConfigCompositionException: Hydra's own error for an override that does not fit the config.
+            HydraException: Hydra's own error for an override that does not fit the config.
         """
-        for text in overrides:
-            if text not in self._parsed:
-                (self._parsed[text],) = self._parser.parse_overrides([text])
-        parsed = [self._parsed[text] for text in overrides]
-        values = [o for o in parsed if o.type is OverrideType.CHANGE and not self._names_a_file(o)]
-        rest = tuple(o.input_line for o in parsed if o not in values)
-        if any(o.type is not OverrideType.CHANGE for o in parsed):  # with + and ~ the order of the overrides matters
-            values, rest = [], tuple(overrides)
-        if rest not in self._composed:
-            composed = self._loader.load_sweep_config(self._config, list(rest))
-            with open_dict(composed):
-                del composed["hydra"]
-            self._composed[rest] = pickle.dumps(composed)
-        config = pickle.loads(self._composed[rest])
-        for override in values:
-            _set_value(config, override)
+        config = self._composed(overrides)
         interpolations.read_environment(config)
+        return config
+
+    def _compose(self, overrides: list[str]) -> DictConfig:
+        config = self._loader.load_sweep_config(self._config, overrides)
+        with open_dict(config):
+            del config["hydra"]
         return config
 
     def job(self, overrides: list[str], number: int) -> "SweepJob":
@@ -73,25 +57,6 @@ class Composer:
         pinned = interpolations.fix_job_values(config, self._loader, self._config, overrides, number)
         resolved = interpolations.plain(config)
         return SweepJob([*overrides, *pinned], resolved, RunDirectory.of(resolved))
-
-    def _names_a_file(self, override: Override) -> bool:
-        """Return True if an override chooses a file or changes Hydra's own settings, so that Hydra has to compose."""
-        key = override.key_or_group
-        if key not in self._groups:  # stored, since a search by Hydra in all config folders takes 10 ms
-            self._groups[key] = "." not in key and self._loader.get_group_options(key) != []
-        return override.package is not None or key.startswith("hydra.") or self._groups[key]
-
-
-def _set_value(config: DictConfig, override: Override) -> None:
-    """Apply an override ``key=value`` to ``config`` in place, with the same result as Hydra.
-
-    Raises:
-        ConfigCompositionException: Hydra's own error for an override that does not fit the config.
-    """
-    try:
-        OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
-    except OmegaConfBaseException as error:
-        raise ConfigCompositionException(f"Error merging override {override.input_line}") from error
 
 
 def as_sweep_override(override: str, groups: Collection[str]) -> str:
