@@ -14,6 +14,7 @@ from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import run_name
 from wdlab.records.recorder import Recorder
 from wdlab.records.wandb_mirror import Mirror
+from wdlab.regularizers.routes import OF_ADAM
 from wdlab.stacked.eligibility import why_not_stacked
 from wdlab.stacked.program import Stack, StackedRun
 
@@ -30,7 +31,7 @@ PLAIN = ("regularizer=l2",)
 EARLY = ("regularizer/over_time=early", "++regularizer.over_time.epochs=0.1")
 DELAYED = ("regularizer/over_time=delayed", "++regularizer.over_time.epochs=0.1")
 GATES = {"running_mean": 0.4, "total_gradient": 0.999, "norm_ratio": 20}  # open in some steps and runs, not in all
-ROUTES = [(name, route) for name in ("l2", "l1", "lp") for route in ("first", "second", "separate")]
+ROUTES = [(name, route) for name in ("l2", "l1", "lp") for route in OF_ADAM]
 BIG_EPS = ("optimizer=adam", "optimizer.eps=0.1")  # so that no weight without a gradient takes a step of lr s w / eps
 SETTINGS = {
     "l2": PLAIN,
@@ -93,9 +94,12 @@ SETTINGS = {
     "adams with l2": (*PLAIN, "optimizer=adams", "optimizer.weight_decay=0.1"),
     "adams without decay": (*PLAIN, "optimizer=adams", "optimizer.weight_decay=0"),
     **{f"{name} {route}": (f"regularizer={name}", f"regularizer.route={route}", *BIG_EPS) for name, route in ROUTES},
+    # with p = 0.8 the weights come so close to zero that little is left of their angles but rounding
+    "lp separate": ("regularizer=lp", "regularizer.route=separate", "regularizer.p=1.5", *BIG_EPS),
     "route, adamw": ("regularizer=l2", "regularizer.route=first", "regularizer.scope=all", *BIG_EPS, "optimizer=adamw"),
     "early route": ("regularizer=l2", "regularizer.route=separate", *EARLY, *BIG_EPS),
-    "delayed route": ("regularizer=l2", "regularizer.route=separate", *DELAYED, *BIG_EPS),
+    "gate over separate": ("regularizer=coherent", "regularizer.route=separate", "regularizer.threshold=0.4", *BIG_EPS),
+    "delayed route": ("regularizer=l2", "regularizer.route=first", *DELAYED, *BIG_EPS),
 }
 
 
