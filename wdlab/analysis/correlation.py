@@ -47,9 +47,10 @@ def _taus(samples: Sequence[np.ndarray], counts: np.ndarray) -> np.ndarray:
         return np.full((len(values), len(values), len(counts)), np.nan)
     signs = [np.sign(value[:, None] - value) for value in values]  # of each pair of runs
     sums = np.array([[((counts @ (a * b)) * counts).sum(1) for b in signs] for a in signs])
-    sizes = np.sqrt(np.array([sums[k, k] for k in range(len(values))]))
+    squares = np.array([sums[k, k] for k in range(len(values))])
+    sizes = np.sqrt(squares[:, None] * squares)  # not a product of roots, so that the tau of equal orders is exactly 1
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(sizes[:, None] * sizes > 0, sums / (sizes[:, None] * sizes), np.nan)
+        return np.where(sizes > 0, sums / sizes, np.nan)
 
 
 def correlation(
