@@ -74,7 +74,10 @@ class _StopAtOnce:
 
 @needs_rl
 def test_a_method_acts_on_the_steps_of_the_library(compose):
-    """Strength 0 changes nothing; at lr s = 1 every weight is zero before each step of Adam, which is about lr."""
+    """Strength 0 changes nothing. At lr s = 1 every weight is zero before each step of Adam.
+
+    The step is at most lr times (1 - beta1) / sqrt(1 - beta2) = 3.16.
+    """
     runs = {
         name: trained(compose(*CARTPOLE, f"regularizer={name}", *more))
         for name, more in {
@@ -85,14 +88,15 @@ def test_a_method_acts_on_the_steps_of_the_library(compose):
     }
     weights = {name: state["model"]["layers.1.weight"] for name, (_, state) in runs.items()}
     assert torch.equal(weights["none"], weights["l2"])
-    assert weights["none"].abs().max() > 0.1 and weights["decoupled"].abs().max() <= 0.0101
+    assert weights["none"].abs().max() > 0.1 and weights["decoupled"].abs().max() <= 0.0317
 
 
 @needs_rl
 @pytest.mark.parametrize("route", ROUTES)
 def test_every_route_decays(route, compose):
-    config = compose(*CARTPOLE, "regularizer=l2", f"regularizer.route={route}", "regularizer.strength=3")
-    plain = compose(*CARTPOLE, "regularizer=none")
+    eps = "optimizer.eps=0.1"  # without it the route first explodes where a unit is dead
+    config = compose(*CARTPOLE, "regularizer=l2", f"regularizer.route={route}", "regularizer.strength=3", eps)
+    plain = compose(*CARTPOLE, "regularizer=none", eps)
     assert trained(config)[0][-1]["norm/weight_l2"] < trained(plain)[0][-1]["norm/weight_l2"]
 
 

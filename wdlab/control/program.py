@@ -162,7 +162,8 @@ class ControlRun:
     def record(self, step: int) -> bool:
         """Write the log line of the state after ``step`` updates; return False if the run has diverged."""
         self._record(step)
-        return self._is_finite and math.isfinite(self.last["norm/weight_l2"] or math.nan)
+        norm = self.last["norm/weight_l2"]  # None where it is not finite
+        return self._is_finite and norm is not None and math.isfinite(norm)
 
     def _record(self, step: int) -> None:
         """Write the log line of the state after ``step`` updates."""
