@@ -92,12 +92,13 @@ SHARDABLE = {
     "L2, first": on_adam(L2, 0.3, route="first"),
     "L2, second": on_adam(L2, 0.3, route="second"),
     "L2, separate": on_adam(L2, 0.3, route="separate"),
+    "L2, separate_explicit": on_adam(L2, 0.3, route="separate_explicit"),
     "Lp": on_adam(Lp, 0.1),
     **{f"CoherenceGate, {coherence}": make for coherence, make in GATED.items()},
 }
 UNSHARDABLE = {"PathProx": pathprox, "MagnitudePruning": on_adam(MagnitudePruning, 0.3, zeros=0.5, steps=STEPS)}
 METHODS = {"DDP": SHARDABLE | UNSHARDABLE, "FSDP2": SHARDABLE}
-WHOLE_STATE = ("AdamS", "AdamS, amsgrad", "SGDS", "ScheduledDecay", "L2, separate", "PAdam, p=0.8", "PNormDecay")
+WHOLE_STATE = ("AdamS", "AdamS, amsgrad", "SGDS", "ScheduledDecay", "L2, first", "PAdam, p=0.8", "PNormDecay")
 REPLICAS = ("AdamS", "CoherenceGate, total_gradient")
 
 

@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
 
-from wdlab.homogeneous import homogeneous_pairs, pairs_form_a_chain, unit_path_norms, weights
-from wdlab.models import MLP, FactorizedMLP
+from wdlab.homogeneous import homogeneous_pairs, normalized_weights, pairs_form_a_chain, unit_path_norms, weights
+from wdlab.models import MLP, VGG, FactorizedMLP, ResNet
 
 
 def linears(model):
@@ -355,3 +355,27 @@ def test_parameters_of_unknown_modules_are_never_decided_silently():
         weights(nn.Sequential(nn.Linear(3, 3), Custom()))
     with pytest.raises(ValueError, match="has no linear, convolution or embedding weight"):
         weights(nn.ReLU())
+
+
+def test_normalized_weights_are_those_that_a_batch_norm_follows():
+    for model in (
+        MLP((1, 4, 4), 3, width=5, depth=4, norm="batch"),
+        ResNet((3, 8, 8), 10, 4, 8),
+        VGG((3, 32, 32), 10, 4, 11, batch_norm=True),
+    ):
+        assert normalized_weights(model) == weights(model)[:-1]  # all but that of the last layer
+    assert normalized_weights(MLP((1, 4, 4), 3, width=5, depth=4)) == []
+
+
+def test_a_layer_that_is_read_beside_its_norm_is_not_normalized():
+    class Beside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm, self.second = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4, bias=False)
+
+        def forward(self, x):
+            hidden = self.first(x)
+            return self.norm(self.second(self.norm(hidden) + hidden))
+
+    model = Beside()
+    assert normalized_weights(model) == [model.second.weight]

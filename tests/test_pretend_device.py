@@ -31,6 +31,7 @@ from wdlab.records.identity import CONFIGS, compose_config, run_name
 from wdlab.records.recorder import Recorder
 from wdlab.records.wandb_mirror import Mirror
 from wdlab.regularizers import L2
+from wdlab.regularizers.routes import OF_ADAM
 from wdlab.schedules import Clock
 from wdlab.stacked.program import Stack, StackedRun
 
@@ -189,13 +190,12 @@ def from_yaml(group: str) -> dict[str, dict]:
 
 METHODS, OPTIMIZERS = from_yaml("regularizer"), from_yaml("optimizer")
 OVER_TIME = from_yaml("regularizer/over_time")
-MOMENTS = ("first", "second", "separate")  # routes that only Adam has
 CASES = {
     **METHODS,
     **{
         f"{name} {route}": METHODS[name] | {"route": route}
         for name in ("l2", "l1")
-        for route in (*MOMENTS, "decoupled")
+        for route in (*OF_ADAM, "decoupled")
     },
     **{f"coherent by {c}": METHODS["coherent"] | {"coherence": c} for c in ("total_gradient", "norm_ratio")},
     **{
@@ -268,7 +268,7 @@ def tolerance_of(case: str, optimizer: str, how: str = "foreach") -> float:
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_computes_what_the_cpu_does_and_waits_for_nothing(case):
     for optimizer, how in itertools.product(OPTIMIZERS, HOW):
-        if "sgd" in optimizer and (how == "amsgrad" or CASES[case].get("route") in MOMENTS):
+        if "sgd" in optimizer and (how == "amsgrad" or CASES[case].get("route") in OF_ADAM):
             continue
         if how != "foreach" and (case not in METHODS or optimizer not in ("sgd", "adam", "adams")):
             continue

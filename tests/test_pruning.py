@@ -75,6 +75,19 @@ def test_an_mlp_loses_rows_biases_and_columns_and_keeps_its_function(model):
     assert parameters(pruned) == (4 * 2 + 2) + (2 * 5 + 5) + (5 * 4 + 4) + (4 * 3 + 3)
 
 
+def test_an_mlp_with_batch_norm_loses_the_norms_of_dead_units_too():
+    torch.manual_seed(0)
+    network = MLP((1, 2, 2), classes=3, width=5, depth=3, norm="batch")
+    network(torch.randn(20, 1, 2, 2))  # running statistics
+    linear = [m for m in network.layers if isinstance(m, nn.Linear)]
+    unread(linear[1], 3, 4)
+    with torch.no_grad():
+        linear[0].weight[0] = 0  # a constant behind the norm, which goes to the running mean of the next one
+    pruned = prune_dead_units(network)
+    assert [m.num_features for m in pruned.modules() if isinstance(m, nn.BatchNorm1d)] == [2, 5]
+    assert_same_function(pruned, network, torch.randn(7, 1, 2, 2))
+
+
 def test_of_a_factorized_mlp_units_without_relu_are_pruned_too():
     torch.manual_seed(0)
     network = FactorizedMLP((1, 2, 2), classes=3, width=5, depth=4)

@@ -31,6 +31,7 @@ from wdlab.regularizers import (
     ScheduledDecay,
     WarmUp,
 )
+from wdlab.regularizers.routes import ROUTES
 
 STEPS = 25
 TOLERANCE = 1e-12  # of a tensor's largest value: float64 rounds to 1e-16, and 25 steps have come to 4e-15 at most
@@ -133,7 +134,7 @@ CASES = {
     "PathProx, with biases": Case(on_layers, pathprox.pathprox, {"regularize_bias": True}, 0.3, LINEAR),
     **{
         f"L2 through Adam, {route}": Case(attached(L2, ADAM, route=route), partial(routes.routed, route=route), BETAS)
-        for route in ("both", "first", "second", "separate", "decoupled")
+        for route in ROUTES
     },
     **{
         f"L2 through Adam, {route}, early": Case(
@@ -141,7 +142,7 @@ CASES = {
             under(routes.routed, partial(schedules.early, 9), route=route),
             BETAS,
         )
-        for route in ("both", "first", "second", "separate", "decoupled")
+        for route in ROUTES
     },
     "L2": Case(attached(L2), in_loss.in_loss, MOMENTUM),
     "L1": Case(attached(L1), partial(in_loss.in_loss, slope=in_loss.l1), MOMENTUM),

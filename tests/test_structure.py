@@ -25,7 +25,7 @@ FLOORS = (
     ("session",),
     ("validation",),
     ("build",),
-    ("loop", "stacked"),
+    ("loop", "stacked", "control"),
     ("engine",),
     ("optimizers", "metrics"),
     ("regularizers", "data", "records", "pruning"),

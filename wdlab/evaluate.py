@@ -60,6 +60,8 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> OpenedRun:
     """Load a run's last checkpoint and its data. The arguments and errors are those of :func:`evaluate`."""
     config = _config(folder, overrides)
     directory = RunDirectory(folder.parent, folder.name)
+    if data.is_environment(config["dataset"]):
+        raise ConfigError(f"{folder}: is a run in an environment, which has no splits to evaluate on")
     state = checkpoint.load_or_raise(directory)
     check_data_unchanged(config, directory, state)
     built = build_parts(config)

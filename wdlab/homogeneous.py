@@ -9,16 +9,18 @@ For the regularizers, the metrics, and users who need lists of parameters for an
 
 import itertools
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from wdlab.tracing import DROPOUT, IDENTITY, POOLING, RELU, RESHAPE, LayerLink, TracedModel
+from wdlab.tracing import DROPOUT, IDENTITY, POOLING, RELU, RESHAPE, LayerLink, OperationKind, TracedModel
 
 Pair = tuple[nn.Module, nn.Module]
 _WEIGHT_OWNERS = (nn.Linear, nn.Bilinear, nn.Embedding, nn.modules.conv._ConvNd)
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 _ATTENTION_BIASES = ("in_proj_bias", "bias_k", "bias_v")
+_NORM = OperationKind((nn.modules.batchnorm._NormBase,))
 _NOT_DECAYED = (
     nn.modules.batchnorm._NormBase,
     nn.GroupNorm,
@@ -62,6 +64,29 @@ def _is_decayed(module: nn.Module, name: str) -> bool | None:
     if isinstance(module, nn.MultiheadAttention) and name in (*_ATTENTION_WEIGHTS, *_ATTENTION_BIASES):
         return name in _ATTENTION_WEIGHTS
     return False if isinstance(module, _NOT_DECAYED) else None
+
+
+def normalized_weights(model: nn.Module) -> list[nn.Parameter]:
+    """Return the weights of the linear and convolution layers that a batch or instance norm follows directly.
+
+    They are scale-invariant: the network's function does not change if such a weight is multiplied by c > 0 (up to the
+    epsilon of the norm, and with the statistics of the batch). Layers whose output is used elsewhere too are left out,
+    and so are grouped convolutions and layers whose weight is shared or made by a parametrization.
+
+    Raises:
+        ValueError: if ``torch.fx`` cannot trace the model's forward.
+    """
+    traced = TracedModel(model, instead="pass the list of weights yourself")
+    layers = [(traced.layer(node), traced.only_reader(node)) for node in traced.graph.nodes]
+    return [layer.weight for layer, reader in layers if layer and reader and traced.is_a(_NORM, reader)]
+
+
+def if_traceable(find: Callable[[nn.Module], list[Any]], model: nn.Module) -> list[Any]:
+    """Return ``find(model)``, [] if it raises the ValueError of a model that ``torch.fx`` cannot trace."""
+    try:
+        return find(model)
+    except ValueError:
+        return []
 
 
 def homogeneous_pairs(model: nn.Module, across_pooling: bool = False) -> list[Pair]:

@@ -14,6 +14,8 @@ from omegaconf import DictConfig
 
 from wdlab import loop, process
 from wdlab.build import Parts, build_experiment
+from wdlab.control import ControlRun
+from wdlab.data import Environment
 from wdlab.engine import device, parallel, stopping
 from wdlab.engine.experiment import Experiment
 from wdlab.engine.one_run import OneRun
@@ -121,7 +123,8 @@ def _train(
         trained = build_experiment(config, threads=session.threads_before, built=built)
         session.open(trained)
         settings = read(config)
-        program = OneRun(trained, settings.train, directory, session.records, session.start)
+        kind = ControlRun if isinstance(trained.data, Environment) else OneRun
+        program = kind(trained, settings.train, directory, session.records, session.start)
         outcome = loop.fit(program, settings.train, settings.runtime.checkpoint_seconds, stop_requested)
         session.end(outcome)
     finally:
@@ -252,7 +255,7 @@ def _follow(config: DictConfig, directory: RunDirectory) -> str:
 
 def _result(row: dict[str, Any]) -> str:
     """Return training loss and test accuracy of a log line as text, ``""`` if the line has neither."""
-    shown = {key: row[key] for key in ("train/loss", "test/accuracy") if row.get(key) is not None}
+    shown = {key: row[key] for key in ("train/loss", "test/accuracy", "score/mean_return") if row.get(key) is not None}
     return "".join(f", {key.replace('/', ' ')} {value:.4g}" for key, value in shown.items())
 
 

@@ -11,6 +11,7 @@ import torch
 
 from wdlab import data, metrics, process, settings
 from wdlab.build import Parts, build_parts
+from wdlab.control import check_environment
 from wdlab.engine import device, parallel
 from wdlab.errors import CheckpointError, ConfigError, explain, unknown_key
 from wdlab.interpolations import plain
@@ -45,6 +46,8 @@ def check_config(config: Mapping[str, Any], here: bool = True, directory: RunDir
     _check_numbers(config, "optimizer")
     _check_numbers(config, "lr_schedule")
     ranks = parallel.process_group().size
+    if data.is_environment(config["dataset"]):
+        check_environment(config["dataset"], checked.train, ranks)
     built = build_parts(config)
     _try_forward(built.model, config, checked, ranks)
     data.check_data_and_batch_size(config["dataset"], checked.paths.data, checked.train.batch_size, ranks)

@@ -11,7 +11,7 @@ from wdlab import regularizers
 from wdlab.homogeneous import unit_path_norms
 from wdlab.metrics import Metrics, cross_entropy, norms, objective, sparsity
 from wdlab.models import GPT, MLP, ResNet
-from wdlab.regularizers.in_loss import ROUTES
+from wdlab.regularizers.routes import ROUTES
 
 
 def tensors(*values):

@@ -9,6 +9,7 @@ from torch import nn
 
 from tests.metrics.examples import make_step, random_images
 from wdlab.metrics import Metrics, norms, scale_invariant
+from wdlab.models import MLP
 from wdlab.regularizers import Regularizer
 
 INVARIANT = {f"scale_invariant/{name}" for name in ("gradient_times_weight", "angular_update", "sharpness", "trace")}
@@ -55,6 +56,9 @@ def test_the_effective_learning_rate_survives_a_common_factor():
     assert after[key] == pytest.approx(before[key], rel=1e-6)
     assert after["update/relative"] == pytest.approx(before["update/relative"], rel=1e-6)
     weights = [m.weight for m in normalized_network() if isinstance(m, nn.Linear)]
+    logs = [math.log10(0.5 / w.norm().item() ** 2) for w in weights]
+    assert before["scale_invariant/log_effective_lr"] == pytest.approx(sum(logs) / 3)
+    assert after["scale_invariant/log_effective_lr"] == pytest.approx(sum(logs) / 3)
     assert before[key] == pytest.approx(0.5 / norms.total_norm(norms.each_norm(norms.as_rows(weights))).item() ** 2)
 
 
@@ -94,3 +98,15 @@ def test_a_tiny_angle_in_float32_is_seen():
     expected = torch.atan2(across.norm(), torch.dot(new, old) / old.norm()).item()
     assert metrics.measure(False)["scale_invariant/angular_update"] == pytest.approx(expected, rel=1e-3)
     assert expected < 1e-4
+
+
+def test_the_effective_learning_rate_of_adam_has_one_power_of_the_norm_and_leaves_out_the_last_layer():
+    torch.manual_seed(0)
+    model, data = MLP((1, 4, 4), 3, width=5, depth=3, norm="batch"), random_images()
+    optimizer, regularizer = torch.optim.Adam(model.parameters(), lr=0.02), Regularizer.for_model(model)
+    metrics = Metrics(model, data, regularizer)
+    first, second, _ = (m.weight.norm().item() for m in model.layers if isinstance(m, nn.Linear))
+    with regularizer.attach(optimizer):
+        make_step(metrics, optimizer, *data.train.examples(slice(None)))
+    expected = (math.log10(0.02 / first) + math.log10(0.02 / second)) / 2
+    assert metrics.measure(False)["scale_invariant/log_effective_lr"] == pytest.approx(expected)

@@ -10,7 +10,7 @@ from torch import nn
 from wdlab.build import build_parts
 from wdlab.errors import ConfigError
 from wdlab.homogeneous import homogeneous_pairs, weights
-from wdlab.models import GPT, VGG, ResNet
+from wdlab.models import GPT, MLP, VGG, ResNet
 from wdlab.records.identity import CONFIGS, compose_config
 
 CIFAR = (3, 32, 32)
@@ -59,6 +59,20 @@ def test_resnet20_has_its_published_size():
 def convolutions(plan: list, width: int) -> int:
     sizes = [3, *(v * width // 64 for v in plan)]
     return sum(9 * a * b + b for a, b in itertools.pairwise(sizes))
+
+
+def test_an_mlp_with_batch_norm_has_it_before_each_relu_and_no_bias_there():
+    model = MLP((1, 2, 2), 3, width=5, depth=3, norm="batch")
+    kinds = [nn.Flatten, *(nn.Linear, nn.BatchNorm1d, nn.ReLU) * 2, nn.Linear]
+    assert [type(m) for m in model.layers] == kinds
+    linear = [m for m in model.layers if isinstance(m, nn.Linear)]
+    assert [m.bias is None for m in linear] == [True, True, False]
+    assert weights(model) == [m.weight for m in linear] and homogeneous_pairs(model) == []
+    inputs = torch.randn(7, 1, 2, 2)
+    before = model(inputs)
+    with torch.no_grad():
+        linear[0].weight.mul_(4)
+    assert torch.allclose(model(inputs), before, atol=1e-3)  # the epsilon of a batch norm is 1e-5 of a variance
 
 
 VGG19 = [64] * 2 + [128] * 2 + [256] * 4 + [512] * 8
@@ -134,6 +148,8 @@ def test_every_network_reads_every_kind_of_image(name, dataset):
 
 
 BAD = {
+    "model.norm=layer": "model.norm='layer': must be null or batch",
+    "model.norm=batch regularizer=pathprox": "regularizer: MLP has no pair Linear-ReLU-Linear or Conv-ReLU-Conv",
     "model=resnet18 model.depth=12": "model.depth=12: must be 18 or 34",
     "model=resnet8 model.depth=0": "model.depth=0: must be a whole number >= 8",
     "model=resnet18 model.zero_init_residual=2": "model.zero_init_residual=2: must be true or false",

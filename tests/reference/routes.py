@@ -1,17 +1,19 @@
-"""The five routes of an L2 penalty through Adam: Bjorck et al. 2020, arXiv 2012.13841 (P4).
+"""The routes of an L2 penalty through Adam: Bjorck et al. 2020, arXiv 2012.13841 (P4).
 
 With ``g`` the loss gradient and ``r = s w`` that of the penalty, Adam's step is ``lr m / (sqrt(v) + eps)``, both
 moments bias-corrected, and:
 
-========= =========================== ===========
-route     m is the mean of            v is the mean of the squares of
-========= =========================== ===========
-both      g + r                       g + r
-first     g + r                       g
-second    g                           g + r
-separate  g, and one of its own for r g
-decoupled g; w -= lr r before         g
-========= =========================== ===========
+================= ==================================== ===============================
+route             m is the mean of                     v is the mean of the squares of
+================= ==================================== ===============================
+both              g + r                                g + r
+first             g + r                                g
+second            g                                    g + r
+separate_explicit g, and one of its own for r          g
+separate          g; w /= 1 + lr s / (sqrt(v) + eps)   g
+                  after the step
+decoupled         g; w -= lr r before                  g
+================= ==================================== ===============================
 """
 
 from collections.abc import Sequence
@@ -43,9 +45,10 @@ def routed(
             m[i] = beta1 * m[i] + (1 - beta1) * in_m
             v[i] = beta2 * v[i] + (1 - beta2) * in_v**2
             m_of_r[i] = beta1 * m_of_r[i] + (1 - beta1) * r
-            mean = m[i] + m_of_r[i] if route == "separate" else m[i]
+            mean = m[i] + m_of_r[i] if route == "separate_explicit" else m[i]
             root = (v[i] / (1 - beta2 ** (step + 1))).sqrt() + eps
             before = w - lr * r if route == "decoupled" else w
-            new.append(before - lr * mean / (1 - beta1 ** (step + 1)) / root)
+            after = before - lr * mean / (1 - beta1 ** (step + 1)) / root
+            new.append(after / (1 + lr * now * s / root) if route == "separate" else after)
         weights = new
         yield weights

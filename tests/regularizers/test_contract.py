@@ -16,6 +16,7 @@ from wdlab.build import instantiate_node
 from wdlab.homogeneous import weights
 from wdlab.records.identity import CONFIGS
 from wdlab.regularizers import L1, L2, DecoupledDecay, Regularizer
+from wdlab.regularizers.routes import OF_ADAM
 from wdlab.schedules import Clock
 
 
@@ -24,7 +25,7 @@ def over(name: str, **arguments) -> dict:
 
 
 VARIANTS = {
-    **{f"l2 {route}": ("l2", {"route": route}) for route in ("first", "second", "separate", "decoupled")},
+    **{f"l2 {route}": ("l2", {"route": route}) for route in (*OF_ADAM, "decoupled")},
     "l1 separate": ("l1", {"route": "separate"}),
     "l1 decoupled": ("l1", {"route": "decoupled"}),
     "l1 early second": ("l1", {"route": "second", "over_time": over("Early", steps=2)}),
@@ -55,7 +56,7 @@ OPTIMIZERS = {
 TWO = ("sgd", "adam")  # where a maximum of second moments and a fused step make no difference
 # what makes a method's steps those of a decay alone: pruning depends on neither the strength nor the learning rate
 UNPRUNED = {"magnitude_pruning": {"zeros": 0.0}}
-NEED_ADAM = {case for case in CASES if case.split()[-1] in ("first", "second", "separate")}
+NEED_ADAM = {case for case in CASES if case.split()[-1] in OF_ADAM}
 
 
 def on_optimizers(cases=CASES, optimizers=OPTIMIZERS):

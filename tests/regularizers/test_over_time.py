@@ -346,7 +346,7 @@ def test_dying_gradients_stay_coherent_in_any_precision():
     "make",
     [
         lambda p: L1(p, 0.1, over_time=CoherenceGate()),
-        lambda p: L2(p, 0.1, route="separate"),
+        lambda p: L2(p, 0.1, route="first"),
     ],
 )
 def test_a_state_read_on_another_device_goes_to_that_of_the_parameters(make):

@@ -22,6 +22,7 @@ from wdlab.regularizers import (
     PNormProx,
     ScheduledDecay,
 )
+from wdlab.regularizers.routes import ROUTES
 
 settings.register_profile("quick", max_examples=60, deadline=None, derandomize=True)
 settings.load_profile("quick")
@@ -98,7 +99,7 @@ IN_LOSS = {
     "coherent l1": lambda w, s, p: Coherent(w, s, penalty="l1"),
     "l1 by total gradient": lambda w, s, p: L1(w, s, over_time=CoherenceGate("total_gradient", 0.3)),
     "l2 by norm ratio": lambda w, s, p: L2(w, s, over_time=CoherenceGate("norm_ratio", 0.3)),
-    **{f"l2 {r}": (lambda w, s, p, r=r: L2(w, s, route=r)) for r in ("first", "second", "separate", "decoupled")},
+    **{f"l2 {r}": (lambda w, s, p, r=r: L2(w, s, route=r)) for r in ROUTES[1:]},
 }
 penalty_powers = st.sampled_from([1e-3, 0.5, 0.8, 1, 1.5, 2, 3])
 

@@ -14,6 +14,7 @@ from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import run_name
 from wdlab.records.recorder import Recorder
 from wdlab.records.wandb_mirror import Mirror
+from wdlab.regularizers.routes import OF_ADAM
 from wdlab.stacked.eligibility import why_not_stacked
 from wdlab.stacked.program import Stack, StackedRun
 
@@ -30,7 +31,7 @@ PLAIN = ("regularizer=l2",)
 EARLY = ("regularizer/over_time=early", "++regularizer.over_time.epochs=0.1")
 DELAYED = ("regularizer/over_time=delayed", "++regularizer.over_time.epochs=0.1")
 GATES = {"running_mean": 0.4, "total_gradient": 0.999, "norm_ratio": 20}  # open in some steps and runs, not in all
-ROUTES = [(name, route) for name in ("l2", "l1", "lp") for route in ("first", "second", "separate")]
+ROUTES = [(name, route) for name in ("l2", "l1", "lp") for route in OF_ADAM]
 BIG_EPS = ("optimizer=adam", "optimizer.eps=0.1")  # so that no weight without a gradient takes a step of lr s w / eps
 SETTINGS = {
     "l2": PLAIN,
@@ -51,6 +52,9 @@ SETTINGS = {
     "early": ("regularizer=pathprox", "regularizer/over_time=early", "++regularizer.over_time.epochs=0.1"),
     "delayed": ("regularizer=pnorm", "regularizer/over_time=delayed", "++regularizer.over_time.epochs=0.1"),
     "warm-up": ("regularizer=l1", "regularizer/over_time=warmup", "++regularizer.over_time.epochs=0.1"),
+    "batch norm": (*PLAIN, "model.norm=batch", "optimizer.momentum=0.9"),
+    "batch norm, decayed": ("regularizer=l1", "regularizer.scope=all", "model.norm=batch", "train.clip_norm=1"),
+    "batch norm, adam": ("regularizer=decoupled", "model.norm=batch", *BIG_EPS),
     "nesterov": (*PLAIN, "optimizer.momentum=0.9", "optimizer.nesterov=true"),
     "dampening": (*PLAIN, "optimizer.momentum=0.9", "+optimizer.dampening=0.3"),
     "cosine": (*PLAIN, "lr_schedule=cosine", "lr_schedule.warmup_epochs=0.05"),
@@ -94,9 +98,12 @@ SETTINGS = {
     "adams with l2": (*PLAIN, "optimizer=adams", "optimizer.weight_decay=0.1"),
     "adams without decay": (*PLAIN, "optimizer=adams", "optimizer.weight_decay=0"),
     **{f"{name} {route}": (f"regularizer={name}", f"regularizer.route={route}", *BIG_EPS) for name, route in ROUTES},
+    # with p = 0.8 the weights come so close to zero that little is left of their angles but rounding
+    "lp separate": ("regularizer=lp", "regularizer.route=separate", "regularizer.p=1.5", *BIG_EPS),
     "route, adamw": ("regularizer=l2", "regularizer.route=first", "regularizer.scope=all", *BIG_EPS, "optimizer=adamw"),
     "early route": ("regularizer=l2", "regularizer.route=separate", *EARLY, *BIG_EPS),
-    "delayed route": ("regularizer=l2", "regularizer.route=separate", *DELAYED, *BIG_EPS),
+    "gate over separate": ("regularizer=coherent", "regularizer.route=separate", "regularizer.threshold=0.4", *BIG_EPS),
+    "delayed route": ("regularizer=l2", "regularizer.route=first", *DELAYED, *BIG_EPS),
 }
 
 

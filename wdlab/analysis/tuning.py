@@ -14,6 +14,10 @@ Called by ``claims``. A *setting* is everything in which the runs of a group dif
 - ``{slope_of_best: {lowest: val/loss, over: optimizer.lr}}``: no setting is chosen. The value of a seed is the slope of
   the logarithm of the best strength over the logarithm of another setting, see :mod:`wdlab.analysis.grids`.
 
+- ``{rank_correlation: {between: [sharpness/trace, gap], given: train/loss, within: [dataset.label_noise]}}``: no
+  setting is chosen. The value of a seed is Kendall's tau of two columns over its settings, at a fixed third column, as
+  the mean over cells (``given`` and ``within`` may be left out), see :mod:`wdlab.analysis.correlation`.
+
 A rule may name the column ``along`` which settings are ordered, ``regularizer.strength`` if it does not.
 """
 
@@ -25,7 +29,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from wdlab.analysis import grids
+from wdlab.analysis import correlation, grids
 from wdlab.analysis.selection import last_lines, setting_columns, settings
 from wdlab.errors import ConfigError
 
@@ -80,6 +84,8 @@ def tuned(rows: pd.DataFrame, rule: Mapping[str, Any], metric: str, both: Sequen
     """
     check_rule(rule, where)
     along, last = rule.get("along", ALONG), last_lines(rows)
+    if "rank_correlation" in rule:
+        return _correlated(last, rule["rank_correlation"], metric, where)
     if along not in last:
         raise ConfigError(f"{where}: the runs do not differ in {along}")
     last = last.assign(setting=settings(last))
@@ -95,6 +101,11 @@ def tuned(rows: pd.DataFrame, rule: Mapping[str, Any], metric: str, both: Sequen
 
 def check_rule(rule: Mapping[str, Any], where: str) -> None:
     """Raise a ConfigError if a mapping is no rule of this module."""
+    if set(rule) == {"rank_correlation"}:
+        inner = rule["rank_correlation"]
+        is_known = isinstance(inner, Mapping) and {"between"} <= set(inner) <= {"between", "given", "within"}
+        if is_known and len(inner["between"]) == 2:
+            return
     inner_key = {"within_best": "within", "share_within": "within", "slope_of_best": "over"}
     kinds = [key for key in ("highest", "lowest", "at", *inner_key) if key in rule]
     known = len(kinds) == 1 and not set(rule) - {*kinds, "along"}
@@ -104,8 +115,23 @@ def check_rule(rule: Mapping[str, Any], where: str) -> None:
     if not known:
         raise ConfigError(
             f"{where}: choose={dict(rule)}: must be highest, lowest, at, or within_best, share_within (each highest or "
-            "lowest, and within) or slope_of_best (highest or lowest, and over)"
+            "lowest, and within), slope_of_best (highest or lowest, and over) or rank_correlation (between, given, "
+            "within)"
         )
+
+
+def _correlated(last: pd.DataFrame, rule: Mapping[str, Any], metric: str, where: str) -> Tuned:
+    """Return the rank correlation over the settings of each seed.
+
+    Raises:
+        ConfigError: if the rule names a column that the rows lack.
+    """
+    named = (*rule["between"], *rule.get("within", ()), *([rule["given"]] if "given" in rule else []))
+    if unknown := [column for column in named if column not in last]:
+        raise ConfigError(f"{where}: rank_correlation: {unknown[0]} was not measured")
+    diverged = int((~np.isfinite(last[metric])).sum())
+    values = correlation.of_seeds(last, rule)
+    return Tuned(settings(last).nunique(), diverged, values=values, inside=True, grid=True)
 
 
 def _choose(found: Tuned, last: pd.DataFrame, rule: Mapping[str, Any], along: str) -> None:

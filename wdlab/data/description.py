@@ -8,9 +8,14 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from wdlab.data.augment import PADDINGS, Augment
+from wdlab.data.environment import is_environment
 from wdlab.errors import NAME_RULE, ConfigError, is_name
 
 REQUIRED_KEYS = ("name", "classes", "val_size", "split_seed")
+REQUIRED_OF_ENVIRONMENTS = (
+    *("name", "environment", "classes", "episodes", "learning_starts", "steps_per_update", "buffer_size", "gamma"),
+    *("target_update_interval", "exploration_fraction", "exploration_final_eps"),
+)
 REQUIRED_OF_IMAGES = ("mean", "std", "per_class")
 AUGMENT_KEYS = tuple(field.name for field in fields(Augment))
 
@@ -30,9 +35,13 @@ def check_description(config: Mapping[str, Any]) -> None:
     shape = values.get("shape")
     if not (isinstance(shape, list) and len(shape) in (1, 3) and all(_is_int(size, 1) for size in shape)):
         raise ConfigError(f"dataset.shape={shape}: must be channels, height and width, or the context of a text")
-    missing = [key for key in (*REQUIRED_KEYS, *(() if is_text(values) else REQUIRED_OF_IMAGES)) if key not in values]
-    if missing:
-        raise ConfigError(f"dataset.{missing[0]}: is missing")
+    required = (*REQUIRED_KEYS, *(() if is_text(values) else REQUIRED_OF_IMAGES))
+    for key in REQUIRED_OF_ENVIRONMENTS if is_environment(values) else required:
+        if key not in values:
+            raise ConfigError(f"dataset.{key}: is missing")
+    if is_environment(values):
+        _raise_first_failure("dataset", values, _environment_checks(values))
+        return
     checks = {key: (values.get(key) is None or is_name(values[key]), NAME_RULE) for key in ("name", "source")}
     checks |= {"shape": (True, "")}
     checks |= _common_checks(values)
@@ -86,6 +95,19 @@ def _image_checks(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
 def _text_checks(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
     shift = values.get("shift")
     return {"shift": (shift is None or isinstance(shift, bool), "null, true or false")}
+
+
+def _environment_checks(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
+    counts = ("episodes", "learning_starts", "steps_per_update", "buffer_size", "target_update_interval")
+    shares = ("gamma", "exploration_fraction", "exploration_final_eps")
+    return {
+        "name": (is_name(values["name"]), NAME_RULE),
+        "environment": (isinstance(values["environment"], str), "the name of an environment of gymnasium"),
+        "shape": (True, ""),
+        "classes": (_is_int(values["classes"], 2), "a whole number >= 2"),
+        **{key: (_is_int(values[key], 1), "a whole number >= 1") for key in counts},
+        **{key: (_is_number(values[key]) and 0 <= values[key] <= 1, "a number between 0 and 1") for key in shares},
+    }
 
 
 def _check_augment(augment: Mapping[str, Any], pixels: int) -> None:

@@ -13,12 +13,13 @@ from torch import Tensor
 from wdlab.data import sources
 from wdlab.data.augment import Augment
 from wdlab.data.description import check_batch_size, check_description, is_text
+from wdlab.data.environment import Environment, environment, is_environment
 from wdlab.data.splits import Data, Images, Text
 from wdlab.errors import ConfigError, DataError
 
 
-def load(config: Mapping[str, Any], root: str | Path, device: torch.device) -> Data:
-    """Load the three splits of the data set that a ``configs/dataset`` file describes.
+def load(config: Mapping[str, Any], root: str | Path, device: torch.device) -> Data | Environment:
+    """Load the three splits of the data set that a ``configs/dataset`` file describes, or return its environment.
 
     Keys of every data set:
 
@@ -47,6 +48,8 @@ def load(config: Mapping[str, Any], root: str | Path, device: torch.device) -> D
         DataError: if the files are missing and cannot be downloaded, or if their contents contradict the config.
         ConfigError: if the config requests a split that is larger than the data allow.
     """
+    if is_environment(config):
+        return environment(config)
     return _load_text(config, root, device) if is_text(config) else _load_images(config, root, device)
 
 
@@ -65,6 +68,8 @@ def check_data_and_batch_size(config: Mapping[str, Any], root: str | Path, batch
         ConfigError: if the config is invalid, or if its splits or the batch size do not fit the data.
     """
     check_description(config)
+    if is_environment(config):
+        return
     if is_text(config):
         examples = len(load(config, root, torch.device("cpu")).train)
     else:
@@ -82,6 +87,8 @@ def checksum(config: Mapping[str, Any], root: str | Path) -> str:
     Raises:
         DataError: if the files are missing and cannot be downloaded, or cannot be read.
     """
+    if is_environment(config):
+        return environment(config).checksum
     read = sources.read_text_tokens if is_text(config) else sources.read_images_and_labels
     return _checksum(read, str(config.get("source") or config["name"]), str(root))
 

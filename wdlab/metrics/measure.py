@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from wdlab.data import Data, Split
-from wdlab.homogeneous import Pair, homogeneous_pairs, unit_path_norms, weights
+from wdlab.homogeneous import homogeneous_pairs, if_traceable, normalized_weights, unit_path_norms, weights
 from wdlab.metrics import lipschitz, norms, objective, scale_invariant, sharpness, sparsity
 from wdlab.metrics.full_gradient import measure_full_gradient
 from wdlab.metrics.gradients import GradientComparison, MethodOfRuns
 from wdlab.regularizers import Regularizer
+from wdlab.regularizers.checks import is_sgd_group
 
 SHARPNESS_EXAMPLES = 1000  # training examples in the loss whose Hessian is measured
 LIPSCHITZ_EXAMPLES = 32  # test examples for the lower bound
@@ -80,7 +81,9 @@ class MetricsOfRuns:
         self._parameters = [tensor(p) for p in first.parameters() if p.requires_grad]
         self.weights = [tensor(w) for w in weights(first)]
         self._methods = methods or [MethodOfRuns(regularizers[0], slice(0, 1), self._parameters)]
-        self._pairs = _pairs_if_any(first)
+        self._pairs = if_traceable(homogeneous_pairs, first)
+        normalized = set(map(id, if_traceable(normalized_weights, first)))
+        self._normalized = [k for k, w in enumerate(weights(first)) if id(w) in normalized]
         self._all = slice(0, len(models))
         self._of_step: list[_Entry] = []  # the metrics of the update
         self._state: Sequence[Tensor] | None = None  # norms and zeros of the weights after the update, see _Sums
@@ -111,6 +114,10 @@ class MetricsOfRuns:
             "scale_invariant/gradient_times_weight": scale_invariant.gradient_times_weight(of_weights, self._old_norms),
             "scale_invariant/effective_lr": scale_invariant.effective_lr(lrs, norms.total_norm(self._old_norms)),
         }
+        if self._normalized:
+            power = 2 if is_sgd_group(self._regularizers[0].optimizer.param_groups[0]) else 1
+            of_layers = torch.stack([self._old_norms[:, k] for k in self._normalized], dim=1)
+            values["scale_invariant/log_effective_lr"] = scale_invariant.log_effective_lr(lrs, of_layers, power)
         self._of_step = self._entries(values)
 
     def _comparison(self, one: MethodOfRuns, norms_of: Mapping[int, Tensor]) -> GradientComparison:
@@ -289,10 +296,3 @@ def _per_tensor(*lists: Sequence[Tensor]) -> Sequence[Tensor]:
     """Return lists of one tensor (runs,) per weight as one tensor each, float64 (runs, weights)."""
     together = torch.stack([value for values in lists for value in values], dim=1).double()
     return together.unflatten(1, (len(lists), -1)).unbind(1)
-
-
-def _pairs_if_any(model: nn.Module) -> list[Pair]:
-    try:
-        return homogeneous_pairs(model)
-    except ValueError:  # the forward cannot be traced: the run has no path metrics, but does not fail
-        return []

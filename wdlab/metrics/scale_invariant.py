@@ -51,6 +51,21 @@ def effective_lr(lr: float | Tensor, weight_norm: Tensor) -> Tensor:
     return lr / weight_norm.square()
 
 
+def log_effective_lr(lr: float | Tensor, weight_norms: Tensor, power: int) -> Tensor:
+    """Return the mean over layers l of ``log10(lr / |w_l|^k)``, (runs,).
+
+    For layers that a normalization follows, steps of SGD with learning rate ``lr`` turn ``w_l`` as much as steps with
+    ``c^2 lr`` turn ``c w_l``, so k is 2. Adam's steps do not depend on the scale of the gradient, so k is 1 (van
+    Laarhoven 2017, arXiv 1706.05350).
+
+    Args:
+        lr: the learning rate, for several runs (runs,).
+        weight_norms: ``|w_l|`` of the weights of these layers, (runs, layers).
+        power: k.
+    """
+    return torch.log10(torch.as_tensor(lr).reshape(-1, 1) / weight_norms**power).mean(1)
+
+
 def in_units_of_layers(product: Callable[[Tensor], Tensor], weights: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
     """Return the function ``v -> D H D v``; the diagonal matrix D is ``|w_l|`` at the coordinates of layer l.
 

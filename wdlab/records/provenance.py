@@ -9,7 +9,10 @@ from importlib import metadata
 
 from wdlab.records.identity import PROJECT
 
-_PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "wandb", "pandas")
+_PACKAGES = (
+    *("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "wandb", "pandas"),
+    *("gymnasium", "stable-baselines3"),
+)
 _ENVIRONMENT = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
 _DIFF_LIMIT = 200_000  # characters; a longer diff is replaced by its checksum
 

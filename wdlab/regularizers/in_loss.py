@@ -1,6 +1,6 @@
 """Penalties whose gradient is added to the gradient of the loss: ``L2``, ``L1`` and ``Lp``.
 
-With Adam, the penalty gradient takes one of five routes (``ROUTES``) through Adam's two moments.
+With Adam, the penalty gradient takes one of several routes (``routes.ROUTES``) through Adam's two moments.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,10 @@ from torch import Tensor
 from wdlab.regularizers.base import Params, Regularizer, Schedules
 from wdlab.regularizers.checks import check_choice, check_number, is_adam_group
 from wdlab.regularizers.penalties import Absolute, Bridge, HalfSquare, Penalty
+from wdlab.regularizers.routes import OF_ADAM, ROUTES, THROUGH_MOMENTS, denominator, shrink_implicitly_
 from wdlab.regularizers.runs import gathered
 from wdlab.regularizers.views import ActiveGroup
 from wdlab.tensors import add_, local_shards, scale_
-
-ROUTES = ("both", "first", "second", "separate", "decoupled")
 
 
 class InLoss(Regularizer):
@@ -28,15 +27,23 @@ class InLoss(Regularizer):
     - ``both``: the first and the second moment are made of ``g + r``: the usual L2 regularization. Any optimizer.
     - ``first``: the first moment is made of ``g + r``, the second of ``g``.
     - ``second``: the first moment is made of ``g``, the second of ``g + r``.
-    - ``separate``: ``r`` has a separate first moment, with Adam's beta. It is divided by the root of Adam's second
-      moment, which is made of ``g``. The first moment is linear in the gradient, so the steps of ``separate`` equal the
-      steps of ``first`` up to rounding.
+    - ``separate``: both moments are made of ``g``. After Adam's step each weight is divided by ``1 + lr (r / w) /
+      (sqrt(v) + eps)``, for L2 ``1 + lr s / (sqrt(v) + eps)``. This is an implicit step of the penalty, divided by the
+      root of Adam's second moment. It follows the weight without the lag of a first moment.
+    - ``separate_explicit``: ``r`` has a first moment of its own, with Adam's beta, which is divided by the root of
+      Adam's second moment: the recipe as P4's abstract states it.
     - ``decoupled``: ``w -= lr * r`` before the step; both moments are made of ``g``. For L2 this is AdamW. Any
       optimizer.
 
-    Where the loss has no gradient at all (pixels that are always black, dead units), ``first`` and ``separate`` divide
-    the penalty gradient by Adam's ``eps`` alone, and a weight takes steps of up to ``lr * r / eps``. Give Adam a larger
-    ``eps`` then. On every route the decay is multiplied by the learning rate.
+    ``first`` and ``separate_explicit`` make the same steps, up to rounding: the first moment is linear in the gradient,
+    so the moment of ``g + r`` is the sum of the moments of ``g`` and of ``r`` if these have one beta. This also holds
+    while the strength changes over time. What sets both of them apart from ``both`` is the second moment alone.
+
+    Where the loss has no gradient at all (pixels that are always black, dead units), ``first`` and
+    ``separate_explicit`` divide the penalty gradient by Adam's ``eps`` alone, and a weight takes steps of up to ``lr *
+    r / eps``. With L2 such a weight overshoots zero if ``lr s`` is well above ``eps``, and grows without bound above
+    ``2 eps (1 + beta1) / (1 - beta1)``. Give Adam a larger ``eps`` then. ``separate`` takes it to zero at any strength.
+    On every route the decay is multiplied by the learning rate.
 
     Args:
         params, strength, over_time: as in :class:`wdlab.regularizers.Regularizer`.
@@ -44,8 +51,8 @@ class InLoss(Regularizer):
         route: name of the route.
 
     Raises:
-        ValueError: for an unknown route; at ``attach``, for ``first``, ``second`` or ``separate`` with an optimizer
-            other than Adam and AdamW.
+        ValueError: for an unknown route; at ``attach``, for a route other than ``both`` and ``decoupled`` with an
+            optimizer other than Adam and AdamW.
     """
 
     def __init__(
@@ -58,16 +65,16 @@ class InLoss(Regularizer):
     ) -> None:
         self.penalty_function = penalty
         self.route = check_choice("route", route, ROUTES)
-        self.minimizes_penalty = self.route in ("both", "first", "separate")  # a step is 0 where g + r is 0
+        self.minimizes_penalty = self.route not in ("second", "decoupled")  # a step is 0 where g + r is 0
         self._moments: dict[int, Tensor] = {}  # m(r), first moment of ``r``, by the parameter's index in ``params``
         super().__init__(params, strength, over_time)
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.route in ("first", "second", "separate") and not all(map(is_adam_group, optimizer.param_groups)):
+        if self.route in OF_ADAM and not all(map(is_adam_group, optimizer.param_groups)):
             raise ValueError(f"route={self.route!r}: needs Adam or AdamW, got {type(optimizer).__name__}")
 
     def after_backward(self) -> None:
-        if self.route != "decoupled":
+        if self.route not in ("separate", "decoupled"):
             parts = self.active_groups()
             for part in parts:
                 gradient = self.penalty_gradient(part.params)
@@ -83,8 +90,10 @@ class InLoss(Regularizer):
                 self.decay_(part.params, part.lr * part.strength)
 
     def after_step(self) -> None:
-        if self.route in ("first", "second", "separate"):
+        if self.route in THROUGH_MOMENTS:
             self._correct()
+        elif self.route == "separate":
+            self._shrink()
 
     def decay_(self, params: Sequence[Tensor], rate: float | Tensor) -> None:
         """Subtract ``rate * dR/dw`` from each parameter in place: the decay on the route ``decoupled``.
@@ -107,8 +116,8 @@ class InLoss(Regularizer):
     # with the gradient g or g + r, and the weights are corrected afterwards by m(r), which this class keeps. v is the
     # second moment.
     #
-    #     first, separate: Adam's step uses g;      w -= lr m(r) / (sqrt(v(g)) + eps)
-    #     second:          Adam's step uses g + r;  w += lr m(r) / (sqrt(v(g + r)) + eps)
+    #     first, separate_explicit: Adam's step uses g;      w -= lr m(r) / (sqrt(v(g)) + eps)
+    #     second:                   Adam's step uses g + r;  w += lr m(r) / (sqrt(v(g + r)) + eps)
 
     def _update_moments(self, part: ActiveGroup, gradient: Sequence[Tensor]) -> None:
         """Update the first moment of the penalty gradient, ``m(r)``, for each parameter in ``part``.
@@ -146,12 +155,17 @@ class InLoss(Regularizer):
             moment, group, t = self._moments.get(i), view.optimizer_group(p), view.tensor(p)
             if moment is None or t.grad is None:
                 continue
-            state = view.state(p)
-            (squares,) = local_shards([state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]])
-            step = state["step"].double()  # Adam's count holds for m(r) too, which was 0 while there was no penalty
-            root = (squares / (1 - group["betas"][1] ** step)).sqrt_().add_(group["eps"])
-            mean = moment / (1 - group["betas"][0] ** step)
-            local_shards([t])[0].add_(mean.div_(root).mul_(view.lr_of(p)), alpha=sign)
+            steps = view.state(p)["step"].double()  # Adam's count holds for m(r), which is 0 where there was no penalty
+            mean = moment / (1 - group["betas"][0] ** steps)
+            local_shards([t])[0].add_(mean.div_(denominator(view, p)).mul_(view.lr_of(p)), alpha=sign)
+
+    def _shrink(self) -> None:
+        """Take the implicit step of the route ``separate`` after Adam's step."""
+        params = {id(t): p for t, p in zip(self.tensors, self.params, strict=True)}
+        for part in self.active_groups():
+            gradients = self.penalty_gradient(part.params)
+            for t, w, r in zip(part.params, local_shards(part.params), gradients, strict=True):
+                shrink_implicitly_(w, r, part.lr * part.strength / denominator(self.view, params[id(t)]))
 
     def gather_runs(self, runs: Sequence[Self]) -> None:
         super().gather_runs(runs)

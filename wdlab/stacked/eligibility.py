@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from wdlab.data import Environment
 from wdlab.engine.experiment import Experiment
 
 TORCH_OPTIMIZERS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # their steps are in `steps.py`
@@ -23,6 +24,8 @@ def why_not_stacked(config: Any, experiment: Experiment) -> str | None:
     group = optimizer.param_groups[0]
     if not vars(type(experiment.model)).get("stackable", False):
         return f"model={config['model']['name']} is no MLP"
+    if isinstance(experiment.data, Environment):
+        return f"dataset={config['dataset']['name']} is an environment"
     if config["dataset"].get("augment"):
         return "dataset.augment varies its training examples"
     if config["train"]["label_smoothing"]:

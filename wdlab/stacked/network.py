@@ -1,13 +1,15 @@
-"""The linear layers of several MLPs of one shape as batched tensors, with one slice per run."""
+"""The layers of several MLPs of one shape as batched tensors, with one slice per run."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from wdlab.data import Data, Split
 from wdlab.metrics import SPLITS, ResultsBySplit
+from wdlab.stacked.norm import StackedBatchNorm
 from wdlab.tensors import scale_
 
 ALIGNMENT_ELEMENTS = 16  # elements: 64 bytes of float32
@@ -37,8 +39,18 @@ class StackedTensors:
         self.views = [rows[:, :count].unflatten(1, tuple(shape)) for rows, count, shape in of_parameter]
 
 
+@dataclass
+class _Layer:
+    """A linear layer of all MLPs, and what follows it."""
+
+    weight: Tensor  # (runs, out, in)
+    bias: Tensor | None  # (runs, 1, out)
+    norm: StackedBatchNorm | None = None
+    relu: bool = False
+
+
 class StackedNetwork:
-    """The linear layers of several MLPs; the weights of one layer in all MLPs form one tensor.
+    """The layers of several MLPs; the weights of one layer in all MLPs form one tensor.
 
     The parameters of the models and their gradients become views of these tensors. The slice of a run begins at an
     address with torch's alignment, so that the run's numbers do not depend on how many runs are in its stack.
@@ -48,8 +60,8 @@ class StackedNetwork:
 
     Attributes:
         runs: the number of models.
-        parameters: weight (runs, out, in) and bias (runs, 1, out) of each layer in turn, as in a model's parameters.
-            The ``grad`` of each holds its gradients.
+        parameters: the tensors of a model's parameters in their order, weights of linear layers as (runs, out, in),
+            biases and the parameters of batch norms as (runs, 1, out). The ``grad`` of each holds its gradients.
         memory: the memory of the parameters, see ``StackedTensors``.
         gradient_memory: the memory of the gradients.
     """
@@ -62,16 +74,27 @@ class StackedNetwork:
         for tensor, gradient in zip(self.parameters, self.gradient_memory.views, strict=True):
             tensor.grad = gradient
         self._by_parameter = dict(zip(map(id, models[0].parameters()), self.parameters, strict=True))
-        self._weights, self._biases = self.parameters[::2], self.parameters[1::2]
-        modules = list(models[0].layers)
-        following = [k + 1 for k, module in enumerate(modules) if isinstance(module, nn.Linear)]
-        self._has_relu = [k < len(modules) and isinstance(modules[k], nn.ReLU) for k in following]
         with torch.no_grad():
             for run, model in enumerate(models):
                 places, gradients = (self.views_of_run(m, run) for m in (self.memory, self.gradient_memory))
                 for p, place, gradient in zip(model.parameters(), places, gradients, strict=True):
                     place.copy_(p)
                     p.data, p.grad = place, gradient
+            self._layers = self._make_layers(models)
+
+    def _make_layers(self, models: Sequence[nn.Module]) -> list[_Layer]:
+        """Return the linear layers of the models, each with the batch norm and the ReLU that follow it."""
+        layers: list[_Layer] = []
+        for place, module in enumerate(models[0].layers):
+            if isinstance(module, nn.Linear):
+                bias = None if module.bias is None else self.tensor(module.bias)
+                layers.append(_Layer(self.tensor(module.weight), bias))
+            elif isinstance(module, nn.BatchNorm1d):
+                of_runs = [model.layers[place] for model in models]
+                layers[-1].norm = StackedBatchNorm(of_runs, self.tensor(module.weight), self.tensor(module.bias))
+            elif isinstance(module, nn.ReLU):
+                layers[-1].relu = True
+        return layers
 
     def tensor(self, p: Tensor) -> Tensor:
         """Return the tensor that holds ``p``, a parameter of the first model, of all models."""
@@ -102,35 +125,41 @@ class StackedNetwork:
         Returns:
             The mean cross-entropy of each run in nats, (runs,).
         """
-        *read, logits = self._forward(inputs.flatten(2))
+        *read, logits = self._forward(inputs.flatten(2), training=True)
         logs, labels = torch.log_softmax(logits, 1), labels.unsqueeze(1)
         losses = -logs.gather(1, labels).mean((1, 2))
         slopes = logs.exp_().scatter_add_(1, labels, logs.new_full((), -1).expand_as(labels))
         slopes = slopes.div_(labels.shape[2]).transpose(1, 2)
-        for k in reversed(range(len(self._weights))):
-            _product(slopes.transpose(1, 2), read[k], self._weights[k].grad)
-            torch.sum(slopes, 1, keepdim=True, out=self._biases[k].grad)
+        for k, layer in reversed(list(enumerate(self._layers))):
+            if layer.norm is not None:
+                slopes = layer.norm.backward(slopes)
+            _product(slopes.transpose(1, 2), read[k], layer.weight.grad)
+            if layer.bias is not None:
+                torch.sum(slopes, 1, keepdim=True, out=layer.bias.grad)
             if k:
-                slopes = torch.bmm(slopes, self._weights[k])
-                if self._has_relu[k - 1]:
+                slopes = torch.bmm(slopes, layer.weight)
+                if self._layers[k - 1].relu:
                     torch.ops.aten.threshold_backward.grad_input(slopes, read[k], 0, grad_input=slopes)
         return losses
 
-    def _forward(self, values: Tensor) -> list[Tensor]:
+    def _forward(self, values: Tensor, training: bool = False) -> list[Tensor]:
         """Return the input of every layer, (runs, examples, in), and as the last item the logits.
 
         The logits are (runs, classes, examples), a layout in which torch's softmax over few classes is faster.
 
         Args:
             values: the flattened inputs, (runs, examples, in).
+            training: True normalizes by the statistics of each batch and updates the running ones.
         """
-        read = [values]
-        *hidden, last = zip(self._weights, self._biases, self._has_relu, strict=True)
-        for weight, bias, relu in hidden:
-            values = torch.bmm(read[-1], weight.transpose(1, 2)).add_(bias)
-            read.append(values.relu_() if relu else values)
-        weight, bias, _ = last
-        return [*read, torch.bmm(weight, read[-1].transpose(1, 2)).add_(bias.transpose(1, 2))]
+        read, last = [values], self._layers[-1]
+        for layer in self._layers[:-1]:
+            values = torch.bmm(read[-1], layer.weight.transpose(1, 2))
+            if layer.bias is not None:
+                values.add_(layer.bias)
+            if layer.norm is not None:
+                values = layer.norm.train(values) if training else layer.norm.evaluate(values)
+            read.append(values.relu_() if layer.relu else values)
+        return [*read, torch.bmm(last.weight, read[-1].transpose(1, 2)).add_(last.bias.transpose(1, 2))]
 
     @torch.no_grad()
     def evaluate(self, data: Data) -> ResultsBySplit:
@@ -142,7 +171,7 @@ class StackedNetwork:
 
     def _evaluate(self, split: Split) -> tuple[Tensor, Tensor]:
         """Return the mean cross-entropy (nats) and the accuracy (in [0, 1]) of every run on a split, each (runs,)."""
-        widest = max(max(weight.shape[1:]) for weight in self._weights)
+        widest = max(max(layer.weight.shape[1:]) for layer in self._layers)
         size = max(1, MAX_ACTIVATION_VALUES // (self.runs * widest))
         losses, hits = [], []
         for start in range(0, len(split), size):
