@@ -52,7 +52,7 @@ def test_killed_and_resumed_equals_never_stopped(command, tmp_path):
             seldom = ("logger=disabled", "runtime.checkpoint_seconds=1")  # nobody kills it
             assert command(*words[words.index("wdlab.train") + 1 :], *seldom).returncode == 0
 
-    targets = campaign.campaign(tmp_path, kills=len(campaign.LAUNCHERS), seed=seed, minutes=5, run=run, **few)
+    targets = campaign.campaign(tmp_path, kills=len(campaign.LAUNCHERS), seed=seed, minutes=30, run=run, **few)
     assert not any(target.trouble for target in targets), campaign.summary(targets, seed)
     assert {target.launcher for target in targets} == campaign.LAUNCHERS.keys()
 
