@@ -27,9 +27,8 @@ from tests.test_train import same_ending
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import compose_config, run_name
 
-STEPS = 2500
 COMMON = (
-    *("train.log_every=25", "train.eval_every=100", "model.width=16", "lr_schedule=cosine"),
+    *("train.steps=2500", "train.log_every=25", "train.eval_every=100", "model.width=16", "lr_schedule=cosine"),
     *("runtime=cpu", "runtime.threads=1", "runtime.checkpoint_seconds=0.01"),
 )
 JOBS = (
@@ -52,7 +51,7 @@ LAUNCHERS = {  # a sweep of JOBS, or, where there are no options, one of them as
 }
 STAGES = ("start-up", "training", "checkpoint", "end")  # when a kill comes
 SCOPES = ("process", "group")  # what it hits: the process started, or it and all that it started
-LAST = 50  # steps before its end, from which on a run is about to end
+LAST = 2450  # the step from which on a run is about to end
 LONGEST = 300  # seconds that a command may take
 AT_MOST = 4  # kills per target
 
@@ -64,13 +63,12 @@ class Target:
     folder: Path
     launcher: str
     jobs: tuple[tuple[str, ...], ...]
-    steps_of_each: int = STEPS
     kills: int = 0
     trouble: list[str] = field(default_factory=list)
 
     @property
     def command(self) -> list[str]:
-        options = [*COMMON, f"train.steps={self.steps_of_each}", f"paths.runs={self.folder}"]
+        options = [*COMMON, f"paths.runs={self.folder}"]
         chosen = LAUNCHERS[self.launcher]
         if chosen is None:
             return [sys.executable, "-m", "wdlab.train", *self.jobs[0], *options]
@@ -80,7 +78,7 @@ class Target:
 
     @property
     def directories(self) -> list[RunDirectory]:
-        return [RunDirectory(self.folder, name_of((*job, f"train.steps={self.steps_of_each}"))) for job in self.jobs]
+        return [RunDirectory(self.folder, name_of(job)) for job in self.jobs]
 
     @property
     def steps(self) -> list[int]:
@@ -148,10 +146,10 @@ def wait_for(stage: str, target: Target, process: subprocess.Popen, moment: floa
     while process.poll() is None and time.monotonic() < limit:
         if stage == "checkpoint" and any((path / ".checkpoint.tmp").exists() for path in paths):
             return
-        late = target.steps_of_each - LAST
-        if stage == "end" and any(d.last_step >= late and not d.finished for d in target.directories):
+        if stage == "end" and any(d.last_step >= LAST and not d.finished for d in target.directories):
             sleep(0.3 * moment, process)
             return
+        time.sleep(0.0005)  # a checkpoint takes longer; without it this loop takes a core from what it watches
 
 
 def sleep(seconds: float, process: subprocess.Popen) -> None:
@@ -181,10 +179,10 @@ def finish(target: Target, whole: Path, run: Callable[[Target], None]) -> None:
 
 
 def never_stopped(
-    folder: Path, launcher: str, jobs: tuple[tuple[str, ...], ...], run: Callable[[Target], None], steps: int
+    folder: Path, launcher: str, jobs: tuple[tuple[str, ...], ...], run: Callable[[Target], None]
 ) -> Target:
     """What the others are compared with."""
-    target = Target(folder, launcher, jobs, steps)
+    target = Target(folder, launcher, jobs)
     run(target)
     assert target.finished, folder.with_suffix(".log").read_text()
     return target
@@ -199,7 +197,6 @@ def campaign(
     at_most: int = AT_MOST,
     of_each: int = len(JOBS),
     run: Callable[[Target], None] = in_a_process,
-    steps: int = STEPS,
 ) -> list[Target]:
     """Kill until there were ``kills`` or the time is up; every target begun is trained to its end.
 
@@ -212,11 +209,10 @@ def campaign(
         at_most: kills per target.
         of_each: how many runs each sweep has.
         run: runs the command of a target that is not to be killed.
-        steps: of each run.
     """
     sweep = JOBS[:of_each]
-    whole = never_stopped(folder / "whole", "local", sweep, run, steps)
-    together = never_stopped(folder / "together", "stacked", TOGETHER[:of_each], run, steps)
+    whole = never_stopped(folder / "whole", "local", sweep, run)
+    together = never_stopped(folder / "together", "stacked", TOGETHER[:of_each], run)
     until = time.monotonic() + 60 * minutes
     targets: list[Target] = []
     taking = threading.Lock()
@@ -231,7 +227,7 @@ def campaign(
                 launcher = list(LAUNCHERS)[len(targets) % len(LAUNCHERS)]
                 jobs = sweep if LAUNCHERS[launcher] else (dice.choice(sweep),)
                 jobs, expected = (together.jobs, together) if launcher == "stacked" else (jobs, whole)
-                target = Target(folder / f"target-{len(targets)}", launcher, jobs, steps)
+                target = Target(folder / f"target-{len(targets)}", launcher, jobs)
                 targets.append(target)
             for _ in range(dice.randint(1, at_most)):
                 if not over() and not target.finished:

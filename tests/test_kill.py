@@ -42,17 +42,16 @@ def test_a_polite_end_is_at_a_step_with_a_checkpoint(tmp_path):
 def test_killed_and_resumed_equals_never_stopped(command, tmp_path):
     """The short form of ``make test-faults``: every launcher killed once. What is not killed runs in this process."""
     seed = random.randrange(1000)
-    few = {"at_most": 1, "of_each": 2, "lanes": 1, "steps": 1200}
+    few = {"at_most": 1, "of_each": 2, "lanes": 1}
 
     def run(target: campaign.Target) -> None:
         words = target.command
         if target.launcher == "joblib":
             campaign.in_a_process(target)
         else:
-            seldom = ("logger=disabled", "runtime.checkpoint_seconds=1")  # nobody kills it
-            assert command(*words[words.index("wdlab.train") + 1 :], *seldom).returncode == 0
+            assert command(*words[words.index("wdlab.train") + 1 :], "logger=disabled").returncode == 0
 
-    targets = campaign.campaign(tmp_path, kills=len(campaign.LAUNCHERS), seed=seed, minutes=5, run=run, **few)
+    targets = campaign.campaign(tmp_path, kills=len(campaign.LAUNCHERS), seed=seed, minutes=30, run=run, **few)
     assert not any(target.trouble for target in targets), campaign.summary(targets, seed)
     assert {target.launcher for target in targets} == campaign.LAUNCHERS.keys()
 
