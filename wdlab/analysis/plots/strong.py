@@ -22,6 +22,7 @@ STRENGTH, THRESHOLD = "regularizer.strength", "regularizer.over_time.threshold"
 CONSTANT, PROJECTED = "constant", "projected"
 FAILED = 0.15  # a test accuracy at or below this is that of a network that has learned nothing
 LEAST_RING = 8  # diameter of the smallest ring, in points
+LEARNS_LITTLE = 0.6  # below this accuracy an axis has its numbers at every ten percent
 LEAST_ERROR = 0.005  # accuracies are drawn on a logarithmic scale of the error, which ends here
 
 # The look of each method, by the name of its change over time and the statistic of its gate.
@@ -159,7 +160,10 @@ def _accuracy_axis(axes: Axes) -> None:
     """Draw test accuracies on a logarithmic scale of the error, so that 1 % is far from 2 % as 10 % is from 20 %."""
     forward = lambda accuracy: -np.log(np.maximum(1 - np.asarray(accuracy), LEAST_ERROR))  # noqa: E731
     axes.set_yscale("function", functions=(forward, lambda height: 1 - np.exp(-np.asarray(height))))
-    axes.yaxis.set_major_locator(FixedLocator([0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99]))
+    low = axes.dataLim.y1 < LEARNS_LITTLE
+    axes.yaxis.set_major_locator(
+        FixedLocator([0.1, 0.2, 0.3, 0.4, 0.5] if low else [0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99])
+    )
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(PERCENT)
     axes.set_ylabel("test accuracy")
