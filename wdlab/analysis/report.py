@@ -167,7 +167,8 @@ def _methods() -> list[dict[str, Any]]:
     """Return the methods in ``docs/methods.md`` with their grades, and what the tests that name a method prove."""
     texts = {path: (PROJECT / path).read_text() for path in PROOFS}
     methods = []
-    for cell, grade in METHOD.findall((PROJECT / "docs" / "methods.md").read_text()):
+    table = (PROJECT / "docs" / "methods.md").read_text().partition("\n## All methods\n")[2].partition("\n## ")[0]
+    for cell, grade in METHOD.findall(table):
         names = re.findall(r"`(\w+)`", cell)
         named = re.compile(rf"\b({'|'.join(names)})\b")
         proofs = {}
