@@ -72,6 +72,13 @@ def test_full_gradients_are_drawn_by_schedule_as_medians_over_seeds(drawn, sgd):
     assert named(falling)["no decay, median"][1] == pytest.approx([1e-4, 1e-4])
 
 
+def test_the_columns_of_full_gradients_have_one_scale_on_which_all_are_seen(drawn, sgd):
+    columns = drawn(scheduled.fig15, sgd)[:3]
+    low, high = columns[0].get_ylim()
+    assert all(axes.get_ylim() == (low, high) for axes in columns)
+    assert low < sgd["gradient/full_norm"].min() and sgd["gradient/full_norm"].max() < high
+
+
 def test_a_strength_of_which_a_run_diverged_has_no_median(drawn, sgd):
     lost = (sgd["regularizer"] == "scheduled") & (sgd["regularizer.strength"] == 1e-2) & (sgd["seed"] == 1)
     sgd.loc[lost, ["gradient/full_norm", "train/loss"]] = np.nan

@@ -11,10 +11,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from wdlab.analysis import grids, selection, style
 from wdlab.analysis.plots.five_optimizers import by_optimizer
@@ -27,6 +29,7 @@ LATE = 0.82  # the gradients of mini-batches are averaged over the log lines aft
 POINT = 0.01  # of test error
 MOST_ABOVE_BEST = 0.25  # colours of fig17 end this much test error above the best
 ERROR_TICKS = (0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5)
+ROOM = 1.2  # the factor by which a logarithmic axis extends beyond its values
 FREE = 0.1  # 1 - m for the momentum m of fig15's SGD
 
 
@@ -74,9 +77,25 @@ def fig15(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
             one.set_yscale("log")
         for one in axes[1:3]:
             one.sharey(axes[0])
+        axes[0].set_ylim(
+            ends[GRADIENT].min() / ROOM, ends[GRADIENT].max() * ROOM
+        )  # sharey takes the limits of one column
+        for one in axes:
+            _few_numbers(one.yaxis)
+            if one.get_xscale() == "log":
+                _few_numbers(one.xaxis)
         handles, labels = axes[1].get_legend_handles_labels()
         axes[2].legend(handles, labels, fontsize=7, loc="upper left")
     return figure
+
+
+def _few_numbers(axis: Axis) -> None:
+    """Label a logarithmic axis at powers of ten; within two decades at 1, 2 and 5 too, within a factor of 3 evenly."""
+    low, high = axis.get_view_interval()
+    subs = (1, 2, 5) if high < 100 * low else (1,)
+    axis.set_major_locator(MaxNLocator(4) if high < 3 * low else LogLocator(subs=subs))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _curves(axes: Axes, ends: pd.DataFrame, x: str) -> None:
