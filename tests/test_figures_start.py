@@ -7,6 +7,7 @@ import pytest
 
 from wdlab import session
 from wdlab.analysis import declaration
+from wdlab.metrics import sharpness
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import compose_config
 
@@ -35,7 +36,9 @@ def methods(name: str) -> list[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_every_method_of_the_paper_scale_takes_a_step(name, tiny_data, tmp_path):
+def test_every_method_of_the_paper_scale_takes_a_step(name, tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(sharpness, "EIGENVALUE_PRODUCTS", 2)
+    monkeypatch.setattr(sharpness, "TRACE_PROBES", (2, 2))
     for overrides in methods(name):
         short = [f"paths.data={tiny_data}", f"paths.runs={tmp_path}"]
         probes = ("train.full_gradient_every", "train.sharpness_every")

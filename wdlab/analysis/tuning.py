@@ -135,12 +135,13 @@ def _correlated(last: pd.DataFrame, rule: Mapping[str, Any], metric: str, where:
 
 
 def _choose(found: Tuned, last: pd.DataFrame, rule: Mapping[str, Any], along: str) -> None:
-    """Choose the setting with the best mean over the seeds, the first of several."""
+    """Choose the setting with the best mean over the seeds, of several the one with the lowest strength."""
     sign, column = _order(rule)
     means = _means(last, sign, column)
     if means.dropna().empty:
         return
-    chosen = last[last["setting"] == means.idxmax()]
+    best = last[last["setting"].isin(means.index[means == means.max()])]
+    chosen = last[last["setting"] == best.loc[best[along].idxmin(), "setting"]]
     found.runs = {int(seed): run for seed, run in zip(chosen["seed"], chosen["run"], strict=True)}
     found.chosen = float(chosen[along].iloc[0])
     same = [column for column in setting_columns(last) if column not in (along, "setting")]
@@ -212,6 +213,7 @@ def _measure_grid(found: Tuned, last: pd.DataFrame, rule: Mapping[str, Any], alo
 
 def _means(last: pd.DataFrame, sign: int, column: str) -> pd.Series:
     """Return the mean over seeds of ``sign`` times a column, by setting; NaN where a run diverged."""
+    last = last.sort_values("seed")  # the last digit of a mean depends on the order
     values = (sign * last[column]).where(np.isfinite(last[column]))
     return values.groupby(last["setting"]).agg(lambda of_seeds: of_seeds.mean(skipna=False))
 
