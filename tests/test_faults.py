@@ -58,7 +58,7 @@ def statuses(folder) -> dict[str, dict]:
 
 @launchers
 def test_of_twelve_jobs_some_go_wrong_and_are_named(sweep, tmp_path, launcher):
-    """Of joblib's, one ends its worker too, which takes no other run with it."""
+    """With joblib one of them ends its worker too, which takes no other run with it."""
     jobs = good(*range(9 - (launcher == "joblib")))
     for position, job in ((2, faulty("Raises")), (5, faulty("Exits")), (8, ["optimizer.lr=1e30"])):
         jobs.insert(position, job)

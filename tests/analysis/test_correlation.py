@@ -74,7 +74,7 @@ def test_within_cells_the_correlation_is_the_mean_over_the_cells():
 
 
 def test_the_bootstrap_covers_the_true_tau():
-    """Of two normal variables with correlation r it is 2 / pi asin(r)."""
+    """For two normal variables with correlation r it is 2 / pi asin(r)."""
     random, r, covered = np.random.default_rng(4), 0.6, 0
     for seed in range(100):
         x, e = random.normal(size=(2, 40))
