@@ -1,4 +1,4 @@
-"""What reproduced, at which scale and how surely: the content of the report, collected from the committed files.
+"""The content of the report, from the committed files: what reproduced, at which scale and how surely.
 
 Called by ``scripts/report.py``, which writes it as a page. Nothing is trained or drawn. The order of the files, and of
 the claims in a file, does not matter.
