@@ -1,4 +1,4 @@
-"""The cost of an epoch of ResNet-18 on a GPU, and the share of it in which the GPU is busy. Needs a GPU."""
+"""The cost of stacks of MLPs and of an epoch of ResNet-18 on a GPU, and the share in which it is busy. Needs a GPU."""
 
 import importlib.util
 import threading
@@ -10,11 +10,15 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.setups import Setup
-from benchmarks.timing import SPEED_UP, Case, Options, Page, part
+from benchmarks.stacked import NEVER, Sweep
+from benchmarks.timing import SPEED_UP, Case, Options, Page, Part, part
 from wdlab.data import Batches
 
 REPEATS = 5
 BATCH_SIZE = 128
+STACKS = (32, 256, 1024)  # runs
+ALONE = 4  # runs that are trained one after another
+FEW = 3  # repeats
 SAMPLES_EVERY = 0.05  # seconds between two samples of the utilization
 FAST = ("runtime.precision=bf16",)
 RUNTIMES = {
@@ -25,9 +29,33 @@ RUNTIMES = {
 
 
 def table(options: Options) -> Page | None:
-    """Return the times of an epoch in each of ``RUNTIMES``; None without a CUDA device."""
+    """Return the times of an epoch in each of ``RUNTIMES``, and of stacks of MLPs; None without a CUDA device."""
     if options.device.type != "cuda":
         return None
+    return Page("Epochs and stacks on a GPU", [_stacks(options), _epochs(options)])
+
+
+def _stacks(options: Options) -> Part:
+    """Return the times of a training step of a run in stacks of ``STACKS`` runs, against one run after another."""
+    steps = options.sized(200, 4)
+    shape = ("dataset=digits", "model=mlp", "model.width=64", "model.depth=4", f"train.steps={steps}")
+    length = (f"train.log_every={NEVER}", f"train.eval_every={NEVER}")
+
+    def stack(runs: int) -> Callable[[], float]:
+        sweep = Sweep(options, runs, (*shape, *length))
+        return lambda: sweep.side_by_side() / runs
+
+    alone = Sweep(options, ALONE, (*shape, *length))
+    base = Case("one after another", lambda: alone.one_by_one() / ALONE, timed=True)
+    cases = [Case(f"{runs} runs, stacked", stack(runs), timed=True) for runs in options.sized(STACKS, (2, 3))]
+    problem = (
+        f"a step of a run of digits with a ReLU MLP, 4 layers, width 64, batches of 64, L2, in runs of {steps} steps "
+        "with records at both ends"
+    )
+    return part("MLPs", problem, base, cases, options.at_most(FEW), SPEED_UP, (1, "steps of a run"))
+
+
+def _epochs(options: Options) -> Part:
     epochs = {
         what: _Epoch(options, *runtime)
         for what, runtime in RUNTIMES.items()
@@ -44,7 +72,7 @@ def table(options: Options) -> Page | None:
         f"ResNet-18, width {width}", problem, base, cases, options.at_most(REPEATS), SPEED_UP, (images, "images")
     )
     made.remarks += [f"`{what}`: the GPU is busy {_busy(epoch, options)}." for what, epoch in epochs.items()]
-    return Page("An epoch on a GPU", [made])
+    return made
 
 
 class _Epoch:

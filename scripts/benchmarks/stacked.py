@@ -54,10 +54,10 @@ class Sweep:
 
     def __init__(self, options: Options, count: int, overrides: tuple[str, ...], data: Data | None = None) -> None:
         places = f"runtime.device={options.device.type}", "logger=disabled", "regularizer=l2"
-        points = itertools.product((1e-4, 1e-3, 1e-2, 1e-1), range(count))
+        points = itertools.product(range(count), (1e-4, 1e-3, 1e-2, 1e-1))
         self._configs: list[DictConfig] = [
             compose_config([*places, *overrides, f"regularizer.strength={strength}", f"seed={seed}"])
-            for strength, seed in itertools.islice(points, count)
+            for seed, strength in itertools.islice(points, count)
         ]
         self._options, self._data = options, data
 
