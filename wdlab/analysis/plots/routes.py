@@ -25,6 +25,7 @@ LOOKS: dict[str, Look] = {  # the routes, in the order of the rows of the middle
     "second": Look("0.55", ":", "D", "second"),
     "decoupled": Look(PALETTE[0], "-.", "v", "decoupled (AdamW)"),
 }
+UNDER = {"separate": (3.6, 8), "first": (2.0, 5.5)}  # widths and markers of lines on which others lie
 TENTH, HALF = 0.1, 0.5  # of the best score, and of the largest norm
 
 
@@ -50,7 +51,7 @@ def fig14(table: pd.DataFrame, panels: Sequence[Mapping[str, Any]]) -> Figure:
             _curve(axes[2], part, look, NORM)
         for one in (axes[0], axes[2]):
             one.axhline(without[SCORE].median(), color="0.3", linewidth=0.9, linestyle=(0, (1, 1)), zorder=0)
-            one.set_ylim(min(-0.04, 1.05 * rows[SCORE].min()), None)
+            one.set_ylim(min(rows[SCORE].min(), 0) - 0.05 * rows[SCORE].max(), None)
         _ranges(axes[1], rows)
         axes[2].plot(without[NORM], without[SCORE], "x", color="black", ms=4, alpha=0.7)
         axes[0].set(ylabel=f"{panel['title']}\n{panel['score']}", xlabel="strength s")
@@ -94,8 +95,9 @@ def _curve(axes: Axes, rows: pd.DataFrame, look: Look, x: str) -> None:
     for _, seed in rows.sort_values(STRENGTH).groupby("seed"):
         axes.plot(seed[x], seed[SCORE], color=look.color, linewidth=0.5, alpha=0.25)
     medians = rows.assign(x=rows[x]).groupby(STRENGTH)[["x", SCORE]].median()
-    drawn = {"color": look.color, "linestyle": look.line, "marker": look.marker, "ms": 4.5, "mfc": "white"}
-    axes.plot(medians["x"], medians[SCORE], **drawn, linewidth=1.7, label=look.label)
+    width, size = UNDER.get(look.label, (1.4, 4))
+    drawn = {"color": look.color, "linestyle": look.line, "marker": look.marker, "ms": size, "mfc": "white"}
+    axes.plot(medians["x"], medians[SCORE], **drawn, linewidth=width, label=look.label, zorder=3 - width / 10)
 
 
 def _ranges(axes: Axes, rows: pd.DataFrame) -> None:
