@@ -46,7 +46,7 @@ REQUIRED = (
     "worst",
 )
 OPTIONAL = ("scales", "of", "difference", "unit", "choose", "choose_a", "choose_b", "better", "changed")
-UNITS = ("points", "nats", OF_THE_GRID)  # points, and shares of a grid, are told in hundredths
+UNITS = ("points", "nats", "decades", OF_THE_GRID)  # points, and shares of a grid, are told in hundredths
 OF_LOGARITHMS = "of logarithms"
 
 
