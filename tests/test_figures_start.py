@@ -11,8 +11,10 @@ from wdlab.metrics import sharpness
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import compose_config
 
-FIGURES = ("fig8", "fig9", "fig10", "fig15", "fig16", "fig17", "fig18")
-LEVELS = re.compile(r"(optimizer|regularizer)\.[\w.]*(strength|zeros|threshold|epochs|lr)=")
+FIGURES = ("fig8", "fig9", "fig10", "fig12", "fig15", "fig16", "fig17", "fig18")
+LEVELS = re.compile(
+    r"(optimizer|regularizer|dataset|lr_schedule)\.[\w.]*(strength|zeros|threshold|epochs|lr|size|milestones)="
+)
 TINY = (
     "dataset.val_size=10",
     "model.width=4",
@@ -43,6 +45,7 @@ def test_every_method_of_the_paper_scale_takes_a_step(name, tiny_data, tmp_path,
         short = [f"paths.data={tiny_data}", f"paths.runs={tmp_path}"]
         probes = ("train.full_gradient_every", "train.sharpness_every")
         short += [f"{key}=1" for key in probes if any(word.startswith(f"{key}=") for word in overrides)]
+        short += ["dataset.train_size=null"]  # the tiny data have fewer examples
         config = compose_config([*overrides, *TINY, *short])
         session.run(config)
         run = RunDirectory.of(config)
