@@ -5,6 +5,7 @@ which one setting orders every column says nothing about the columns, so runs sh
 correlation be taken ``within`` cells of equal settings, or at a ``given`` training loss.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,22 +34,42 @@ def kendall(x: np.ndarray, y: np.ndarray, given: np.ndarray | None = None, count
         A number in [-1, 1], or one for each resample, (resamples,). It is NaN if a value is not finite, if all values
         of a sample are equal, or if x or y has the order of ``given`` or its reverse.
     """
-    found = _tau(_sums([x, y] if given is None else [x, y, given], np.ones((1, len(x))) if counts is None else counts))
+    weights = _weights(np.ones((1, len(x))) if counts is None else counts)
+    found = _tau(_sums([x, y] if given is None else [x, y, given], weights))
     return float(found[0]) if counts is None else found
 
 
-def _sums(samples: Sequence[np.ndarray], counts: np.ndarray) -> np.ndarray:
+def _weights(counts: np.ndarray) -> np.ndarray:
+    """Return how often each pair of runs counts, (rows, pairs), from how often each run does, (rows, runs)."""
+    first, second = np.triu_indices(counts.shape[1], 1)
+    return counts[:, first] * counts[:, second]
+
+
+@functools.lru_cache(maxsize=2)
+def _drawn_weights(sizes: tuple[int, ...], seed: int) -> list[np.ndarray]:
+    """Return :func:`_weights` of ``RESAMPLES`` samples with replacement, for cells of these numbers of runs."""
+    random = np.random.default_rng(seed)
+    draws = [random.multinomial(size, np.full(size, 1 / size), RESAMPLES).astype(float) for size in sizes]
+    return [_weights(counts) for counts in draws]
+
+
+def _sums(samples: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
     """Return the sum over pairs of runs of the product of two samples' signs, (samples, samples, rows).
 
     Args:
         samples: some values of each run.
-        counts: how often each run counts, (rows, runs).
+        weights: how often each pair counts, see :func:`_weights`.
     """
-    values = [np.asarray(sample, dtype=float) for sample in samples]
-    if not all(np.isfinite(value).all() for value in values):
-        return np.full((len(values), len(values), len(counts)), np.nan)
-    signs = [np.sign(value[:, None] - value) for value in values]  # of each pair of runs
-    return np.array([[((counts @ (a * b)) * counts).sum(1) for b in signs] for a in signs])
+    values = np.array([np.asarray(sample, dtype=float) for sample in samples])
+    if not np.isfinite(values).all():
+        return np.full((len(values), len(values), len(weights)), np.nan)
+    first, second = np.triu_indices(values.shape[1], 1)
+    signs = np.sign(values[:, first] - values[:, second])
+    left, right = np.triu_indices(len(values))
+    sums = np.empty((len(values), len(values), len(weights)))
+    # einsum has no threads, which stall for a hundred times as long on a busy machine
+    sums[left, right] = sums[right, left] = np.einsum("rp,kp->kr", weights, signs[left] * signs[right])
+    return sums
 
 
 def _tau(sums: np.ndarray) -> np.ndarray:
@@ -77,7 +98,7 @@ def correlation(
             has a value if in one cell the metric orders the runs as ``given`` does. Empty for one cell.
     """
     cells = _cells(rows, between, given, within)
-    return float(_tau(sum(_sums(columns, np.ones((1, len(columns[0])))) for columns in cells))[0])
+    return float(_tau(sum(_sums(columns, _weights(np.ones((1, len(columns[0]))))) for columns in cells))[0])
 
 
 def resampled(
@@ -88,12 +109,9 @@ def resampled(
     Two calls with as many rows in each cell draw the same rows, so the difference of their results is a paired
     bootstrap. Resamples without a correlation are NaN.
     """
-    random, total = np.random.default_rng(seed), 0.0
-    for columns in _cells(rows, between, given, within):
-        count = len(columns[0])
-        counts = random.multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(float)
-        total = total + _sums(columns, counts)
-    return _tau(total)
+    cells = _cells(rows, between, given, within)
+    drawn = _drawn_weights(tuple(len(columns[0]) for columns in cells), seed)
+    return _tau(sum(_sums(columns, weights) for columns, weights in zip(cells, drawn, strict=True)))
 
 
 def resampled_settings(rows: pd.DataFrame, rule: Mapping[str, Any]) -> np.ndarray:
