@@ -11,8 +11,10 @@ from wdlab.metrics import sharpness
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import compose_config
 
-FIGURES = ("fig8", "fig9", "fig10", "fig14", "fig15", "fig16", "fig17", "fig18")
-LEVELS = re.compile(r"(optimizer|regularizer)\.[\w.]*(strength|zeros|threshold|epochs|lr)=")
+FIGURES = ("fig8", "fig9", "fig10", "fig12", "fig14", "fig15", "fig16", "fig17", "fig18")
+LEVELS = re.compile(
+    r"(optimizer|regularizer|dataset|lr_schedule)\.[\w.]*(strength|zeros|threshold|epochs|lr|size|milestones)="
+)
 ENVIRONMENTS = {"dataset=cartpole", "dataset=acrobot"}  # they need the extra rl; tests/control takes their steps
 TEXT = ("dataset.val_size=400", "dataset.shape=[16]", "dataset.classes=8", "model.heads=2")
 TINY = (
@@ -51,6 +53,7 @@ def test_every_method_of_the_paper_scale_takes_a_step(name, tiny_data, tmp_path,
         probes = ("train.full_gradient_every", "train.sharpness_every")
         short += [f"{key}=1" for key in probes if any(word.startswith(f"{key}=") for word in overrides)]
         text = TEXT if "dataset=tinyshakespeare" in overrides else ()
+        short += ["dataset.train_size=null"]  # the tiny data have fewer examples
         config = compose_config([*overrides, *TINY, *text, *short])
         session.run(config)
         run = RunDirectory.of(config)

@@ -21,8 +21,9 @@ Called by ``claims``. A *setting* is everything in which the runs of a group dif
   the logarithm of the best strength over the logarithm of another setting, see :mod:`wdlab.analysis.grids`.
 
 - ``{rank_correlation: {between: [sharpness/trace, gap], given: train/loss, within: [dataset.label_noise]}}``: no
-  setting is chosen. The value of a seed is Kendall's tau of two columns over its settings, at a fixed third column, as
-  the mean over cells (``given`` and ``within`` may be left out), see :mod:`wdlab.analysis.correlation`.
+  setting is chosen. The value of a seed is Kendall's tau of two columns over its settings, at a fixed third column,
+  over pairs within a cell (``given`` and ``within`` may be left out), see :mod:`wdlab.analysis.correlation`. With
+  ``either_way: true`` it has the sign that makes its mean over seeds positive.
 
 A rule may name the column ``along`` which settings are ordered, ``regularizer.strength`` if it does not.
 """
@@ -112,7 +113,8 @@ def check_rule(rule: Mapping[str, Any], where: str) -> None:
     """Raise a ConfigError if a mapping is no rule of this module."""
     if set(rule) == {"rank_correlation"}:
         inner = rule["rank_correlation"]
-        is_known = isinstance(inner, Mapping) and {"between"} <= set(inner) <= {"between", "given", "within"}
+        known = {"between", "given", "within", "either_way"}
+        is_known = isinstance(inner, Mapping) and {"between"} <= set(inner) <= known
         if is_known and len(inner["between"]) == 2:
             return
     inner_keys = {
@@ -134,7 +136,7 @@ def check_rule(rule: Mapping[str, Any], where: str) -> None:
         raise ConfigError(
             f"{where}: choose={dict(rule)}: must be highest, lowest, at, or within_best, share_within (each highest or "
             "lowest, and within), lost (highest or lowest, to, and share), decades (from and to, each of them lost), "
-            "slope_of_best (highest or lowest, and over) or rank_correlation (between, given, within)"
+            "slope_of_best (highest or lowest, and over) or rank_correlation (between, given, within, either_way)"
         )
 
 
