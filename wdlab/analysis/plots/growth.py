@@ -33,7 +33,7 @@ def fig13(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
     size = (12, 3.2 * len(panels) + 0.3)
     figure, grid = plt.subplots(len(panels), 4, figsize=size, squeeze=False, layout="constrained")
     for axes, panel in zip(grid, panels, strict=True):
-        rows = table[table["panel"] == panel["panel"]].fillna({NOISE: 0.0})
+        rows = table[table["panel"] == panel["panel"]]
         longest, largest = rows[STEPS].max(), rows[SIZE].max()
         full = rows[(rows[STEPS] == longest) & (rows[STRENGTH] == 0)]
         _curves(axes[0], full[full[SIZE] == largest], NOISE, "{:.0%} noise")
