@@ -43,6 +43,7 @@ def test_every_method_of_the_paper_scale_takes_a_step(name, tiny_data, tmp_path,
         short = [f"paths.data={tiny_data}", f"paths.runs={tmp_path}"]
         probes = ("train.full_gradient_every", "train.sharpness_every")
         short += [f"{key}=1" for key in probes if any(word.startswith(f"{key}=") for word in overrides)]
+        short += ["dataset.train_size=24"] * any(word.startswith("dataset.train_size=") for word in overrides)
         config = compose_config([*overrides, *TINY, *short])
         session.run(config)
         run = RunDirectory.of(config)
