@@ -13,7 +13,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogFormatterSciNotation,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    StrMethodFormatter,
+)
 
 from wdlab.analysis import selection
 from wdlab.analysis.style import PALETTE, Look
@@ -26,6 +33,7 @@ LOOKS = {
     "late": Look(PALETTE[1], "-.", "^", "late: decay from an epoch on"),
     "never": Look("0.5", ":", "x", "never"),
 }
+ASIDE = 0.012  # small markers are this share of the run beside the epoch that they belong to
 STRONGER = Look(PALETTE[3], "none", "D", "late and stronger: as much decay as always")
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.3g} %")
 
@@ -84,14 +92,16 @@ def _by_switch(axes: Axes, ends: pd.DataFrame, epochs: float) -> None:
         by_seed = pd.DataFrame({0.0: first, **of_name, epochs: last}).T.sort_index()
         look = LOOKS[name]
         drawn = {"color": look.color, "linestyle": look.line}
-        axes.plot(by_seed.index, by_seed, **drawn, linewidth=0.4, alpha=0.4)
+        at = by_seed.index + (1 if name == "late" else -1) * ASIDE * epochs
+        axes.plot(at, by_seed, look.marker, color=look.color, ms=2.5, mew=0, alpha=0.4)
         medians = by_seed.median(axis=1, skipna=False)
         axes.plot(medians, **drawn, marker=look.marker, ms=5, mfc="white", linewidth=1.8, label=look.label)
     stronger = {switch: values for (arm, switch), values in errors.items() if arm == "stronger"}
     for switch, values in stronger.items():
         look = {"marker": STRONGER.marker, "color": STRONGER.color, "linestyle": "none"}
-        axes.plot(np.full(len(values), switch), values, **look, ms=2.5, alpha=0.5)
-        axes.plot(switch, values.median(skipna=False), **look, ms=7, mfc="white", mew=1.6, label=STRONGER.label)
+        at = switch + 2.5 * ASIDE * epochs
+        axes.plot(np.full(len(values), at), values, **look, ms=2.5, mew=0, alpha=0.5)
+        axes.plot(at, values.median(skipna=False), **look, ms=7, mfc="white", mew=1.6, label=STRONGER.label)
     ends_of_lines = ((always, "always"), (never, "never"))
     for values, name in ends_of_lines:
         look = LOOKS[name]
@@ -141,5 +151,5 @@ def logarithmic(axis: Axis) -> None:
     axis.set_major_locator(
         MaxNLocator(5) if high < 3 * low else LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,))
     )
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}") if high < 100 * low else LogFormatterSciNotation())
     axis.set_minor_formatter(NullFormatter())
