@@ -233,3 +233,24 @@ def test_a_large_ratio_is_told_as_a_factor():
     of_logarithms = {"difference": "of logarithms"}
     told = [size(of_logarithms, np.log(ratio)) for ratio in (1360, 2, 0.05)]
     assert told == ["a factor of 1,360", "a factor of 2", "95 %"]
+
+
+def test_half_of_a_gain_is_the_mean_of_two_settings():
+    two = {"b": {0: (0.0, 0.10, 0), 1: (0.0, 0.04, 0)}}
+    rows = runs({"a": {1: (0.0, 0.08, 0)}, **two}, seeds=5)
+    rows.loc[rows["seed"] == 4, "m"] += 0.01
+    half = claim(choose_b={"mean_of_settings": 2}, kind="higher", smallest_difference=0.005, worst=0.0)
+    judged = claims.judge(half, rows)
+    assert judged["b_mean"] == pytest.approx(0.072) and judged["differences"] == pytest.approx([0.01] * 5)
+    assert judged["verdict"] == "reproduced" and judged["tuning"]["b"]["mean"]
+    assert "group (method = b) as the mean of 2 settings" in sentence(judged, "seeds")
+    rows.loc[rows["run"].str.startswith("b1-") & (rows["step"] == 10), "m"] = np.nan
+    judged = claims.judge(half, rows)
+    assert judged["verdict"] == "inconclusive" and judged["doubts"] == {"ended": "b"}
+
+
+def test_each_seed_of_a_mean_must_have_every_setting():
+    rows = runs(TWO)
+    for count, part in ((2, rows), (4, rows), (3, rows[rows["run"] != "a2-1"])):
+        with pytest.raises(ConfigError, match=f"mean_of_settings={count}: each seed must have one run in each"):
+            tuned(part, {"mean_of_settings": count})

@@ -24,6 +24,8 @@ Called by ``claims``. A *setting* is everything in which the runs of a group dif
   setting is chosen. The value of a seed is Kendall's tau of two columns over its settings, at a fixed third column,
   over pairs within a cell (``given`` and ``within`` may be left out), see :mod:`wdlab.analysis.correlation`. With
   ``either_way: true`` it has the sign that makes its mean over seeds positive.
+- ``{mean_of_settings: 2}``: no setting is chosen. The value of a seed is the mean of the metric over its settings, of
+  which there are two. It is what half of the gain of one method over another leaves.
 
 A rule may name the column ``along`` which settings are ordered, ``regularizer.strength`` if it does not.
 """
@@ -61,6 +63,7 @@ class Tuned:
         grid: whether the values are of a whole grid of settings. Then ``inside`` is about the setting with the best
             mean; for slopes, about that of each column of the grid.
         over: for slopes, the setting over which they are fitted and its values; else "".
+        mean: whether the values are means over the settings.
     """
 
     settings: int
@@ -74,6 +77,7 @@ class Tuned:
     inside: bool = False
     grid: bool = False
     over: str = ""
+    mean: bool = False
 
 
 def tuned(rows: pd.DataFrame, rule: Mapping[str, Any], metric: str, both: Sequence[pd.DataFrame], where: str) -> Tuned:
@@ -93,6 +97,8 @@ def tuned(rows: pd.DataFrame, rule: Mapping[str, Any], metric: str, both: Sequen
     along, last = rule.get("along", ALONG), last_lines(rows)
     if "rank_correlation" in rule:
         return _correlated(last, rule["rank_correlation"], metric, where)
+    if "mean_of_settings" in rule:
+        return _mean_of_settings(last, rule["mean_of_settings"], metric, where)
     if along not in last:
         raise ConfigError(f"{where}: the runs do not differ in {along}")
     if "decades" in rule:
@@ -117,6 +123,8 @@ def check_rule(rule: Mapping[str, Any], where: str) -> None:
         is_known = isinstance(inner, Mapping) and {"between"} <= set(inner) <= known
         if is_known and len(inner["between"]) == 2:
             return
+    if set(rule) == {"mean_of_settings"} and isinstance(rule["mean_of_settings"], int):
+        return
     inner_keys = {
         "within_best": {"within"},
         "share_within": {"within"},
@@ -136,7 +144,8 @@ def check_rule(rule: Mapping[str, Any], where: str) -> None:
         raise ConfigError(
             f"{where}: choose={dict(rule)}: must be highest, lowest, at, or within_best, share_within (each highest or "
             "lowest, and within), lost (highest or lowest, to, and share), decades (from and to, each of them lost), "
-            "slope_of_best (highest or lowest, and over) or rank_correlation (between, given, within, either_way)"
+            "slope_of_best (highest or lowest, and over), rank_correlation (between, given, within, either_way) or "
+            "mean_of_settings (their number)"
         )
 
 
@@ -152,6 +161,21 @@ def _correlated(last: pd.DataFrame, rule: Mapping[str, Any], metric: str, where:
     diverged = int((~np.isfinite(last[metric])).sum())
     values = correlation.of_seeds(last, rule)
     return Tuned(settings(last).nunique(), diverged, values=values, inside=True, grid=True)
+
+
+def _mean_of_settings(last: pd.DataFrame, count: int, metric: str, where: str) -> Tuned:
+    """Return the mean of the metric over the settings of each seed; NaN if a run diverged.
+
+    Raises:
+        ConfigError: if a seed does not have one run in each of ``count`` settings.
+    """
+    numbers = settings(last)
+    of_seed = last.assign(setting=numbers).groupby("seed")
+    if numbers.nunique() != count or (of_seed["setting"].nunique() != count).any() or (of_seed.size() != count).any():
+        raise ConfigError(f"{where}: mean_of_settings={count}: each seed must have one run in each of {count} settings")
+    values = last[metric].where(np.isfinite(last[metric])).groupby(last["seed"]).agg(lambda v: v.mean(skipna=False))
+    diverged = int((~np.isfinite(last[metric])).sum())
+    return Tuned(count, diverged, values={int(seed): float(v) for seed, v in values.items()}, inside=True, mean=True)
 
 
 def _choose(found: Tuned, last: pd.DataFrame, rule: Mapping[str, Any], along: str) -> None:
