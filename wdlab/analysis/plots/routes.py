@@ -103,14 +103,16 @@ def _curve(axes: Axes, rows: pd.DataFrame, look: Look, x: str) -> None:
 def _ranges(axes: Axes, rows: pd.DataFrame) -> None:
     """Draw for each route the useful range as a bar, with its length in decades, and where half of the score is lost.
 
-    The bar reaches from where a tenth of the norm is lost to where a tenth of the score is. Markers have the 95 %
-    interval of the mean logarithm over seeds.
+    The bar reaches from where a tenth of the norm is lost to where a tenth of the score is; it is a dotted line where
+    the score is lost first. Markers have the 95 % interval of the mean logarithm over seeds.
     """
     names = []
     for place, (look, part) in enumerate(by_route(rows)):
         names.append(look.label.partition(" ")[0])
         ends = [np.log(strengths_of_loss(part, column, TENTH)).mean() for column in (NORM, SCORE)]
-        axes.plot(np.exp(ends), [place, place], color=look.color, linewidth=6, alpha=0.35, solid_capstyle="butt")
+        useful = {"linewidth": 6, "alpha": 0.35, "solid_capstyle": "butt"}
+        drawn = useful if ends[0] < ends[1] else {"linewidth": 1.5, "linestyle": ":"}
+        axes.plot(np.exp(ends), [place, place], color=look.color, **drawn)
         decades = f"{(ends[1] - ends[0]) / np.log(10):.1f}"
         axes.text(1.01, place, decades, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
         halves = np.log(strengths_of_loss(part, SCORE, HALF))
