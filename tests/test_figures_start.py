@@ -13,7 +13,7 @@ from wdlab.records.identity import compose_config
 
 FIGURES = ("fig8", "fig9", "fig10", "fig12", "fig15", "fig16", "fig17", "fig18")
 LEVELS = re.compile(
-    r"(optimizer|regularizer|dataset|lr_schedule)\.[\w.]*(strength|zeros|threshold|epochs|lr|size|milestones)="
+    r"(optimizer|regularizer|dataset|lr_schedule)\.[\w.]*(strength|zeros|threshold|epochs|lr|size|noise|milestones)="
 )
 TINY = (
     "dataset.val_size=10",
