@@ -119,9 +119,9 @@ def grown() -> pd.DataFrame:
 def test_norms_are_drawn_over_updates_by_noise_and_by_size(drawn):
     by_noise, by_size, *_ = drawn(growth.fig13, grown())
     assert {label: y[-1] for label, (_, y) in named(by_noise).items()} == {
-        "0% noise": pytest.approx(11.0),
-        "20% noise": pytest.approx(16.5),
-        "40% noise": pytest.approx(22.0),
+        "0 % noise": pytest.approx(11.0),
+        "20 % noise": pytest.approx(16.5),
+        "40 % noise": pytest.approx(22.0),
     }
     assert {label: (x, y[-1]) for label, (x, y) in named(by_size).items()} == {
         "1,200 images": ([50, 100], pytest.approx(11.0)),
@@ -136,4 +136,4 @@ def test_norms_at_the_end_are_relative_to_those_of_clean_labels_seed_by_seed(dra
     assert named(noise)["L2, s = 0.01"] == ([0, 0.4], pytest.approx([0, 1.2]))
     assert named(size)["equal updates"] == ([300, 1200], pytest.approx([-0.1, 0]))
     assert named(size)["equal epochs"] == ([300, 1200], pytest.approx([-0.4, 0]))
-    assert named(size)["equal updates, 40% noise"] == ([300, 1200], pytest.approx([0.4, 1.0]))
+    assert named(size)["40 % noise, equal updates"] == ([300, 1200], pytest.approx([0.4, 1.0]))

@@ -36,7 +36,7 @@ def fig13(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
         rows = table[table["panel"] == panel["panel"]]
         longest, largest = rows[STEPS].max(), rows[SIZE].max()
         full = rows[(rows[STEPS] == longest) & (rows[STRENGTH] == 0)]
-        _curves(axes[0], full[full[SIZE] == largest], NOISE, "{:.0%} noise")
+        _curves(axes[0], full[full[SIZE] == largest], NOISE, "{:.0f} % noise")
         _curves(axes[1], full[full[NOISE] == 0], SIZE, "{:,.0f} images")
         axes[1].sharey(axes[0])
         for one in axes[:2]:
@@ -64,7 +64,7 @@ def _curves(axes: Axes, rows: pd.DataFrame, column: str, text: str) -> None:
     """Draw the norm of the weights over updates for each value of a column, the least noise or most images first."""
     values = sorted(rows[column].unique(), reverse=column == SIZE)
     for value, (color, line) in zip(values, SHADES, strict=False):
-        look = Look(color, line, "", text.format(value))
+        look = Look(color, line, "", text.format(value * (100 if column == NOISE else 1)))
         draw_curve(axes, rows[rows[column] == value], "step", NORM, look, True)
     axes.legend(fontsize=7)
 
@@ -75,7 +75,7 @@ def _by_noise(axes: Axes, ends: pd.DataFrame, largest: int) -> None:
         label = "no decay" if strength == 0 else f"L2, s = {strength:g}"
         part = ends[(ends[STRENGTH] == strength) & (ends[SIZE] == largest)]
         _medians(axes, part, NOISE, look._replace(label=label))
-    axes.set(xlabel="share of wrong labels", ylabel="norm at the end against no noise")
+    axes.set(xlabel="share of wrong labels", ylabel="norm at the end, relative")
     axes.xaxis.set_major_formatter(PERCENT)
     axes.legend(fontsize=7)
 
@@ -87,7 +87,7 @@ def _by_size(axes: Axes, ends: pd.DataFrame, longest: int) -> None:
     kinds = (
         ("equal updates", clean[clean[STEPS] == longest]),
         ("equal epochs", pd.concat([clean[clean[STEPS] < longest], all_images])),
-        (f"equal updates, {ends[NOISE].max():.0%} noise", noisy[noisy[STEPS] == longest]),
+        (f"{100 * ends[NOISE].max():g} % noise, equal updates", noisy[noisy[STEPS] == longest]),
     )
     for (label, part), look in zip(kinds, _looks(("o", "s", "^")), strict=True):
         _medians(axes, part, SIZE, look._replace(label=label))
@@ -95,7 +95,9 @@ def _by_size(axes: Axes, ends: pd.DataFrame, longest: int) -> None:
     sizes = sorted(ends[SIZE].unique())
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.set_xticks([], minor=True)
-    axes.set(xlabel="training images", ylabel="norm at the end against all, no noise")
+    axes.set(xlabel="training images", ylabel="norm at the end, relative")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.25 * (high - low))  # room for the legend
     axes.legend(fontsize=7)
 
 
