@@ -24,6 +24,7 @@ from wdlab.errors import ConfigError, RunFailed, explain
 
 ALL = "all"  # in place of a figure's name
 LOCAL = "local"  # folder of this machine's files
+ENVIRONMENTS = {"dataset=cartpole", "dataset=acrobot"}
 WIDTH = 110  # characters in a line of the output
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
 LAUNCHERS = ("auto", "local", "joblib", "stacked", "slurm")
@@ -133,17 +134,21 @@ def reproduce_all(scale: str, launcher: str, logger: str, results: Path, update:
 def launcher_of(run: declaration.FigureRun, chosen: str, scale: str) -> str:
     """Return the Hydra launcher for a run: ``chosen``, or one that fits the run and the machine if that is ``auto``.
 
-    This is ``stacked`` for MLPs at quick and cpu scale, else ``local`` with a GPU or a single core, else ``joblib``.
+    This is ``stacked`` for MLPs on data sets at quick and cpu scale, else ``local`` with a GPU or a single core, else
+    ``joblib``.
     """
     if chosen != "auto":
         return chosen
-    if scale != "paper" and any(override.startswith("model=mlp") for override in run.overrides):
+    is_mlp = any(override.startswith("model=mlp") for override in run.overrides)
+    if scale != "paper" and is_mlp and not ENVIRONMENTS & {*run.overrides}:
         return "stacked"
     return "local" if shutil.which("nvidia-smi") or (os.cpu_count() or 1) == 1 else "joblib"
 
 
 def run_missing(missing: list[declaration.FigureRun], chosen: str, scale: str, logger: str, results: Path) -> None:
     """Train the missing runs, those of one launcher after those of another.
+
+    Stacks come last: a launcher checks all its runs first, and only others need packages that may be missing.
 
     Raises:
         RunFailed: if runs are not finished afterwards.
@@ -152,7 +157,7 @@ def run_missing(missing: list[declaration.FigureRun], chosen: str, scale: str, l
     by_launcher: dict[str, list[declaration.FigureRun]] = {}
     for run in missing:
         by_launcher.setdefault(launcher_of(run, chosen, scale), []).append(run)
-    for launcher, runs in by_launcher.items():
+    for launcher, runs in sorted(by_launcher.items(), key=lambda of_launcher: of_launcher[0] == "stacked"):
         code = run_with(launcher, runs, logger, results)
         left = [run.directory for run in runs if not run.directory.finished]
         if left and code in (BAD_INPUT, INTERRUPTED):

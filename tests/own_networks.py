@@ -40,7 +40,7 @@ class Masks(Plain):
         self.mask = torch.ones(64)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return super().forward(inputs.flatten(1) * self.mask)
+        return super().forward(inputs.flatten(1) * self.mask.to(inputs.device))
 
 
 class Keeps(Plain):

@@ -11,8 +11,12 @@ from wdlab.metrics import sharpness
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import compose_config
 
-FIGURES = ("fig8", "fig9", "fig10", "fig15", "fig16", "fig17", "fig18")
-LEVELS = re.compile(r"(optimizer|regularizer)\.[\w.]*(strength|zeros|threshold|epochs|lr)=")
+FIGURES = ("fig8", "fig9", "fig10", "fig11", "fig12", "fig13", "fig14", "fig15", "fig16", "fig17", "fig18")
+LEVELS = re.compile(
+    r"(optimizer|regularizer|dataset|lr_schedule)\.[\w.]*(strength|zeros|threshold|epochs|lr|size|milestones)="
+)
+ENVIRONMENTS = {"dataset=cartpole", "dataset=acrobot"}  # they need the extra rl; tests/control takes their steps
+TEXT = ("dataset.val_size=400", "dataset.shape=[16]", "dataset.classes=8", "model.heads=2")
 TINY = (
     "dataset.val_size=10",
     "model.width=4",
@@ -26,10 +30,15 @@ TINY = (
 
 
 def methods(name: str) -> list[tuple[str, ...]]:
-    """The overrides of one run for each panel and method of a figure at paper scale: its first seed and level."""
+    """The overrides of one run for each panel and method of a figure at paper scale: its first seed and level.
+
+    Runs in environments are left out.
+    """
     runs = declaration.figure_runs(declaration.read(name, "paper"), "anywhere")
     first = {}
     for run in runs:
+        if ENVIRONMENTS & {*run.overrides}:
+            continue
         settings = (word for word in run.overrides if not LEVELS.match(word) and not word.startswith("seed="))
         first.setdefault((run.panel, *settings), run.overrides)
     return list(first.values())
@@ -43,7 +52,9 @@ def test_every_method_of_the_paper_scale_takes_a_step(name, tiny_data, tmp_path,
         short = [f"paths.data={tiny_data}", f"paths.runs={tmp_path}"]
         probes = ("train.full_gradient_every", "train.sharpness_every")
         short += [f"{key}=1" for key in probes if any(word.startswith(f"{key}=") for word in overrides)]
-        config = compose_config([*overrides, *TINY, *short])
+        text = TEXT if "dataset=tinyshakespeare" in overrides else ()
+        short += ["dataset.train_size=null"]  # the tiny data have fewer examples
+        config = compose_config([*overrides, *TINY, *text, *short])
         session.run(config)
         run = RunDirectory.of(config)
         assert run.status == "done", overrides

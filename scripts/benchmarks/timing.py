@@ -277,7 +277,7 @@ def operations(case: Case, options: Options) -> str:
 
 def check_ordinary(what: str, tensors: Iterable[Tensor]) -> None:
     """Raise a RuntimeError if a number is not finite, or if more than the share ``DENORMAL`` is denormal."""
-    values = torch.cat([t.detach().flatten().float().abs() for t in tensors])
+    values = torch.cat([t.detach().flatten().float().abs().cpu() for t in tensors])  # Adam's steps are on the CPU
     if not values.isfinite().all():
         raise RuntimeError(f"{what}: a weight or a state is not finite")
     denormal = ((values > 0) & (values < torch.finfo(values.dtype).tiny)).double().mean().item()

@@ -73,6 +73,39 @@ def test_within_cells_the_correlation_is_the_mean_over_the_cells():
     assert correlation.interval(samples) == (-1, -1)
 
 
+def test_a_cell_in_which_the_metric_orders_runs_as_what_is_held_fixed_leaves_a_value():
+    random = np.random.default_rng(5)
+    rows = pd.DataFrame(random.normal(size=(20, 3)), columns=["x", "y", "z"]).assign(cell=[0] * 5 + [1] * 15)
+    rows.loc[:4, "x"] = rows.loc[:4, "z"]
+    assert np.isnan(correlation.correlation(rows[:5], ["x", "y"], given="z"))
+    assert abs(correlation.correlation(rows, ["x", "y"], given="z", within=["cell"])) < 1
+
+
+def test_settings_are_drawn_with_all_their_seeds():
+    rows = table(seeds=4, noise=1.0)
+    rule = {"between": ["bad", "gap"], "within": ["dataset.label_noise"]}
+    alike = pd.concat([rows[rows["seed"] == 0].assign(seed=seed) for seed in range(4)])  # no other evidence
+    one, several = (correlation.resampled_settings(part, rule) for part in (rows[rows["seed"] == 0], alike))
+    assert several == pytest.approx(one, nan_ok=True)
+    shuffled = rows.sample(frac=1, random_state=0)
+    mean = np.mean(list(correlation.of_seeds(shuffled, rule).values()))
+    low, high = correlation.interval(correlation.resampled_settings(shuffled, rule))
+    assert low <= mean <= high
+    with pytest.raises(ValueError, match="same settings"):
+        correlation.resampled_settings(rows[1:], rule)
+
+
+def test_either_way_turns_all_seeds_alike():
+    rows = table(seeds=5, noise=3.0)
+    rule = {"between": ["bad", "gap"], "within": ["dataset.label_noise"]}
+    plain = correlation.of_seeds(rows, rule)
+    turned = correlation.of_seeds(rows, rule | {"either_way": True})
+    assert min(plain.values()) < 0 < max(plain.values()) and sum(plain.values()) < 0
+    assert turned == {seed: -value for seed, value in plain.items()}
+    again = correlation.of_seeds(rows.assign(bad=-rows["bad"]), rule | {"either_way": True})
+    assert again == turned
+
+
 def test_the_bootstrap_covers_the_true_tau():
     """For two normal variables with correlation r it is 2 / pi asin(r)."""
     random, r, covered = np.random.default_rng(4), 0.6, 0

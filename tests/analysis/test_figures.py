@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from scripts import reproduce
+from tests.test_figures_start import ENVIRONMENTS
 from tests.test_figures_start import FIGURES as STARTED
 from wdlab import session
 from wdlab.analysis import declaration, figures, selection, tables
@@ -250,6 +251,19 @@ def test_bad_input_is_one_clear_line(arguments, message, monkeypatch, capsys, tm
     assert list(tmp_path.iterdir()) == []
 
 
+def test_stacks_are_trained_last_and_runs_in_environments_are_not_stacked(monkeypatch, tmp_path):
+    """So that a missing package is reported before anything is trained."""
+    trained = []
+    monkeypatch.setattr(reproduce, "run_with", lambda launcher, runs, *_: trained.append((launcher, runs)) or 2)
+    runs = declaration.figure_runs(declaration.read("fig14", "cpu"), tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        reproduce.run_missing(runs, "auto", "cpu", "disabled", tmp_path)
+    assert len(trained) == 1 and trained[0][0] in ("local", "joblib")
+    assert {run.panel for run in trained[0][1]} == {"resnet8", "shakespeare_gpt", "cartpole"}
+    stacked = [run for run in runs if reproduce.launcher_of(run, "auto", "cpu") == "stacked"]
+    assert {run.panel for run in stacked} == {"mnist_mlp"}
+
+
 def test_fig3_has_all_three_of_its_panels_at_paper_scale():
     declared = declaration.read("fig3", "paper")
     assert {job.panel for job in declaration.figure_runs(declared, "anywhere")} == {"mlp", "factorized", "vgg19"}
@@ -278,10 +292,14 @@ PARTS = ("dataset=", "model=", "optimizer=", "regularizer=", "regularizer/", "lr
 
 
 def kinds(name: str, parts: tuple[str, ...]) -> dict[tuple[str, ...], tuple[str, ...]]:
-    """Return the overrides of one run of a figure at paper scale for each combination of choices of ``parts``."""
+    """Return the overrides of one run of a figure at paper scale for each combination of choices of ``parts``.
+
+    Runs in environments are left out.
+    """
     found = {}
     for job in declaration.figure_runs(declaration.read(name, "paper"), "anywhere"):
-        found.setdefault(tuple(o for o in job.overrides if o.startswith(parts)), job.overrides)
+        if not ENVIRONMENTS & {*job.overrides}:
+            found.setdefault(tuple(o for o in job.overrides if o.startswith(parts)), job.overrides)
     return found
 
 

@@ -36,3 +36,14 @@ def test_a_table_has_all_settings_and_those_metrics_that_are_declared(rows):
     assert list(tables.shortened({"metrics": ["norm"]}, rows)) == ["panel", "run", "seed", "step", "norm"]
     with pytest.raises(KeyError, match="nothing"):
         tables.shortened({"metrics": ["nothing"]}, rows)
+
+
+def test_a_panel_has_derived_columns_of_its_own():
+    panels = [
+        {"panel": name, "simulate": {"function": "pandas.DataFrame", "data": {"step": [1, 2], column: [3.0, None]}}}
+        for name, column in (("images", "accuracy"), ("control", "reward"))
+    ]
+    panels[0]["derived"] = {"score": "accuracy.fillna(0.1) - 0.1"}
+    panels[1]["derived"] = {"score": "reward.fillna(9) / 500"}
+    rows = tables.run_table({"at": {"panels": panels}, "derived": {"double": "2 * step"}}, [])
+    assert rows["score"].tolist() == pytest.approx([2.9, 0.0, 0.006, 0.018]) and rows["double"].tolist() == [2, 4] * 2

@@ -102,6 +102,76 @@ def test_of_several_passages_the_last_counts():
     assert tuned(runs(wavy), {"within_best": {"highest": "val", "within": 0.1}}).values[0] == pytest.approx(3.5)
 
 
+def falls(strengths: dict[float, float], seeds: int = 3) -> pd.DataFrame:
+    """The runs of a group whose score, the column val, has these values by strength."""
+    return runs({"a": {s: (score, 1.0, 0) for s, score in strengths.items()}}, seeds)
+
+
+def half_strength(rows: pd.DataFrame, to: float = 0.1) -> tuning.Tuned:
+    return tuning.tuned(rows, {"lost": {"highest": "val", "to": to, "share": 0.5}}, STRENGTH, [rows], "claim c")
+
+
+def test_half_of_the_score_is_lost_at_a_strength_that_is_interpolated_by_its_logarithm():
+    found = half_strength(falls({0.01: 0.85, 0.1: 0.9, 1.0: 0.7, 100.0: 0.3}))  # half-way from 0.9 to 0.1 is 0.5
+    assert found.values == pytest.approx(dict.fromkeys(range(3), 10.0)) and found.inside and found.settings == 4
+    losses = falls({0.1: 2.0, 1.0: 1.0, 100.0: 3.0})  # half-way from 1 to 4 is 2.5
+    rule = {"lost": {"lowest": "val", "to": 4.0, "share": 0.5}}
+    of_loss = tuning.tuned(losses, rule, STRENGTH, [losses], "claim c")
+    assert of_loss.values[0] == pytest.approx(100**0.75)
+
+
+def test_half_of_the_score_is_measured_from_the_best_mean_of_the_own_group():
+    rows = falls({0.1: 0.9, 1.0: 0.5, 10.0: 0.1})
+    rows.loc[rows["run"] == "a0.1-0", "val"] = 0.6  # the mean is 0.8, half-way 0.45
+    other = falls({0.1: 2.0})
+    rule = {"lost": {"highest": "val", "to": 0.1, "share": 0.5}}
+    found = tuning.tuned(rows, rule, STRENGTH, [rows, other], "claim c")
+    assert found.values == pytest.approx(dict.fromkeys(range(3), 10 ** (0.05 / 0.4)))
+
+
+def test_a_diverged_run_has_lost_the_whole_score():
+    rows = falls({0.1: 0.9, 1.0: 0.9, 10.0: 0.3})
+    rows.loc[(rows["run"] == "a10.0-1") & (rows["step"] == 10), "val"] = np.nan
+    found = half_strength(rows)
+    assert found.diverged == 1 and found.inside
+    assert found.values == pytest.approx({0: 10 ** (2 / 3), 1: 10**0.5, 2: 10 ** (2 / 3)})
+
+
+def test_a_score_that_does_not_fall_half_way_within_the_strengths_has_a_bound():
+    assert half_strength(falls({0.1: 0.9, 1.0: 0.8})).values == pytest.approx(dict.fromkeys(range(3), 1.0))
+    assert half_strength(falls({0.1: 0.9, 1.0: 0.8})).late == [0, 1, 2]
+    rows = falls({0.1: 0.9, 1.0: 0.1})
+    rows.loc[rows["run"] == "a0.1-2", "val"] = 0.2  # this seed has lost it at every strength
+    found = half_strength(rows)
+    assert found.early == [2] and found.values[2] == pytest.approx(0.1) and not found.inside
+
+
+def test_the_decades_between_two_losses_do_not_depend_on_the_unit_of_strength():
+    ends = {1e-3: (0.9, 0, 10.0), 1e-2: (0.9, 0, 8.0), 1e-1: (0.7, 0, 5.0), 1.0: (0.1, 0, 1.0)}
+    norm, score = ({"lost": {"highest": column, "to": 0.0, "share": 0.1}} for column in ("zeros", "val"))
+    for unit in (1, 1000):
+        rows = runs({"a": {strength * unit: values for strength, values in ends.items()}})
+        found = tuning.tuned(rows, {"decades": {"from": norm, "to": score}}, STRENGTH, [rows], "claim c")
+        assert found.values == pytest.approx(dict.fromkeys(range(3), 0.95)) and found.inside
+    found = tuning.tuned(rows, {"decades": {"from": score, "to": norm}}, STRENGTH, [rows], "claim c")
+    assert found.values[0] == pytest.approx(-0.95)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"lost": {"highest": "val", "to": 0.1}},
+        {"lost": {"highest": "val", "share": 0.1, "to": 0, "within": 1}},
+        {"decades": {"from": {"lost": {"highest": "val", "to": 0, "share": 0.1}}}},
+        {"decades": {"from": {"at": {"val": 1}}, "to": {"at": {"val": 2}}}},
+        {"decades": {key: {"lost": {"highest": "val"}} for key in ("from", "to")}},
+    ],
+)
+def test_a_rule_about_losses_needs_all_its_keys(rule):
+    with pytest.raises(ConfigError, match=r"claim c: choose=.* must be highest, .* decades"):
+        tuning.check_rule(rule, "claim c")
+
+
 def test_no_metric_is_interpolated_across_a_diverged_run():
     wide = {1: (0.9, 1.0, 0), 2: (0.85, 2.0, 0), 3: (0.7, 3.0, 0), 4: (0.6, 4.0, 0)}
     rows, rule = runs({"a": wide, "b": wide}), {"within_best": {"highest": "val", "within": 0.1}}
@@ -163,3 +233,24 @@ def test_a_large_ratio_is_told_as_a_factor():
     of_logarithms = {"difference": "of logarithms"}
     told = [size(of_logarithms, np.log(ratio)) for ratio in (1360, 2, 0.05)]
     assert told == ["a factor of 1,360", "a factor of 2", "95 %"]
+
+
+def test_half_of_a_gain_is_the_mean_of_two_settings():
+    two = {"b": {0: (0.0, 0.10, 0), 1: (0.0, 0.04, 0)}}
+    rows = runs({"a": {1: (0.0, 0.08, 0)}, **two}, seeds=5)
+    rows.loc[rows["seed"] == 4, "m"] += 0.01
+    half = claim(choose_b={"mean_of_settings": 2}, kind="higher", smallest_difference=0.005, worst=0.0)
+    judged = claims.judge(half, rows)
+    assert judged["b_mean"] == pytest.approx(0.072) and judged["differences"] == pytest.approx([0.01] * 5)
+    assert judged["verdict"] == "reproduced" and judged["tuning"]["b"]["mean"]
+    assert "group (method = b) as the mean of 2 settings" in sentence(judged, "seeds")
+    rows.loc[rows["run"].str.startswith("b1-") & (rows["step"] == 10), "m"] = np.nan
+    judged = claims.judge(half, rows)
+    assert judged["verdict"] == "inconclusive" and judged["doubts"] == {"ended": "b"}
+
+
+def test_each_seed_of_a_mean_must_have_every_setting():
+    rows = runs(TWO)
+    for count, part in ((2, rows), (4, rows), (3, rows[rows["run"] != "a2-1"])):
+        with pytest.raises(ConfigError, match=f"mean_of_settings={count}: each seed must have one run in each"):
+            tuned(part, {"mean_of_settings": count})

@@ -46,7 +46,7 @@ REQUIRED = (
     "worst",
 )
 OPTIONAL = ("scales", "of", "difference", "unit", "choose", "choose_a", "choose_b", "better", "changed")
-UNITS = ("points", "nats", OF_THE_GRID)  # points, and shares of a grid, are told in hundredths
+UNITS = ("points", "nats", "decades", OF_THE_GRID)  # points, and shares of a grid, are told in hundredths
 OF_LOGARITHMS = "of logarithms"
 
 
@@ -288,5 +288,6 @@ def _told(tuned: tuning.Tuned) -> dict[str, Any]:
     chosen = {} if tuned.chosen is None else {"chosen": tuned.chosen}
     grid = {"grid": True} if tuned.grid else {}
     grid |= {"over": tuned.over} if tuned.over else {}
+    grid |= {"mean": True} if tuned.mean else {}
     ends = {"early": len(tuned.early), "late": len(tuned.late), "never": len(tuned.extremes)}
     return {"settings": tuned.settings, "inside": tuned.inside} | chosen | grid | {k: n for k, n in ends.items() if n}

@@ -5,11 +5,14 @@ which one setting orders every column says nothing about the columns, so runs sh
 correlation be taken ``within`` cells of equal settings, or at a ``given`` training loss.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from wdlab.analysis.selection import settings
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95  # of the intervals
@@ -31,26 +34,54 @@ def kendall(x: np.ndarray, y: np.ndarray, given: np.ndarray | None = None, count
         A number in [-1, 1], or one for each resample, (resamples,). It is NaN if a value is not finite, if all values
         of a sample are equal, or if x or y has the order of ``given`` or its reverse.
     """
-    taus = _taus([x, y] if given is None else [x, y, given], np.ones((1, len(x))) if counts is None else counts)
-    found = taus[0, 1]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        if given is not None:
-            left = np.where(taus[:2, 2] ** 2 > 1 - 1e-12, np.nan, 1 - taus[:2, 2] ** 2)
-            found = (found - taus[0, 2] * taus[1, 2]) / np.sqrt(left[0] * left[1])
+    weights = _weights(np.ones((1, len(x))) if counts is None else counts)
+    found = _tau(_sums([x, y] if given is None else [x, y, given], weights))
     return float(found[0]) if counts is None else found
 
 
-def _taus(samples: Sequence[np.ndarray], counts: np.ndarray) -> np.ndarray:
-    """Return tau-b of each pair of samples for each row of ``counts``, (samples, samples, rows)."""
-    values = [np.asarray(sample, dtype=float) for sample in samples]
-    if not all(np.isfinite(value).all() for value in values):
-        return np.full((len(values), len(values), len(counts)), np.nan)
-    signs = [np.sign(value[:, None] - value) for value in values]  # of each pair of runs
-    sums = np.array([[((counts @ (a * b)) * counts).sum(1) for b in signs] for a in signs])
-    squares = np.array([sums[k, k] for k in range(len(values))])
+def _weights(counts: np.ndarray) -> np.ndarray:
+    """Return how often each pair of runs counts, (rows, pairs), from how often each run does, (rows, runs)."""
+    first, second = np.triu_indices(counts.shape[1], 1)
+    return counts[:, first] * counts[:, second]
+
+
+@functools.lru_cache(maxsize=2)
+def _drawn_weights(sizes: tuple[int, ...], seed: int) -> list[np.ndarray]:
+    """Return :func:`_weights` of ``RESAMPLES`` samples with replacement, for cells of these numbers of runs."""
+    random = np.random.default_rng(seed)
+    draws = [random.multinomial(size, np.full(size, 1 / size), RESAMPLES).astype(float) for size in sizes]
+    return [_weights(counts) for counts in draws]
+
+
+def _sums(samples: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """Return the sum over pairs of runs of the product of two samples' signs, (samples, samples, rows).
+
+    Args:
+        samples: some values of each run.
+        weights: how often each pair counts, see :func:`_weights`.
+    """
+    values = np.array([np.asarray(sample, dtype=float) for sample in samples])
+    if not np.isfinite(values).all():
+        return np.full((len(values), len(values), len(weights)), np.nan)
+    first, second = np.triu_indices(values.shape[1], 1)
+    signs = np.sign(values[:, first] - values[:, second])
+    left, right = np.triu_indices(len(values))
+    sums = np.empty((len(values), len(values), len(weights)))
+    # einsum has no threads, which stall for a hundred times as long on a busy machine
+    sums[left, right] = sums[right, left] = np.einsum("rp,kp->kr", weights, signs[left] * signs[right])
+    return sums
+
+
+def _tau(sums: np.ndarray) -> np.ndarray:
+    """Return tau-b of the first two samples, at a fixed third one if there are three, from :func:`_sums`: (rows,)."""
+    squares = np.array([sums[k, k] for k in range(len(sums))])
     sizes = np.sqrt(squares[:, None] * squares)  # not a product of roots, so that the tau of equal orders is exactly 1
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(sizes > 0, sums / sizes, np.nan)
+        taus = np.where(sizes > 0, sums / sizes, np.nan)
+        if len(taus) == 2:
+            return taus[0, 1]
+        left = np.where(taus[:2, 2] ** 2 > 1 - 1e-12, np.nan, 1 - taus[:2, 2] ** 2)
+        return (taus[0, 1] - taus[0, 2] * taus[1, 2]) / np.sqrt(left[0] * left[1])
 
 
 def correlation(
@@ -62,10 +93,12 @@ def correlation(
         rows: a row for each run.
         between: the two columns.
         given: the column to hold fixed; None for none.
-        within: columns whose equal values make a cell. The result is the mean over the cells (Jiang et al. 2020, arXiv
-            1912.02178), and NaN if that of a cell is. Empty for one cell.
+        within: columns whose equal values make a cell. Only pairs of runs of one cell are compared. For cells of equal
+            size without ties that is the mean over the cells (Jiang et al. 2020, arXiv 1912.02178). Unlike that mean it
+            has a value if in one cell the metric orders the runs as ``given`` does. Empty for one cell.
     """
-    return float(np.mean([kendall(*columns) for columns in _cells(rows, between, given, within)]))
+    cells = _cells(rows, between, given, within)
+    return float(_tau(sum(_sums(columns, _weights(np.ones((1, len(columns[0]))))) for columns in cells))[0])
 
 
 def resampled(
@@ -73,15 +106,31 @@ def resampled(
 ) -> np.ndarray:
     """Return :func:`correlation` over ``RESAMPLES`` samples of the runs, drawn with replacement in each cell.
 
-    Two calls with the same rows and the same ``within`` draw the same runs, so the difference of their results is a
-    paired bootstrap. Resamples in which a cell has no correlation are NaN.
+    Two calls with as many rows in each cell draw the same rows, so the difference of their results is a paired
+    bootstrap. Resamples without a correlation are NaN.
     """
-    random, of_cells = np.random.default_rng(seed), []
-    for columns in _cells(rows, between, given, within):
-        count = len(columns[0])
-        counts = random.multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(float)
-        of_cells.append(kendall(*columns, counts=counts))
-    return np.mean(of_cells, axis=0)
+    cells = _cells(rows, between, given, within)
+    drawn = _drawn_weights(tuple(len(columns[0]) for columns in cells), seed)
+    return _tau(sum(_sums(columns, weights) for columns, weights in zip(cells, drawn, strict=True)))
+
+
+def resampled_settings(rows: pd.DataFrame, rule: Mapping[str, Any]) -> np.ndarray:
+    """Return the mean over seeds of :func:`correlation` over samples of the settings, (``RESAMPLES``,).
+
+    A setting is drawn with the runs of all seeds, since these are no independent evidence about other settings.
+
+    Args:
+        rows: a row for each run.
+        rule: the arguments ``between``, ``given`` and ``within``.
+
+    Raises:
+        ValueError: if a seed lacks a setting that another one has.
+    """
+    rows = rows.assign(setting=settings(rows)).sort_values("setting", kind="stable")
+    of_seeds = [part for _, part in rows.groupby("seed")]
+    if any(list(part["setting"]) != list(of_seeds[0]["setting"]) for part in of_seeds):
+        raise ValueError("a correlation over settings needs the same settings for each seed")
+    return np.mean([resampled(part, **rule) for part in of_seeds], axis=0)
 
 
 def interval(samples: np.ndarray) -> tuple[float, float]:
@@ -99,9 +148,15 @@ def of_seeds(last: pd.DataFrame, rule: Mapping[str, Any]) -> dict[int, float]:
 
     Args:
         last: the last row of each run.
-        rule: the arguments ``between``, ``given`` and ``within``.
+        rule: the arguments ``between``, ``given`` and ``within``. With ``either_way: true`` the values are multiplied
+            by the sign of their mean, so that a metric counts as much if it orders the runs the other way round. The
+            absolute value of each would be above zero also without any correlation.
     """
-    return {int(seed): correlation(rows, **rule) for seed, rows in last.groupby("seed")}
+    inner = {key: value for key, value in rule.items() if key != "either_way"}
+    values = {int(seed): correlation(rows, **inner) for seed, rows in last.groupby("seed")}
+    if rule.get("either_way") and np.nanmean([0.0, *values.values()]) < 0:
+        return {seed: -value for seed, value in values.items()}
+    return values
 
 
 def _cells(

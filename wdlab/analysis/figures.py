@@ -2,9 +2,9 @@
 
 A panel of a declaration has ``vary`` or ``simulate``. ``vary`` is a list of lines; the panel has one run for each line
 and each seed (a line with ``a=1,2`` counts as two lines). ``simulate`` names a function that computes rows of the table
-without training. ``derived`` adds columns to the table, each with a formula of other columns. ``measure`` names a
-function that measures a checkpoint (a probe); its results for all runs are a second table. ``names`` are the names of
-groups in sentences about claims.
+without training. ``derived`` adds columns to the table, each with a formula of other columns; a panel may have its own.
+``measure`` names a function that measures a checkpoint (a probe); its results for all runs are a second table.
+``names`` are the names of groups in sentences about claims.
 """
 
 import json

@@ -176,6 +176,8 @@ def _tuning(found: Mapping[str, Any], stand_in: str) -> str:
     count = f"{found['settings']} settings"
     if "chosen" in found:
         return f"at the best of {count}" + ("" if found["inside"] else ", at the edge of their range")
+    if "mean" in found:
+        return f"as the mean of {count}"
     if "grid" in found:
         over = f" with {found['over']}" if "over" in found else ""
         return f"on a grid of {count}{over}" + ("" if found["inside"] else ", with the best at the edge of their range")

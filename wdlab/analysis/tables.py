@@ -80,6 +80,10 @@ def run_table(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFram
     joined = pd.concat(parts, ignore_index=True)
     for column, formula in declared.get("derived", {}).items():
         joined[column] = joined.eval(formula)
+    for panel in declared["at"]["panels"]:
+        of_panel = joined["panel"] == panel["panel"]
+        for column, formula in panel.get("derived", {}).items():
+            joined.loc[of_panel, column] = joined[of_panel].eval(formula)
     return shortened(declared, joined)
 
 

@@ -9,14 +9,23 @@ Called by ``claims``. A *setting* is everything in which the runs of a group dif
   strengths of the same seed, at the largest strength at which the column passes this value.
 - ``{within_best: {highest: val/accuracy, within: 0.01}}``: the same where the column is worse by 0.01 than the best
   mean over seeds of any setting in both groups.
+- ``{lost: {highest: test/accuracy, to: 0.1, share: 0.5}}``: no setting is chosen. The metric, which must be positive,
+  is interpolated by its logarithm, at the largest strength at which the column has lost this share of the way from the
+  best mean over seeds of the group's own settings to the value ``to`` of chance, which a run that diverged has. With
+  the strength as the metric, it is the strength at which half of the score is lost.
+- ``{decades: {from: {lost: ...}, to: {lost: ...}}}``: the same at two places. The value of a seed is the logarithm to
+  base 10 of the second over the first: with the strength as the metric, the decades of strength between them.
 - ``{share_within: {highest: test/accuracy, within: 0.01}}``: no setting is chosen. The value of a seed is the share of
   settings whose column is at most 0.01 worse than the best mean over seeds of any setting of the group.
 - ``{slope_of_best: {lowest: val/loss, over: optimizer.lr}}``: no setting is chosen. The value of a seed is the slope of
   the logarithm of the best strength over the logarithm of another setting, see :mod:`wdlab.analysis.grids`.
 
 - ``{rank_correlation: {between: [sharpness/trace, gap], given: train/loss, within: [dataset.label_noise]}}``: no
-  setting is chosen. The value of a seed is Kendall's tau of two columns over its settings, at a fixed third column, as
-  the mean over cells (``given`` and ``within`` may be left out), see :mod:`wdlab.analysis.correlation`.
+  setting is chosen. The value of a seed is Kendall's tau of two columns over its settings, at a fixed third column,
+  over pairs within a cell (``given`` and ``within`` may be left out), see :mod:`wdlab.analysis.correlation`. With
+  ``either_way: true`` it has the sign that makes its mean over seeds positive.
+- ``{mean_of_settings: 2}``: no setting is chosen. The value of a seed is the mean of the metric over its settings, of
+  which there are two. It is what half of the gain of one method over another leaves.
 
 A rule may name the column ``along`` which settings are ordered, ``regularizer.strength`` if it does not.
 """
@@ -54,6 +63,7 @@ class Tuned:
         grid: whether the values are of a whole grid of settings. Then ``inside`` is about the setting with the best
             mean; for slopes, about that of each column of the grid.
         over: for slopes, the setting over which they are fitted and its values; else "".
+        mean: whether the values are means over the settings.
     """
 
     settings: int
@@ -67,6 +77,7 @@ class Tuned:
     inside: bool = False
     grid: bool = False
     over: str = ""
+    mean: bool = False
 
 
 def tuned(rows: pd.DataFrame, rule: Mapping[str, Any], metric: str, both: Sequence[pd.DataFrame], where: str) -> Tuned:
@@ -86,13 +97,18 @@ def tuned(rows: pd.DataFrame, rule: Mapping[str, Any], metric: str, both: Sequen
     along, last = rule.get("along", ALONG), last_lines(rows)
     if "rank_correlation" in rule:
         return _correlated(last, rule["rank_correlation"], metric, where)
+    if "mean_of_settings" in rule:
+        return _mean_of_settings(last, rule["mean_of_settings"], metric, where)
     if along not in last:
         raise ConfigError(f"{where}: the runs do not differ in {along}")
+    if "decades" in rule:
+        ends = (tuned(rows, rule["decades"][end] | {"along": along}, metric, both, where) for end in ("from", "to"))
+        return _decades(*ends)
     last = last.assign(setting=settings(last))
     found = Tuned(last["setting"].nunique(), int((~np.isfinite(last[metric])).sum()))
     if "share_within" in rule or "slope_of_best" in rule:
         _measure_grid(found, last, rule, along)
-    elif "at" in rule or "within_best" in rule:
+    elif any(key in rule for key in ("at", "within_best", "lost")):
         _interpolate(found, last, rule, metric, [last_lines(part) for part in both], along, where)
     else:
         _choose(found, last, rule, along)
@@ -103,20 +119,33 @@ def check_rule(rule: Mapping[str, Any], where: str) -> None:
     """Raise a ConfigError if a mapping is no rule of this module."""
     if set(rule) == {"rank_correlation"}:
         inner = rule["rank_correlation"]
-        is_known = isinstance(inner, Mapping) and {"between"} <= set(inner) <= {"between", "given", "within"}
+        known = {"between", "given", "within", "either_way"}
+        is_known = isinstance(inner, Mapping) and {"between"} <= set(inner) <= known
         if is_known and len(inner["between"]) == 2:
             return
-    inner_key = {"within_best": "within", "share_within": "within", "slope_of_best": "over"}
-    kinds = [key for key in ("highest", "lowest", "at", *inner_key) if key in rule]
+    if set(rule) == {"mean_of_settings"} and isinstance(rule["mean_of_settings"], int):
+        return
+    inner_keys = {
+        "within_best": {"within"},
+        "share_within": {"within"},
+        "slope_of_best": {"over"},
+        "lost": {"to", "share"},
+    }
+    kinds = [key for key in ("highest", "lowest", "at", "decades", *inner_keys) if key in rule]
     known = len(kinds) == 1 and not set(rule) - {*kinds, "along"}
-    if known and kinds[0] in inner_key:
+    if known and kinds[0] in inner_keys:
         inner = set(rule[kinds[0]])
-        known = inner in ({"highest", inner_key[kinds[0]]}, {"lowest", inner_key[kinds[0]]})
+        known = inner in ({"highest"} | inner_keys[kinds[0]], {"lowest"} | inner_keys[kinds[0]])
+    if known and kinds[0] == "decades":
+        known = set(rule["decades"]) == {"from", "to"} and all(set(end) == {"lost"} for end in rule["decades"].values())
+        for end in rule["decades"].values() if known else ():
+            check_rule(end, where)
     if not known:
         raise ConfigError(
             f"{where}: choose={dict(rule)}: must be highest, lowest, at, or within_best, share_within (each highest or "
-            "lowest, and within), slope_of_best (highest or lowest, and over) or rank_correlation (between, given, "
-            "within)"
+            "lowest, and within), lost (highest or lowest, to, and share), decades (from and to, each of them lost), "
+            "slope_of_best (highest or lowest, and over), rank_correlation (between, given, within, either_way) or "
+            "mean_of_settings (their number)"
         )
 
 
@@ -132,6 +161,21 @@ def _correlated(last: pd.DataFrame, rule: Mapping[str, Any], metric: str, where:
     diverged = int((~np.isfinite(last[metric])).sum())
     values = correlation.of_seeds(last, rule)
     return Tuned(settings(last).nunique(), diverged, values=values, inside=True, grid=True)
+
+
+def _mean_of_settings(last: pd.DataFrame, count: int, metric: str, where: str) -> Tuned:
+    """Return the mean of the metric over the settings of each seed; NaN if a run diverged.
+
+    Raises:
+        ConfigError: if a seed does not have one run in each of ``count`` settings.
+    """
+    numbers = settings(last)
+    of_seed = last.assign(setting=numbers).groupby("seed")
+    if numbers.nunique() != count or (of_seed["setting"].nunique() != count).any() or (of_seed.size() != count).any():
+        raise ConfigError(f"{where}: mean_of_settings={count}: each seed must have one run in each of {count} settings")
+    values = last[metric].where(np.isfinite(last[metric])).groupby(last["seed"]).agg(lambda v: v.mean(skipna=False))
+    diverged = int((~np.isfinite(last[metric])).sum())
+    return Tuned(count, diverged, values={int(seed): float(v) for seed, v in values.items()}, inside=True, mean=True)
 
 
 def _choose(found: Tuned, last: pd.DataFrame, rule: Mapping[str, Any], along: str) -> None:
@@ -168,6 +212,12 @@ def _interpolate(
     if "at" in rule:
         ((column, level),) = rule["at"].items()
         sign = 1
+    elif "lost" in rule:
+        (sign, column), chance, share = _order(rule["lost"]), rule["lost"]["to"], rule["lost"]["share"]
+        found.diverged = int((~np.isfinite(last[column])).sum())
+        last = last.assign(**{column: last[column].where(np.isfinite(last[column]), chance)})
+        last[metric] = np.log(last[metric])
+        sign, level = -sign, (share - 1) * _means(last, sign, column).max() - share * sign * chance
     else:
         sign, column = _order(rule["within_best"])
         best = max(_means(part.assign(setting=settings(part)), sign, column).max() for part in both)
@@ -177,18 +227,29 @@ def _interpolate(
         x = sign * x
         ended = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
         past = x[ended] >= level if "at" in rule else x[ended] > level
+        never = not past.any() if "at" in rule else past.all() and "within_best" in rule
         steps = np.flatnonzero(~past[:-1] & past[1:])
         before, after = (ended[steps[-1]], ended[steps[-1] + 1]) if len(steps) else (0, 0)
         if after == before + 1 and (past[-1] or "at" in rule):
             share = (level - x[before]) / (x[after] - x[before])
             found.values[int(seed)] = float(y[before] + share * (y[after] - y[before]))
-        elif after > before + 1 or len(ended) == 0 or (not past.any() if "at" in rule else past.all()):
+        elif after > before + 1 or len(ended) == 0 or never:
             found.values[int(seed)] = math.nan
             found.extremes[int(seed)] = (y[ended].min(initial=math.inf), y[ended].max(initial=-math.inf))
         else:
             (found.early if past.all() else found.late).append(int(seed))
             found.values[int(seed)] = float(y[ended[0 if past.all() else -1]])
+    if "lost" in rule:
+        found.values = {seed: math.exp(value) for seed, value in found.values.items()}
     found.inside = not (found.extremes or found.early or found.late)
+
+
+def _decades(begin: Tuned, end: Tuned) -> Tuned:
+    """Return the decades of the metric from one place to another, for each seed."""
+    found = Tuned(end.settings, end.diverged, inside=begin.inside and end.inside)
+    found.values = {seed: math.log10(end.values[seed] / value) for seed, value in begin.values.items()}
+    found.early, found.late = (sorted({*a, *b}) for a, b in ((begin.early, end.early), (begin.late, end.late)))
+    return found
 
 
 def _measure_grid(found: Tuned, last: pd.DataFrame, rule: Mapping[str, Any], along: str) -> None:

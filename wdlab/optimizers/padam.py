@@ -139,7 +139,9 @@ class PAdam(DropIn, torch.optim.Adam):
         strides = [[t.stride() for t in tensors] for tensors in lists]
         equal_strides = strides[0] == strides[1] == strides[2] == strides[3]
         step_ = compile_once(padam_step_, ("gradients", "means", "squares") if equal_strides else ())
-        step_(*lists, torch.tensor(numbers, dtype=dtype), p if decays else None, group["maximize"])
+        # On the device of the weights: torch 2.11 cannot launch a compiled GPU kernel that takes numbers of the CPU.
+        on_device = torch.tensor(numbers, dtype=dtype).to(lists[0][0].device, non_blocking=True)
+        step_(*lists, on_device, p if decays else None, group["maximize"])
 
 
 def padam_step_(

@@ -65,7 +65,7 @@ class SGDStep(Step):
         settings = {name: self._group[name] for name in names} | {"maximize": False}
         for part in self._parts:
             moments = part.moments[0] if part.moments else []
-            numbers = {"lr": part.lr * factor, "weight_decay": 0.0, "is_first_step": not self._begun}
+            numbers = {"lr": part.lr * factor, "weight_decay": 0.0, "is_first_step": bool(moments) and not self._begun}
             torch._fused_sgd_(part.params, part.gradients, moments, **numbers, **settings)
         self._begun = True
 

@@ -77,8 +77,8 @@ def fig16(table: pd.DataFrame, panels: Sequence[Mapping[str, Any]]) -> Figure:
         chosen = [(look, tuned(rows)) for look, rows in by_optimizer(table[table["panel"] == panel["panel"]])]
         chosen = [(look, rows) for look, rows in chosen if len(rows)]
         for axes, (metric, label) in zip((*upper[:2], *lower[:2]), CURVES, strict=True):
-            for place, (look, rows) in enumerate(chosen):
-                _over_epochs(axes, rows, look, metric, place)
+            for nth, (look, rows) in enumerate(chosen):
+                _over_epochs(axes, rows, look, metric, nth)
             _logarithmic(axes.yaxis)
             axes.set_ylabel(label)
             axes.set_xlabel("epoch")
