@@ -90,7 +90,7 @@ def fig15(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
         axes[0].set_ylim(
             ends[GRADIENT].min() / ROOM, ends[GRADIENT].max() * ROOM
         )  # sharey takes the limits of one column
-        strengths = np.sort(rows[STRENGTH].dropna().unique())
+        strengths = np.sort(rows.loc[rows[STRENGTH] > 0, STRENGTH].unique())
         for one in axes:
             _few_numbers(one.yaxis)
             if one.get_xscale() == "log":
@@ -190,7 +190,7 @@ def fig17(table: pd.DataFrame, panels: list[Mapping[str, Any]]) -> Figure:
             _best_strengths(axes[-1], part, look, panel["rates"])
         axes[0].set_ylabel("strength s")
         bar = figure.colorbar(image, ax=axes[-2], extend="max")
-        bar.ax.set_title("error", fontsize=8)
+        bar.set_label("test error")
         ticks = [tick for tick in ERROR_TICKS if colors.vmin <= tick <= colors.vmax]
         bar.set_ticks(ticks, labels=[f"{100 * tick:g} %" for tick in ticks], minor=False)
         bar.minorticks_off()
@@ -222,8 +222,8 @@ def _heat_map(axes: Axes, rows: pd.DataFrame, look: style.Look, colors: LogNorm)
             axes.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, **frame))
     shares = grids.shares_within(rows, "error", -1, -best - POINT)
     share = 100 * np.mean([*shares.values()])
-    axes.set_title(f"{look.label}: {share:.1f} % of the grid\nwithin a point of its best")
-    axes.set_xticks(range(cells.shape[1]), [f"{rate:g}" for rate in cells.columns])
+    axes.set_title(f"{look.label}: {share:.1f} % of the grid\nwithin a point of its best", fontsize=8.5)
+    axes.set_xticks(range(cells.shape[1]), [f"{rate:g}" for rate in cells.columns], fontsize=7.5)
     axes.set_yticks(range(cells.shape[0]), [f"{strength:g}" for strength in cells.index])
     axes.set_xlabel("learning rate")
     axes.grid(False)
@@ -257,5 +257,11 @@ def _slope_guide(axes: Axes) -> None:
     ends = np.sqrt(left * right) * np.array([0.3, 1 / 0.3])
     axes.plot(ends, middle * np.sqrt(left * right) / ends, color="0.5", linestyle=":", label="slope -1")
     axes.set_ylim(bottom, top)
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "columnspacing": 1}
-    axes.legend(**place, fontsize=7.5, title="method, and its slope (mean over seeds)", title_fontsize=7.5)
+    place = {
+        "loc": "upper center",
+        "bbox_to_anchor": (0.5, -0.25),
+        "ncols": 2,
+        "columnspacing": 0.8,
+        "handlelength": 1.6,
+    }
+    axes.legend(**place, ncols=2, fontsize=7, title="method, and its slope (mean over seeds)", title_fontsize=7)
