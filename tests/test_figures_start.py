@@ -13,7 +13,7 @@ from wdlab.records.identity import compose_config
 
 FIGURES = ("fig8", "fig9", "fig10", "fig11", "fig12", "fig13", "fig14", "fig15", "fig16", "fig17", "fig18")
 LEVELS = re.compile(
-    r"(optimizer|regularizer|dataset|lr_schedule)\.[\w.]*(strength|zeros|threshold|epochs|lr|size|milestones)="
+    r"(optimizer|regularizer|dataset|lr_schedule)\.[\w.]*(strength|zeros|threshold|epochs|lr|size|noise|milestones)="
 )
 ENVIRONMENTS = {"dataset=cartpole", "dataset=acrobot"}  # they need the extra rl; tests/control takes their steps
 TEXT = ("dataset.val_size=400", "dataset.shape=[16]", "dataset.classes=8", "model.heads=2")

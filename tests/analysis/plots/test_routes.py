@@ -54,8 +54,12 @@ def test_the_routes_are_drawn_over_strength_and_over_the_norm_in_units_of_that_w
 
 def test_the_strengths_of_loss_are_read_between_the_strengths(table):
     both = table[table["regularizer.route"] == "both"]
-    assert routes.strengths_of_loss(both, "score", 0.5) == pytest.approx(10 ** (-1 + 0.05 / 0.5))
-    assert routes.strengths_of_loss(both, "score", 0.1) == pytest.approx(10 ** (-2 + 0.09 / 0.4))
+    half, inside = routes.strengths_of_loss(both, "score", 0.5)
+    assert half == pytest.approx(10 ** (-1 + 0.05 / 0.5)) and inside
+    tenth, _ = routes.strengths_of_loss(both, "score", 0.1)
+    assert tenth == pytest.approx(10 ** (-2 + 0.09 / 0.4))
+    weak, inside = routes.strengths_of_loss(both[both["regularizer.strength"] < 0.05], "score", 0.5)
+    assert weak == pytest.approx(0.01) and not inside
 
 
 def test_the_useful_range_of_a_route_has_the_same_length_in_any_unit(axes):
@@ -65,6 +69,19 @@ def test_the_useful_range_of_a_route_has_the_same_length_in_any_unit(axes):
     assert [float(np.log10(end / begin)) for begin, end in bars] == pytest.approx([float(texts[0])] * 5, abs=0.05)
     assert bars[4] / bars[0] == pytest.approx(100.0)
     assert [label.get_text() for label in axes[1].get_yticklabels()] == [*UNITS]
+
+
+def test_a_range_that_the_strengths_do_not_enclose_is_in_parentheses_and_an_empty_one_is_dotted(table):
+    both, second = (table["regularizer.route"] == route for route in ("both", "second"))
+    table.loc[both & (table["seed"] == 0), "score"] = 0.9  # it is not lost in this seed
+    table.loc[second, "norm/weight_l2"] = 10.0 - np.log10(table["regularizer.strength"]) / 100
+    figure = routes.fig14(table, [PANEL])
+    axes = figure.axes[1]
+    in_parentheses = [text.get_text().startswith("(") for text in axes.texts[:5]]
+    assert in_parentheses == [True, False, False, True, False]
+    dotted = [line for line in axes.lines if line.get_linestyle() == ":" and line.get_linewidth() == 1.5]
+    assert [line.get_ydata()[0] for line in dotted] == [3]  # the row of second
+    mpl.pyplot.close(figure)
 
 
 def test_a_strength_of_loss_has_the_interval_over_seeds(table):

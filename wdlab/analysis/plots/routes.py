@@ -78,8 +78,10 @@ def by_route(rows: pd.DataFrame) -> Iterator[tuple[Look, pd.DataFrame]]:
             yield look, part
 
 
-def strengths_of_loss(rows: pd.DataFrame, column: str, share: float) -> np.ndarray:
+def strengths_of_loss(rows: pd.DataFrame, column: str, share: float) -> tuple[np.ndarray, bool]:
     """Return the strength at which each seed of a route has lost a share of a column, as claims measure it.
+
+    Also returned is whether all lie between the strengths of the runs. One that does not is the nearest of these.
 
     Args:
         rows: the last rows of the runs of a route.
@@ -87,7 +89,8 @@ def strengths_of_loss(rows: pd.DataFrame, column: str, share: float) -> np.ndarr
         share: the share of its largest mean over seeds.
     """
     rule = {"lost": {"highest": column, "to": 0.0, "share": share}}
-    return np.array([*tuning.tuned(rows, rule, STRENGTH, [rows], "fig14").values.values()])
+    found = tuning.tuned(rows, rule, STRENGTH, [rows], "fig14")
+    return np.array([*found.values.values()]), found.inside
 
 
 def _curve(axes: Axes, rows: pd.DataFrame, look: Look, x: str) -> None:
@@ -103,17 +106,22 @@ def _curve(axes: Axes, rows: pd.DataFrame, look: Look, x: str) -> None:
 def _ranges(axes: Axes, rows: pd.DataFrame) -> None:
     """Draw for each route the useful range as a bar, with its length in decades, and where half of the score is lost.
 
-    The bar reaches from where a tenth of the norm is lost to where a tenth of the score is. Markers have the 95 %
-    interval of the mean logarithm over seeds.
+    The bar reaches from where a tenth of the norm is lost to where a tenth of the score is; it is a dotted line where
+    the score is lost first. Its length is in parentheses if an end lies outside the strengths in a seed. Markers have
+    the 95 % interval of the mean logarithm over seeds.
     """
     names = []
     for place, (look, part) in enumerate(by_route(rows)):
         names.append(look.label.partition(" ")[0])
-        ends = [np.log(strengths_of_loss(part, column, TENTH)).mean() for column in (NORM, SCORE)]
-        axes.plot(np.exp(ends), [place, place], color=look.color, linewidth=6, alpha=0.35, solid_capstyle="butt")
+        found = [strengths_of_loss(part, column, TENTH) for column in (NORM, SCORE)]
+        ends = [np.log(strengths).mean() for strengths, _ in found]
+        useful = {"linewidth": 6, "alpha": 0.35, "solid_capstyle": "butt"}
+        drawn = useful if ends[0] < ends[1] else {"linewidth": 1.5, "linestyle": ":"}
+        axes.plot(np.exp(ends), [place, place], color=look.color, **drawn)
         decades = f"{(ends[1] - ends[0]) / np.log(10):.1f}"
+        decades = decades if all(inside for _, inside in found) else f"({decades})"
         axes.text(1.01, place, decades, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
-        halves = np.log(strengths_of_loss(part, SCORE, HALF))
+        halves = np.log(strengths_of_loss(part, SCORE, HALF)[0])
         axes.plot(np.exp(verdicts.student_interval(halves)), [place, place], color=look.color, linewidth=1.4)
         axes.plot(np.exp(halves.mean()), place, look.marker, color=look.color, ms=5, mfc="white", mew=1.4)
     axes.text(1.01, -0.75, "decades", transform=axes.get_yaxis_transform(), va="center", fontsize=7, color="0.3")
