@@ -80,8 +80,8 @@ def fig8(table: pd.DataFrame, measured: pd.DataFrame, panels: list[Mapping[str, 
     """
     rows_of_axes = [panel for panel in panels if "beside" not in panel]
     thresholds = {panel["beside"]: panel for panel in panels if "beside" in panel}
-    columns = 2 + bool(thresholds)
-    figure = plt.figure(figsize=(3.5 * columns, 2.6 * len(rows_of_axes) + 0.7), layout="constrained")
+    columns, height = 2 + bool(thresholds), 3.1 if thresholds else 2.6
+    figure = plt.figure(figsize=(3.5 * columns, height * len(rows_of_axes) + 0.7), layout="constrained")
     grid = figure.add_gridspec(len(rows_of_axes), columns)
     for place, panel in enumerate(rows_of_axes):
         rows = measured[measured["panel"] == panel["panel"]]
@@ -184,7 +184,11 @@ def _accuracy_axis(axes: Axes) -> None:
     axes.set_yscale("function", functions=(forward, backward))
     highest = max(one.dataLim.y1 for one in axes.get_shared_y_axes().get_siblings(axes))
     axes.set_ylim(LOWEST, backward((1 + ROOM) * forward(highest) - ROOM * forward(LOWEST)))
-    numbers = [0.1, 0.2, 0.3, 0.4, 0.5] if highest < LEARNS_LITTLE else [0.1, 0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99]
+    numbers = (
+        [0.1, 0.2, 0.3, 0.4, 0.5]
+        if highest < LEARNS_LITTLE
+        else [0.1, 0.5, 0.8, 0.9, 0.95, 0.97 if highest < 0.98 else 0.98, 0.99]
+    )
     axes.yaxis.set_major_locator(FixedLocator(numbers))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(PERCENT)
