@@ -184,11 +184,8 @@ def _accuracy_axis(axes: Axes) -> None:
     axes.set_yscale("function", functions=(forward, backward))
     highest = max(one.dataLim.y1 for one in axes.get_shared_y_axes().get_siblings(axes))
     axes.set_ylim(LOWEST, backward((1 + ROOM) * forward(highest) - ROOM * forward(LOWEST)))
-    numbers = (
-        [0.1, 0.2, 0.3, 0.4, 0.5]
-        if highest < LEARNS_LITTLE
-        else [0.1, 0.5, 0.8, 0.9, 0.95, 0.97 if highest < 0.98 else 0.98, 0.99]
-    )
+    high = [0.1, 0.5, 0.8, 0.9, 0.95, 0.97 if highest < 0.98 else 0.98, 0.99]
+    numbers = [0.1, 0.2, 0.3, 0.4, 0.5] if highest < LEARNS_LITTLE else high
     axes.yaxis.set_major_locator(FixedLocator(numbers))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(PERCENT)
