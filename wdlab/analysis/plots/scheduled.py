@@ -264,4 +264,4 @@ def _slope_guide(axes: Axes) -> None:
         "columnspacing": 0.8,
         "handlelength": 1.6,
     }
-    axes.legend(**place, ncols=2, fontsize=7, title="method, and its slope (mean over seeds)", title_fontsize=7)
+    axes.legend(**place, fontsize=7, title="method, and its slope (mean over seeds)", title_fontsize=7)
