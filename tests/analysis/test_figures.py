@@ -203,6 +203,8 @@ def test_a_picture_says_that_runs_diverged(short):
     caption = figures.draw(short, rows).get_supxlabel()
     assert "Runs that diverged: 1; no median is drawn where a seed is missing." in " ".join(caption.split())
     assert "diverged" not in figures.draw(short, rows.fillna(0.2)).get_supxlabel()
+    own = figures.caption(short | {"at": short["at"] | {"caption": "Own text."}}, rows)
+    assert f"{short['caption']} Own text. {short['paper']}." in own
     rewards = rows.assign(panel="rewards", run=rows["run"] + "r", **{"train/loss": np.nan})  # no losses at all
     assert selection.diverged(pd.concat([rows, rewards])) == {"b"} and selection.diverged(rewards) == set()
     plt.close("all")

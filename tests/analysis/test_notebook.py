@@ -84,9 +84,12 @@ def about(whose: str, verdict: str, **more) -> dict:
 def test_an_explanation_is_confirmed_if_all_of_its_claims_are_reproduced():
     claims = [about("P5", "reproduced", holm=True), about("AdamC", "reproduced"), about("AdamC", "no difference")]
     judged = JUDGED | {"claims": claims}
-    assert notebook.explanation(judged, "P5") == "**The explanation of P5 is confirmed here**: 1 of 1 claims hold."
+    assert (
+        notebook.explanation(judged, "P5")
+        == "**The explanation of P5 is confirmed here**: 1 of 1 claims are reproduced after Holm's correction."
+    )
     assert notebook.explanation(judged, "AdamC").split("\n") == [
-        "**The explanation of AdamC is not confirmed here**: 1 of 2 claims hold.",
+        "**The explanation of AdamC is not confirmed here**: 1 of 2 claims are reproduced after Holm's correction.",
         "",
         "- Digits, MLP: one is above another: *no difference*.",
     ]

@@ -16,6 +16,7 @@ BEST = {"settings": 4, "inside": True, "chosen": 0.1}
 def judged(interval=(-3.0, 1.0), **changes):
     base = {
         **{"statement": "One is lower.", "kind": "lower", "smallest_difference": 0.5, "verdict": "inconclusive"},
+        **{"metric": "test_accuracy", "worst": 0.1},
         **{"a": {"regularizer": "scheduled"}, "b": {"regularizer": "decoupled"}, "a_mean": 3.0, "n": 5},
         **{"interval": list(interval), "mean_difference": sum(interval) / 2, "exploratory": False},
     }
@@ -50,9 +51,29 @@ def test_values_that_both_groups_have_are_not_named():
 def test_tunings_that_differ_are_told_one_by_one():
     tuning = {"a": {"settings": 4, "inside": False, "late": 1}, "b": {"settings": 4, "inside": False, "never": 2}}
     assert told(tuning=tuning).endswith(
-        "; AdamS read between 4 settings, but at the last of them, before the level is reached, in 1 seed; "
-        "AdamC read between 4 settings, but never at the level in 2 seeds."
+        "; AdamS read between 4 settings, but at the last of them, which is not past the level, in 1 seed; "
+        "AdamC read between 4 settings, but never at the level, and counted as the best of all settings, in 2 seeds."
     )
+
+
+@pytest.mark.parametrize(("never", "start"), [(2, "Measured: 1 point lower"), (5, "Not measured; by rule: 1 point")])
+def test_a_number_that_only_a_rule_sets_is_not_told_as_measured(never, start):
+    tuning = {"a": {"settings": 4, "inside": False, "never": never}, "b": {"settings": 4, "inside": True}}
+    text = told(unit="points", interval=(-0.03, 0.01), tuning=tuning)
+    assert (
+        start in text
+        and f"AdamS read between 4 settings, but never at the level, and counted as 10 %, in {never}" in text
+    )
+
+
+def test_what_is_the_same_in_all_seeds_has_no_interval():
+    assert "Measured: equal in each of 5 seeds, which" in told(interval=(0.0, 0.0))
+    assert "Measured: 50 % lower in each of 5 seeds, " in told(difference="of logarithms", interval=np.log((0.5, 0.5)))
+
+
+def test_a_change_of_accuracy_is_in_points():
+    change = {"unit": "points", "b": 0.0, "metric": "test_accuracy_change", "kind": "equal", "a_mean": 0.002}
+    assert "Measured: 0.2 points (95 % interval 0.1 points to 0.3 points;" in told(**change, interval=(0.001, 0.003))
 
 
 def test_the_rates_over_which_a_slope_is_fitted_are_told():
@@ -63,9 +84,12 @@ def test_the_rates_over_which_a_slope_is_fitted_are_told():
 @pytest.mark.parametrize(
     ("doubt", "reason"),
     [
-        ({"beyond": "a"}, "AdamS might be better beyond its strengths"),
+        ({"beyond": "a"}, "AdamS could not be read at the level in every seed"),
         ({"ended": "b"}, "no setting of AdamC has only runs that ended well"),
-        ({"beyond": "b", "lost": 2}, "AdamC might be better beyond its strengths and neither group has a value for 2"),
+        (
+            {"beyond": "b", "lost": 2},
+            "AdamC could not be read at the level in every seed and neither group has a value",
+        ),
     ],
 )
 def test_a_doubt_is_the_reason_why_numbers_do_not_decide(doubt, reason):
@@ -111,7 +135,7 @@ def test_a_value_that_is_compared_with_a_number_is_at_most_or_at_least_what_is_t
         (
             {"unit": "% of the grid"},
             (-0.3, 0.1),
-            "10 % of the grid less (95 % interval 30 % of the grid less to 10 % of",
+            "10 % of the grid less, 20 against 30 % (95 % interval 30 % of the grid less to 10 % of",
         ),
         ({"difference": "of logarithms"}, np.log((3, 12)), "6 times as high (95 % interval 3 to 12 times as high;"),
         ({"difference": "of logarithms"}, np.log((1.5, 6)), "3 times as high (95 % interval 50 % higher to 6 times as"),
@@ -119,7 +143,7 @@ def test_a_value_that_is_compared_with_a_number_is_at_most_or_at_least_what_is_t
     ],
 )
 def test_units_are_told_once_and_large_ratios_as_factors(unit, interval, words):
-    assert f"Measured: {words}" in told(**unit, interval=interval)
+    assert f"Measured: {words}" in told(**unit, interval=interval, a_mean=0.2, b_mean=0.3)
 
 
 def test_the_size_of_a_difference_is_rounded():

@@ -49,14 +49,18 @@ def draw(declared: Mapping[str, Any], rows: pd.DataFrame, probes: pd.DataFrame |
 
 
 def caption(declared: Mapping[str, Any], rows: pd.DataFrame) -> str:
-    """Return the text under a picture: scale, seeds, title, diverged runs, the declared caption, paper, scale-downs."""
+    """Return the text under a picture: scale, seeds, title, diverged runs, declared captions, paper, scale-downs.
+
+    ``caption`` is declared for all scales; a scale may have another one, which follows it.
+    """
     counts = sorted(set(rows.groupby("panel")["seed"].nunique()))
     shown = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     over = declared.get("over", "seeds")
     heading = f"{declared['name']} at {declared['scale']} scale, {shown} {over}: {declared['title']}."
     lost = len(selection.diverged(rows))
     missing = f" Runs that diverged: {lost}; no median is drawn where a seed is missing." if lost else ""
-    text = f"{heading}{missing} {declared['caption']} {declared['paper']}."
+    of_scale = f" {declared['at']['caption']}" if "caption" in declared["at"] else ""
+    text = f"{heading}{missing} {declared['caption']}{of_scale} {declared['paper']}."
     return f"{text}\nScale-downs: {declared['at']['scale_down']}."
 
 

@@ -57,9 +57,8 @@ def explanation(judged: Mapping[str, Any], whose: str) -> str:
     claims = [claim for claim in judged["claims"] if claim["statement"].startswith(f"{whose}: ")]
     failed = [claim for claim in claims if claim["verdict"] != "reproduced" or not claim.get("holm", True)]
     confirmed = "not confirmed" if failed or not claims else "confirmed"
-    lines = [
-        f"**The explanation of {whose} is {confirmed} here**: {len(claims) - len(failed)} of {len(claims)} claims hold."
-    ]
+    shown = f"{len(claims) - len(failed)} of {len(claims)} claims are reproduced after Holm's correction"
+    lines = [f"**The explanation of {whose} is {confirmed} here**: {shown}."]
     for claim in failed:
         statement = " ".join(claim["statement"].split()).removeprefix(f"{whose}: ").rstrip(".")
         verdict = claim["verdict"] + ", not after Holm's correction" * (claim["verdict"] == "reproduced")

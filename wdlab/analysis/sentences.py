@@ -36,14 +36,15 @@ BOUNDS = {
 # Why numbers that would decide a claim do not, see ``claims.judge``; {of} is a group, or a number of seeds.
 DOUBTS = {
     "ended": "no setting of {of} has only runs that ended well",
-    "beyond": "{of} might be better beyond its strengths",
+    "beyond": "{of} could not be read at the level in every seed",
     "lost": "neither group has a value for {of} seeds",
 }
-# Why a value could not be read between two settings, by what the tuning of a group tells.
+# Why a value could not be read between two settings, by what the tuning of a group tells; {stand_in} is the value that
+# takes its place.
 OUTSIDE = {
     "early": "at the first of them, which is past the level already,",
-    "late": "at the last of them, before the level is reached,",
-    "never": "never at the level",
+    "late": "at the last of them, which is not past the level,",
+    "never": "never at the level, and counted as {stand_in},",
 }
 OF_THE_GRID = "% of the grid"  # a unit
 FACTOR = 1.99  # a ratio from which on differences of logarithms are told as factors
@@ -85,18 +86,21 @@ def _meaning(judged: Mapping[str, Any], groups: Mapping[str, str]) -> str:
 
 
 def _measured(judged: Mapping[str, Any], over: str) -> str:
-    """Return the measured difference and its interval, in words."""
+    """Return the measured difference and its interval in words, or say that a rule sets it in all seeds."""
     count = f"{judged['n']} {over}"
     if judged["interval"] is None:
         return f"Measured on {count}"
-    kind = "95 % interval" if over == "seeds" else "range"
+    stood_in = any(found.get("never") == judged["n"] for found in judged.get("tuning", {}).values())
+    start, kind = "Not measured; by rule" if stood_in else "Measured", "95 % interval" if over == "seeds" else "range"
     low, high = judged["interval"]
     if _is_number(judged):
         ends = [_value(judged, judged["b"] + end) for end in (low, high)]
         told, between = _value(judged, judged["a_mean"]), f"{ends[0]} to {ends[1]}"
     else:
         told, between = _difference(judged, judged["mean_difference"]), _between(judged, low, high)
-    return f"Measured: {told} ({kind} {between}; {count})"
+        if judged.get("unit") == OF_THE_GRID:
+            told += f", {100 * judged['a_mean']:.3g} against {100 * judged['b_mean']:.3g} %"
+    return f"{start}: {told} in each of {count}" if low == high else f"{start}: {told} ({kind} {between}; {count})"
 
 
 def _is_number(judged: Mapping[str, Any]) -> bool:
@@ -120,8 +124,6 @@ def _words(judged: Mapping[str, Any], difference: float) -> tuple[str, str]:
 
 def _between(judged: Mapping[str, Any], low: float, high: float) -> str:
     """Return an interval in words: ``2 to 5 % higher``, ``1 % lower to 5 % higher``."""
-    if low == high:
-        return _difference(judged, low)
     near, far = (low, high) if low >= 0 else (high, low)
     if low * high > 0:
         (number, unit), (_, last) = _words(judged, near), _words(judged, far)
@@ -153,21 +155,24 @@ def _number(value: float, digits: int) -> str:
 
 
 def _value(judged: Mapping[str, Any], value: float) -> str:
-    """Return a value of the metric with its unit."""
-    return f"{100 * value:.3g} %" if judged.get("unit") == "points" else f"{value:.3g}"
+    """Return a value of the metric with its unit. A metric that is a change of shares is in points."""
+    if judged.get("unit") != "points":
+        return f"{value:.3g}"
+    return f"{100 * value:.3g} {'points' if judged['metric'].endswith('_change') else '%'}"
 
 
 def _remarks(judged: Mapping[str, Any], groups: Mapping[str, str]) -> str:
     """Return remarks on tuning and exploratory claims, each with a leading separator."""
-    told = {groups[side]: _tuning(found) for side, found in judged.get("tuning", {}).items()}
+    stand_ins = {"a": _value(judged, judged["worst"]), "b": "the best of all settings"}
+    told = {groups[side]: _tuning(found, stand_ins[side]) for side, found in judged.get("tuning", {}).items()}
     if len(told) == 2 and len(set(told.values())) == 1:
         told = {f"{' and '.join(told)} each": next(iter(told.values()))}
     parts = [f"{name} {text}" for name, text in told.items()] + ["exploratory"] * judged["exploratory"]
     return "".join(f"; {part}" for part in parts)
 
 
-def _tuning(found: Mapping[str, Any]) -> str:
-    """Return what the tuning of a group tells."""
+def _tuning(found: Mapping[str, Any], stand_in: str) -> str:
+    """Return what the tuning of a group tells, and what counts where a level is never reached."""
     count = f"{found['settings']} settings"
     if "chosen" in found:
         return f"at the best of {count}" + ("" if found["inside"] else ", at the edge of their range")
@@ -177,7 +182,8 @@ def _tuning(found: Mapping[str, Any]) -> str:
         over = f" with {found['over']}" if "over" in found else ""
         return f"on a grid of {count}{over}" + ("" if found["inside"] else ", with the best at the edge of their range")
     seeds = {key: f"{found[key]} seed{'s' * (found[key] > 1)}" for key in OUTSIDE if key in found}
-    return ", ".join([f"read between {count}", *(f"but {OUTSIDE[key]} in {count}" for key, count in seeds.items())])
+    outside = (f"but {OUTSIDE[key].format(stand_in=stand_in)} in {count}" for key, count in seeds.items())
+    return ", ".join([f"read between {count}", *outside])
 
 
 def _names(judged: Mapping[str, Any], names: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -77,4 +77,7 @@ def test_a_constant_penalty_is_seen_where_a_gate_has_the_same_values(table):
         )
         assert constant[0].get_linewidth() < of_gate[0].get_linewidth()
         assert constant[0].get_zorder() > of_gate[0].get_zorder()
+    seeds = [[line.get_color() for line in axes.lines if line.get_linewidth() == 0.5] for axes in figure.axes]
+    colors = [LOOKS[method].color for method in (("constant", None), ("coherent", "total_gradient"))]
+    assert [[of_axes.count(color) for color in colors] for of_axes in seeds] == [[3, 3], [3, 3], [3, 0], [0, 0]]
     mpl.pyplot.close(figure)

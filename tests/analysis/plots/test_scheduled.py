@@ -96,6 +96,19 @@ def test_two_explanations_are_drawn_next_to_what_they_explain(drawn, sgd):
     assert lines["mini-batches, falling lr"][1] == pytest.approx(2 * strengths)  # geometric mean of the two last lines
 
 
+def test_one_legend_names_every_curve_and_the_runs_without_decay(drawn, sgd):
+    axes = drawn(scheduled.fig15, sgd)
+    (legend,) = axes[0].figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels[:5] == ["SGD", "SGDS", "SGDC", "no decay, median", "no decay, one seed"] and len(labels) == 11
+    assert not any(one.get_legend() for one in axes)
+
+
+def test_two_strengths_are_both_written(drawn, sgd):
+    for one in drawn(scheduled.fig15, sgd)[:2]:
+        assert [*one.get_xticks()] == pytest.approx(STRENGTHS)
+
+
 def test_without_runs_of_a_constant_rate_the_second_axes_are_the_first(drawn):
     table = sweep("adam", [("decoupled", "multistep", "constant")])
     constant, falling, *_ = drawn(scheduled.fig15, table[table["lr_schedule"] == "multistep"])
@@ -109,6 +122,7 @@ def test_for_adam_the_last_axes_are_over_the_norm_of_the_weights(drawn):
     table = sweep("adam", [("decoupled", "multistep", "constant"), ("decoupled", "multistep", "multistep")])
     axes = drawn(scheduled.fig15, table)
     assert axes[3].get_xlabel() == "norm of the weights |w|"
+    assert axes[3].get_ylabel() == "norm of the full gradient |g|"
     assert named(axes[3])["AdamW"] == (pytest.approx([2, 2]), pytest.approx(STRENGTHS))
     assert "AdamC" in named(axes[1])
 
@@ -139,7 +153,7 @@ def test_cells_have_mean_errors_and_frames_within_a_point_of_the_best(drawn):
     heat = axes["AdamS"]
     assert heat.images[0].get_array()[2].tolist() == pytest.approx([0.049] * 3)
     assert len(heat.patches) == 3 and "20.0 % of the grid" in heat.get_title()
-    assert sorted({text.get_text() for text in heat.texts}) == ["13", "4.9", "6.9"]
+    assert sorted({text.get_text() for text in heat.texts}) == ["12.9", "4.9", "6.9"]
     assert [tick.get_text() for tick in heat.get_xticklabels()] == ["0.001", "0.01", "0.1"]
 
 
@@ -159,7 +173,9 @@ def test_a_cell_of_which_a_run_diverged_is_empty(drawn):
 
 def test_best_strengths_are_drawn_at_the_rates_of_the_panel_with_their_slope(drawn):
     table = pd.concat([grid("scheduled", 0.0), grid("decoupled", -0.5)])
-    last = next(one for one in drawn(scheduled.fig17, table, HEAT) if one.get_title().startswith("strength"))
+    last = next(one for one in drawn(scheduled.fig17, table, HEAT) if one.get_title().startswith("vertex"))
     lines = named(last)
     assert lines["AdamW -0.50"] == (pytest.approx([1e-3, 1e-2]), pytest.approx([10**-1.5, 1e-2]))
     assert lines["AdamS +0.00"][1] == pytest.approx([1e-2, 1e-2])
+    lowest = [line.get_ydata() for line in last.lines if line.get_markersize() == 3]
+    assert lowest[0] == pytest.approx([1e-2, 1e-2]) and set(lowest[1]) <= {1e-2, 1e-1}  # of the grid

@@ -55,7 +55,9 @@ def draw():
 
 def thick(axes, color) -> list[np.ndarray]:
     """The points (x, y) of each line of medians of a colour."""
-    return [line.get_xydata() for line in axes.lines if line.get_color() == color and line.get_linewidth() == 1.6]
+    return [
+        line.get_xydata() for line in axes.lines if line.get_color() == color and line.get_linewidth() in (1.1, 1.6)
+    ]
 
 
 def test_medians_by_strength_and_grey_where_the_constant_penalty_fails_in_every_seed(draw, measured):
@@ -68,6 +70,22 @@ def test_medians_by_strength_and_grey_where_the_constant_penalty_fails_in_every_
     measured.loc[one_learns & measured["regularizer.over_time"].eq("constant"), "test_accuracy"] = 0.5
     (grey,) = draw(measured, PANELS)[0].patches
     assert (grey.get_x(), grey.get_width()) == (1.0, 0.0)
+
+
+def test_where_a_gate_closes_at_a_stronger_penalty_no_line_leads_there(draw, measured):
+    axes = draw(measured, PANELS)[0]
+    open_gate, closed = thick(axes, strong.LOOKS["coherent", "total_gradient"].color)
+    assert open_gate[:, 0] == pytest.approx(STRENGTHS[:3]) and closed[:, 0] == pytest.approx(STRENGTHS[3:])
+    assert [text.get_text() for text in axes.figure.legends[0].get_texts()].count(
+        "gate: cosine with the total gradient"
+    ) == 1
+
+
+def test_a_line_is_at_the_strength_of_the_claims(draw, measured):
+    (line,) = [
+        one for one in draw(measured, [PANELS[0] | {"judged": 0.1}])[0].lines if one.get_label() == strong.JUDGED
+    ]
+    assert line.get_xdata() == [0.1, 0.1]
 
 
 def test_a_projected_penalty_is_apart_from_a_constant_one(measured):
@@ -123,6 +141,12 @@ def test_the_axis_of_accuracy_is_logarithmic_in_the_error(draw, measured):
     assert transform.inverted().transform(heights) == pytest.approx([0.0, 0.9, 0.99])
 
 
+def test_chance_has_a_number_and_all_markers_are_inside(draw, measured):
+    axes = draw(measured, PANELS)[0]
+    assert 0.1 in axes.get_yticks() and axes.get_ylim()[0] == pytest.approx(0.05)
+    assert measured["test_accuracy"].max() < axes.get_ylim()[1] < 0.96
+
+
 @pytest.fixture
 def compressed():
     rows = []
@@ -146,6 +170,17 @@ def test_l1_is_read_after_zeroing_and_the_others_as_they_are_with_pruning_in_bot
     assert thick(left, color["pnorm_prox"]) == thick(right, color["l1"]) == []
     (band,) = left.patches
     assert (band.get_y(), band.get_y() + band.get_height()) == pytest.approx((0.93, 0.95))
+
+
+def test_a_line_ends_before_a_dead_network_and_where_a_gate_closes(draw, compressed):
+    l1 = compressed["regularizer"] == "l1"
+    dead = compressed[l1 & (compressed["regularizer.strength"] == 0.2)]
+    dead = dead.assign(**{"regularizer.strength": 0.3, "compression": 100, "test_accuracy": 0.1})
+    closed = dead.assign(**{"regularizer.strength": 0.4, "compression": 1, "test_accuracy": 0.96})
+    table = pd.concat([compressed, dead, closed])
+    left, _ = draw(table, [{"panel": "mlp", "title": "Digits"}], plot=strong.fig10)
+    pieces = thick(left, strong.FAMILIES["l1"][0])
+    assert [piece[:, 0].tolist() for piece in pieces] == [[4, 5], [100], [1]]
 
 
 def test_the_legend_lists_penalties_first_then_pruning_and_the_band(draw, compressed):

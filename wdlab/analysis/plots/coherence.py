@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from wdlab.analysis.plots.strong import PERCENT, by_method
+from wdlab.analysis.plots.strong import CONSTANT, LOOKS, PERCENT, by_method
 from wdlab.analysis.style import Look
 
 FALLEN = 0.2  # the share of the first value at which the dotted line is, as in ``studies.strong``
@@ -19,9 +19,9 @@ WIDEST, NARROWEST = 3.6, 1.5  # the first method is on top and narrow, so that a
 # The rows of the picture: a column of the table, its label, and whether its axis is logarithmic.
 ROWS = (
     ("norm/weight_l2", "norm of the\nweights", True),
-    ("gradient/full_weights_norm", "norm of the\nloss gradient", True),
+    ("gradient/full_weights_norm", "norm of the loss gradient\n(by weights, full split)", True),
     ("gradient/coherence", "cosine of loss and\ntotal gradient", False),
-    ("strength", "share with the\npenalty in force", False),
+    ("strength", "share of seeds with\npenalty in force", False),
 )
 
 
@@ -53,6 +53,8 @@ def fig9(table: pd.DataFrame, measured: pd.DataFrame, panels: list[Mapping[str, 
 def _curves(metric: str, logarithmic: bool) -> Callable[[Axes, pd.DataFrame], None]:
     """Return a function that draws a metric by step: each seed, and the median over seeds of each method.
 
+    Of the cosine no seeds of a gate are drawn: they jump between 0 and 1 and hide each other.
+
     Args:
         metric: a column of the table.
         logarithmic: True for a logarithmic axis with a dotted line at a fifth of the median first value.
@@ -62,7 +64,8 @@ def _curves(metric: str, logarithmic: bool) -> Callable[[Axes, pd.DataFrame], No
         for (look, part), top in _layers(rows):
             by_seed = part.pivot_table(index="step", columns="seed", values=metric)
             lines = {"color": look.color, "linestyle": look.line}
-            axes.plot(by_seed.index, by_seed, **lines, linewidth=0.5, alpha=0.4)
+            if logarithmic or look == LOOKS[CONSTANT, None]:
+                axes.plot(by_seed.index, by_seed, **lines, linewidth=0.5, alpha=0.4)
             axes.plot(by_seed.index, by_seed.median(axis=1), **lines, **top, label=look.label)
         if logarithmic:
             axes.set_yscale("log")

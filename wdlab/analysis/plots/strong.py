@@ -24,6 +24,7 @@ FAILED = 0.15  # a test accuracy at or below this is that of a network that has 
 LEAST_RING = 8  # diameter of the smallest ring, in points
 LEARNS_LITTLE = 0.6  # below this accuracy an axis has its numbers at every ten percent
 LEAST_ERROR = 0.005  # accuracies are drawn on a logarithmic scale of the error, which ends here
+LOWEST, ROOM = 0.05, 0.06  # the lower end of an axis of accuracies, and the share of it that is left free at the top
 
 # The look of each method, by the name of its change over time and the statistic of its gate.
 LOOKS: dict[tuple[str, str | None], Look] = {
@@ -32,7 +33,7 @@ LOOKS: dict[tuple[str, str | None], Look] = {
     ("coherent", "running_mean"): Look(PALETTE[3], "-.", "^", "gate: cosine with the running mean"),
     ("coherent", "total_gradient"): Look(PALETTE[1], "-", "D", "gate: cosine with the total gradient"),
     ("coherent", "norm_ratio"): Look(PALETTE[5], ":", "v", "gate: ratio of norms"),
-    (PROJECTED, None): Look(PALETTE[0], "--", "X", "without what opposes the loss"),
+    (PROJECTED, None): Look(PALETTE[0], "--", "X", "projected: without what opposes the loss"),
 }
 # The looks of fig10, by the name of the penalty and its change over time.
 FAMILIES = {
@@ -44,8 +45,9 @@ FAMILIES = {
 OVER_TIME = {CONSTANT: "-", "delayed": "--", "coherent": ":"}
 GRADIENT = "l1"  # the penalty without exact zeros, whose weights below one step are set to zero
 COMPRESSIONS = (1, 2, 5, 10, 20, 50, 100)  # at which the x axis of fig10 has its numbers
-BAND = "within two points of the best mean"
-WITHIN = 0.02  # how far below the best mean test accuracy fig10's claims are read
+BAND = "within two points of the best mean of all"
+WITHIN = 0.02  # fig10's claims are read as far below the best mean of the two methods that they compare
+JUDGED = "strength of the claims"
 
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.3g} %")
 
@@ -72,19 +74,22 @@ def fig8(table: pd.DataFrame, measured: pd.DataFrame, panels: list[Mapping[str, 
     Args:
         table: the rows of the runs; not used.
         measured: the probe's table, see ``studies.strong.in_force``.
-        panels: the declarations of the panels. Each is a row of axes, or with ``beside`` the third column of the row of
-            the panel that it names, where the share of the steps in which a gate is open is below the accuracy.
+        panels: the declarations of the panels. Each is a row of axes, with a vertical line at the strength ``judged``,
+            or with ``beside`` the third column of the row of the panel that it names, where the share of the steps in
+            which a gate is open is below the accuracy.
     """
     rows_of_axes = [panel for panel in panels if "beside" not in panel]
     thresholds = {panel["beside"]: panel for panel in panels if "beside" in panel}
-    columns = 2 + bool(thresholds)
-    figure = plt.figure(figsize=(3.5 * columns, 3.1 * len(rows_of_axes) + 0.7), layout="constrained")
+    columns, height = 2 + bool(thresholds), 3.1 if thresholds else 2.6
+    figure = plt.figure(figsize=(3.5 * columns, height * len(rows_of_axes) + 0.7), layout="constrained")
     grid = figure.add_gridspec(len(rows_of_axes), columns)
     for place, panel in enumerate(rows_of_axes):
         rows = measured[measured["panel"] == panel["panel"]]
         left = figure.add_subplot(grid[place, 0])
         middle = figure.add_subplot(grid[place, 1], sharey=left)
         _by_strength(left, rows)
+        if "judged" in panel:
+            left.axvline(panel["judged"], color="0.4", linewidth=0.9, linestyle=(0, (4, 2)), zorder=1, label=JUDGED)
         _by_mean_strength(middle, rows)
         _accuracy_axis(left)
         left.set_title(panel["title"])
@@ -141,29 +146,47 @@ def fig10(table: pd.DataFrame, measured: pd.DataFrame, panels: list[Mapping[str,
 
 
 def _by_compression(axes: Axes, rows: pd.DataFrame) -> None:
-    """Draw accuracy against compression: each seed as a marker, medians joined along strengths or shares of zeros."""
+    """Draw accuracy against compression: each seed as a marker, medians joined along strengths or shares of zeros.
+
+    A line ends where a gate makes the compression fall although the strength grows, and before a network that has
+    learned nothing, since nothing was measured between that and the last one that has.
+    """
     for name, (color, marker, family) in FAMILIES.items():
         for over_time, line in OVER_TIME.items():
             part = rows[(rows["regularizer"] == name) & (rows["regularizer.over_time"] == over_time)]
             if part.empty:
                 continue
             axes.plot(part["compression"], part["test_accuracy"], marker, color=color, ms=2, alpha=0.3, linewidth=0)
-            by_setting = selection.summarize_over_seeds(part, "along", ["compression", "test_accuracy"])
-            medians = by_setting.xs("median", axis=1, level=1)
+            medians = _medians(part, "along", "compression")
+            failed = medians["test_accuracy"] <= FAILED
+            gaps = (medians["compression"].diff() < 0) | (failed != failed.shift(fill_value=False))
             look = Look(color, line, marker, family)
             label = family if name == "magnitude_pruning" else f"{family}, {'gated' if line == ':' else over_time}"
             filled = {"mfc": {CONSTANT: "white", "coherent": "0.75"}.get(over_time, color)}
-            axes.plot(medians["compression"], medians["test_accuracy"], **_drawn(look) | filled, label=label)
+            _joined(axes, medians, gaps, **_drawn(look) | filled, label=label)
+
+
+def _medians(rows: pd.DataFrame, by: str, x: str) -> pd.DataFrame:
+    """Return the medians over seeds of a column and of the test accuracy, for each value of ``by``."""
+    return selection.summarize_over_seeds(rows, by, [x, "test_accuracy"]).xs("median", axis=1, level=1)
+
+
+def _joined(axes: Axes, points: pd.DataFrame, gaps: pd.Series, label: str | None = None, **drawn: Any) -> None:
+    """Draw the second column of a table over the first, joined but for a gap before each point where one is marked."""
+    for number, (_, piece) in enumerate(points.groupby(gaps.to_numpy().cumsum())):
+        axes.plot(piece.iloc[:, 0], piece.iloc[:, 1], **drawn, label=None if number else label)
 
 
 def _accuracy_axis(axes: Axes) -> None:
     """Draw test accuracies on a logarithmic scale of the error, so that 1 % is far from 2 % as 10 % is from 20 %."""
     forward = lambda accuracy: -np.log(np.maximum(1 - np.asarray(accuracy), LEAST_ERROR))  # noqa: E731
-    axes.set_yscale("function", functions=(forward, lambda height: 1 - np.exp(-np.asarray(height))))
-    low = axes.dataLim.y1 < LEARNS_LITTLE
-    axes.yaxis.set_major_locator(
-        FixedLocator([0.1, 0.2, 0.3, 0.4, 0.5] if low else [0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99])
-    )
+    backward = lambda height: 1 - np.exp(-np.asarray(height))  # noqa: E731
+    axes.set_yscale("function", functions=(forward, backward))
+    highest = max(one.dataLim.y1 for one in axes.get_shared_y_axes().get_siblings(axes))
+    axes.set_ylim(LOWEST, backward((1 + ROOM) * forward(highest) - ROOM * forward(LOWEST)))
+    high = [0.1, 0.5, 0.8, 0.9, 0.95, 0.97 if highest < 0.98 else 0.98, 0.99]
+    numbers = [0.1, 0.2, 0.3, 0.4, 0.5] if highest < LEARNS_LITTLE else high
+    axes.yaxis.set_major_locator(FixedLocator(numbers))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(PERCENT)
     axes.set_ylabel("test accuracy")
@@ -173,12 +196,12 @@ def _by_strength(axes: Axes, rows: pd.DataFrame) -> None:
     """Draw accuracy against strength: each seed, medians, and a ring at the lowest mean validation loss.
 
     The strengths at which all runs with a constant penalty have failed are grey. Rings have several sizes, so that all
-    are seen where they are at the same point.
+    are seen where they are at the same point. A line ends where a gate makes the mean strength fall.
     """
     ring = {"marker": "o", "mfc": "none", "mew": 1, "linestyle": "none", "zorder": 4}
     for number, (look, part) in enumerate(by_method(rows)):
         by_seed = part.pivot_table(index=STRENGTH, columns="seed", values="test_accuracy")
-        _lines(axes, by_seed, look)
+        _lines(axes, by_seed, look, part.groupby(STRENGTH)["mean_strength"].median().diff() < 0)
         best = part.groupby(STRENGTH)["val_loss"].mean().idxmin()
         axes.plot(best, by_seed.median(axis=1)[best], **ring, ms=LEAST_RING + 2 * number, mec=look.color)
     axes.plot([], [], **ring, ms=LEAST_RING, mec="0.3", label="lowest mean validation loss")
@@ -208,9 +231,8 @@ def _by_mean_strength(axes: Axes, rows: pd.DataFrame) -> None:
     for look, part in by_method(rows):
         seen = part.assign(x=part["mean_strength"].clip(lower=least / 4))
         axes.plot(seen["x"], seen["test_accuracy"], look.marker, color=look.color, ms=2.5, alpha=0.45, linewidth=0)
-        medians = selection.summarize_over_seeds(seen, STRENGTH, ["x", "test_accuracy"]).xs("median", axis=1, level=1)
-        for _, line in medians.groupby((medians["x"].diff() < 0).cumsum()):
-            axes.plot(line["x"], line["test_accuracy"], **_drawn(look))
+        medians = _medians(seen, STRENGTH, "x")
+        _joined(axes, medians, medians["x"].diff() < 0, **_drawn(look))
     axes.set_xscale("log")
     if (rows["mean_strength"] == 0).any():
         axes.axvline(least / 2, color="0.4", linewidth=0.8, linestyle=":")
@@ -250,14 +272,21 @@ def _by_threshold(above: Axes, below: Axes, rows: pd.DataFrame, others: pd.DataF
     below.set_xlabel("threshold")
 
 
-def _lines(axes: Axes, by_seed: pd.DataFrame, look: Look) -> None:
-    """Draw the columns of a table as thin lines, and the median of each row as a thick line with markers."""
-    axes.plot(by_seed, color=look.color, linestyle=look.line, linewidth=0.6, alpha=0.6)
-    axes.plot(by_seed.median(axis=1), **_drawn(look), label=look.label)
+def _lines(axes: Axes, by_seed: pd.DataFrame, look: Look, gaps: pd.Series | None = None) -> None:
+    """Draw the columns of a table as thin lines, and medians as a thick one, with a gap before each marked row."""
+    gaps = pd.Series(False, index=by_seed.index) if gaps is None else gaps
+    for _, piece in by_seed.groupby(gaps.cumsum()):
+        axes.plot(piece, color=look.color, linestyle=look.line, linewidth=0.6, alpha=0.6)
+    _joined(axes, by_seed.median(axis=1).reset_index(), gaps, **_drawn(look), label=look.label)
 
 
 def _drawn(look: Look) -> dict[str, Any]:
-    """Return matplotlib's options for the medians of a method."""
+    """Return matplotlib's options for the medians of a method.
+
+    Those of the constant penalty are narrow, small and on top, so that other methods are seen where they coincide.
+    """
+    if look == LOOKS[CONSTANT, None]:
+        return {"color": look.color, "marker": look.marker, "ms": 3, "linewidth": 1.1, "zorder": 3.5}
     return {
         "color": look.color,
         "linestyle": look.line,
