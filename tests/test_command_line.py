@@ -58,7 +58,7 @@ BAD = {
     "regularizer=foo": "regularizer=foo: does not exist; available: coherent, decoupled, delayed, early, l1, l2",
     "regularizer.strenght=1": "regularizer.strenght: unknown key; did you mean strength? allowed: strength, scope",
     "regularizer.strength=-1": "regularizer.strength=-1: must be a finite number >= 0",
-    "dataset=mnist": "dataset=mnist: not found under data and the download failed",
+    "dataset=mnist": "dataset=mnist: not found under data and the download failed (<urlopen error",
     "optimizer.lr=fast": "optimizer.lr=fast: must be a number",
     "train.steps=0": "train.steps=0: must be a whole number between 1 and",
     "train.batch_size=5000": "train.batch_size=5000: must be between 1 and 1200, the training examples",
