@@ -71,6 +71,8 @@ BAD = {
     "+train.epochs=3": "train.epochs: unknown key; allowed: steps, batch_size, log_every, eval_every",
     "~model": "model: is missing",
     "regularizer=early regularizer.over_time.steps=5": "regularizer.over_time.epochs=5, steps=5: give exactly one",
+    "regularizer/over_time=early": "regularizer/over_time: Early(epochs=5) has no strength to change with regularizer=none",
+    "regularizer=l2 regularizer.over_time.epochs=5": "regularizer.over_time.epochs: no over_time has been chosen; first",
     "regularizer/over_time=soon": "regularizer/over_time=soon: does not exist; available: coherent, con",
     "regularizer=l1 regularizer.over_time=early": "regularizer.over_time='early': must be an OverTime; in a",
     "regularizer=l1 regularizer.route=first": "regularizer.route='first': needs Adam or AdamW, got SGD",

@@ -90,6 +90,8 @@ def _unknown_key(error: BaseException) -> str | None:
         cause = cause.__cause__
     if cause is None or cause.full_key is None or cause.parent_node is None:
         return None
+    if cause.full_key.startswith("regularizer.over_time.") and not {*cause.parent_node} - {"_target_", "name"}:
+        return f"{cause.full_key}: no over_time has been chosen; first give regularizer/over_time=early, late, ..."
     siblings = [str(key) for key in cause.parent_node if key not in ("_target_", "_partial_", "name", "hydra")]
     return unknown_key(cause.full_key, siblings)
 
