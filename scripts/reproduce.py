@@ -21,6 +21,7 @@ from pathlib import Path
 
 from wdlab.analysis import comparison, declaration, figures, tables
 from wdlab.errors import ConfigError, RunFailed, explain
+from wdlab.settings import LOGGER_MODES
 
 ALL = "all"  # in place of a figure's name
 LOCAL = "local"  # folder of this machine's files
@@ -28,6 +29,7 @@ ENVIRONMENTS = {"dataset=cartpole", "dataset=acrobot"}
 WIDTH = 110  # characters in a line of the output
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
 LAUNCHERS = ("auto", "local", "joblib", "stacked", "slurm")
+LOGGERS = ("auto", *LOGGER_MODES)
 
 
 def main() -> None:
@@ -50,6 +52,8 @@ def main() -> None:
     try:
         if arguments.launcher not in LAUNCHERS:
             raise ConfigError(f"LAUNCHER={arguments.launcher}: must be one of {', '.join(LAUNCHERS)}")
+        if arguments.logger not in LOGGERS:
+            raise ConfigError(f"LOGGER={arguments.logger}: must be one of {', '.join(LOGGERS)}")
         how = (arguments.scale, arguments.launcher, arguments.logger, Path(arguments.results), arguments.update)
         if arguments.figure == ALL:
             sys.exit(1 if reproduce_all(*how) else 0)

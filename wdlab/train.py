@@ -28,6 +28,8 @@ from wdlab.session import is_sweep_job, log, run
 from wdlab.sweeps.compose import as_sweep_override
 from wdlab.sweeps.register import register
 
+OF_SWEEPS = ("hydra/launcher=", "hydra.launcher.", "hydra.sweeper.")  # how settings that only sweeps use begin
+
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def _hydra_main(config: DictConfig) -> str:
@@ -112,7 +114,8 @@ def _check_command_line(arguments: list[str]) -> list[str]:
 
     Raises:
         ConfigError: for arguments that Hydra's parser refuses, for ``--experimental-rerun``, and for two different
-            choices in one config group, of which Hydra would take the last without a message.
+            choices in one config group, of which Hydra would take the last without a message. Also for a setting of
+            sweeps without ``-m``, which Hydra would not use.
     """
 
     def refuse(message: str) -> NoReturn:
@@ -130,6 +133,9 @@ def _check_command_line(arguments: list[str]) -> list[str]:
         if group in groups and chosen.setdefault(group, name) != name:
             raise ConfigError(f"{group}={name}: {group}={chosen[group]} is given too; give one of them")
     if not (parsed.multirun or "hydra.mode=MULTIRUN" in parsed.overrides):
+        unused = next((word for word in parsed.overrides if word.startswith(OF_SWEEPS)), None)
+        if unused and not (parsed.cfg or parsed.info):
+            raise ConfigError(f"{unused}: is for sweeps; give -m too")
         return arguments
     swept = {override: as_sweep_override(override, groups) for override in parsed.overrides}
     return [swept.get(argument, argument) for argument in arguments]
