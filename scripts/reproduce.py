@@ -19,6 +19,7 @@ import textwrap
 import traceback
 from pathlib import Path
 
+from wdlab import process
 from wdlab.analysis import comparison, declaration, figures, tables
 from wdlab.errors import ConfigError, RunFailed, explain
 from wdlab.settings import LOGGER_MODES
@@ -88,7 +89,8 @@ def reproduce(
     runs = declaration.figure_runs(declared, results / "runs")
     distinct = {run.directory.name: run for run in runs}.values()  # panels may share a run
     missing = [run for run in distinct if not run.directory.finished]
-    print(f"{figure} at {scale} scale: {len(distinct)} runs, {len(missing)} to do", flush=True)
+    text = f"{len(distinct)} runs, {len(missing)} to do" if runs else f"simulated, no runs; {declared['at']['time']}"
+    print(f"{figure} at {scale} scale: {text}", flush=True)
     if missing:
         run_missing(missing, launcher, scale, logger, results)
     earlier = tables.FigureFiles.of(figure, scale, results)
@@ -220,6 +222,7 @@ def print_comparison(files: tables.FigureFiles, earlier: tables.FigureFiles, res
 
 
 if __name__ == "__main__":
+    process.raise_on_interrupt()
     try:
         main()
     except KeyboardInterrupt:

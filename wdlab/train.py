@@ -19,7 +19,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from wdlab import interpolations
+from wdlab import interpolations, process
 from wdlab.engine import parallel, stopping
 from wdlab.errors import ConfigError, RunFailed, describe_error, explain
 from wdlab.records.directory import RunDirectory
@@ -146,6 +146,7 @@ def main() -> None:
     debugging = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors here instead of printing them
     register()
+    process.raise_on_interrupt()
     try:
         with stopping.sigterm_as_interrupt():
             _errors.clear()
@@ -168,6 +169,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     # under its own name: a worker cannot unpickle objects of the module __main__, since its __main__ is another module
-    from wdlab import process, train
+    from wdlab import train
 
     process.run_and_exit(train.main)
