@@ -29,6 +29,7 @@ class RunFailed(WdlabError):
     """A run that failed or diverged, or a sweep with such runs."""
 
 
+HIDDEN = ("basic", "submitit_local", "submitit_slurm")  # launchers of Hydra that wdlab has others for
 NAME_RULE = "a name: letters, digits, dots, dashes, underscores"
 
 
@@ -50,7 +51,8 @@ def explain(error: BaseException) -> str | None:
         return _one_line(str(error))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        return f"{group}={name}: does not exist; available: {', '.join(error.options)}"
+        options = [option for option in error.options if group != "hydra/launcher" or option not in HIDDEN]
+        return f"{group}={name}: does not exist; available: {', '.join(options)}"
     refused = _unknown_key(error) or _refused_by_schema(error)
     if refused is not None:
         return refused
