@@ -117,6 +117,14 @@ def test_the_index_of_figures_is_that_of_the_declarations_and_verdicts():
     assert all(f"`make reproduce-{name}`" in readme for name in declaration.names())
 
 
+def test_the_index_has_a_column_for_a_scale_once_a_figure_was_made(monkeypatch):
+    monkeypatch.setattr(declaration, "names", lambda: ["fig3", "fig4"])
+    monkeypatch.setattr(index, "_verdicts", lambda at: at["scale"] if at["scale"] == "cpu" else index.NOT_MADE)
+    head, _, first, _, _, sentence = index.table().splitlines()
+    assert head.count("|") == first.count("|") == 6 and "| cpu |" in first and "`quick` |" not in head
+    assert sentence == "No figure has been made at `quick` or `paper` scale yet."
+
+
 @on_every_page
 def test_every_link_leads_to_a_file(page):
     links = re.findall(r"\]\(([^)]+)\)", page.read_text())
