@@ -17,6 +17,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-zA-Z%-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  SCALE=quick|cpu|paper LAUNCHER=auto|local|joblib|stacked|slurm LOGGER=auto|offline|online|disabled go with reproduce-figN,"
 	@echo "  and so does UPDATE=1, which replaces the figure's files under results/"
+	@echo "  WDLAB_DATA=folder of the data sets, PYTHON=python3.12 for set-up, PYTEST_ARGS=... for test"
 
 setup: $(READY)  ## build .venv with exactly the versions of requirements.lock
 
@@ -59,7 +60,7 @@ $(LAB): $(READY)
 bench: $(READY)  ## costs next to torch's own: tables in results/benchmarks
 	@MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824 $(BIN)/python scripts/benchmark.py
 
-test: $(READY)  ## the whole test suite, on every core; no network, GPU or account needed
+test: $(READY)  ## the whole test suite, on every core (15 minutes on two); no network, GPU or account needed
 	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-faults: $(READY)  ## long tests of faults, then 100 kills at random moments: about 25 minutes

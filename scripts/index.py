@@ -14,18 +14,27 @@ EARLIER = "(of runs that were declared earlier)"
 
 
 def table() -> str:
-    """Return the index in Markdown: each figure's paper, title, verdicts at each scale, command and times."""
+    """Return the index in Markdown: each figure's paper, title, verdicts at each scale, command and times.
+
+    A scale at which no figure was made has no column; a sentence below the table names it.
+    """
+    declared = {
+        name: {scale: declaration.read(name, scale) for scale in declaration.SCALES} for name in declaration.names()
+    }
+    made = {name: {scale: _verdicts(at) for scale, at in scales.items()} for name, scales in declared.items()}
+    shown = [scale for scale in declaration.SCALES if any(of[scale] != NOT_MADE for of in made.values())]
     lines = [
-        HEAD.format(scales=" | ".join(f"`{scale}`" for scale in declaration.SCALES)),
-        "| --- " * (4 + len(declaration.SCALES)) + "|",
+        HEAD.format(scales=" | ".join(f"`{scale}`" for scale in shown)),
+        "| --- " * (4 + len(shown)) + "|",
     ]
-    for name in declaration.names():
-        declared = {scale: declaration.read(name, scale) for scale in declaration.SCALES}
-        first = declared["quick"]
-        made = [_verdicts(at) for at in declared.values()]
-        times = ", ".join(f"`{scale}` {declared[scale]['at']['time']}" for scale in declaration.SCALES)
-        paper = first["paper"].split(",")[0]
-        lines.append(f"| {name} | {paper} | {first['title']} | {' | '.join(made)} | `make reproduce-{name}`: {times} |")
+    for name, scales in declared.items():
+        first = scales["quick"]
+        times = ", ".join(f"`{scale}` {at['at']['time']}" for scale, at in scales.items())
+        paper, verdicts = first["paper"].split(",")[0], " | ".join(made[name][scale] for scale in shown)
+        lines.append(f"| {name} | {paper} | {first['title']} | {verdicts} | `make reproduce-{name}`: {times} |")
+    missing = [f"`{scale}`" for scale in declaration.SCALES if scale not in shown]
+    if missing:
+        lines += ["", f"No figure has been made at {' or '.join(missing)} scale yet."]
     return "\n".join(lines) + "\n"
 
 

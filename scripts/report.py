@@ -25,6 +25,7 @@ def write(results: Path = RESULTS) -> None:
     content = report.collect(results)
     (results / NUMBERS).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     (results / PAGE).write_text(page(content, results))
+    print(f"report   {results / PAGE}")
 
 
 def page(content: Content, results: Path = RESULTS) -> str:

@@ -19,8 +19,10 @@ import textwrap
 import traceback
 from pathlib import Path
 
+from wdlab import process
 from wdlab.analysis import comparison, declaration, figures, tables
 from wdlab.errors import ConfigError, RunFailed, explain
+from wdlab.settings import LOGGER_MODES
 
 ALL = "all"  # in place of a figure's name
 LOCAL = "local"  # folder of this machine's files
@@ -28,6 +30,7 @@ ENVIRONMENTS = {"dataset=cartpole", "dataset=acrobot"}
 WIDTH = 110  # characters in a line of the output
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
 LAUNCHERS = ("auto", "local", "joblib", "stacked", "slurm")
+LOGGERS = ("auto", *LOGGER_MODES)
 
 
 def main() -> None:
@@ -50,6 +53,8 @@ def main() -> None:
     try:
         if arguments.launcher not in LAUNCHERS:
             raise ConfigError(f"LAUNCHER={arguments.launcher}: must be one of {', '.join(LAUNCHERS)}")
+        if arguments.logger not in LOGGERS:
+            raise ConfigError(f"LOGGER={arguments.logger}: must be one of {', '.join(LOGGERS)}")
         how = (arguments.scale, arguments.launcher, arguments.logger, Path(arguments.results), arguments.update)
         if arguments.figure == ALL:
             sys.exit(1 if reproduce_all(*how) else 0)
@@ -84,7 +89,8 @@ def reproduce(
     runs = declaration.figure_runs(declared, results / "runs")
     distinct = {run.directory.name: run for run in runs}.values()  # panels may share a run
     missing = [run for run in distinct if not run.directory.finished]
-    print(f"{figure} at {scale} scale: {len(distinct)} runs, {len(missing)} to do", flush=True)
+    text = f"{len(distinct)} runs, {len(missing)} to do" if runs else f"simulated, no runs; {declared['at']['time']}"
+    print(f"{figure} at {scale} scale: {text}", flush=True)
     if missing:
         run_missing(missing, launcher, scale, logger, results)
     earlier = tables.FigureFiles.of(figure, scale, results)
@@ -216,6 +222,7 @@ def print_comparison(files: tables.FigureFiles, earlier: tables.FigureFiles, res
 
 
 if __name__ == "__main__":
+    process.raise_on_interrupt()
     try:
         main()
     except KeyboardInterrupt:

@@ -1,7 +1,7 @@
-"""Render the report, the notebooks and the docs as HTML pages in ``site/``. Called by ``make site``.
+"""Render the README, the report, the notebooks and the docs as HTML pages in ``site/``. Called by ``make site``.
 
 The folder is complete: files that a page shows or links to are copied into it, and nothing is loaded from the network.
-``site/index.html`` is the report.
+``site/index.html`` is the report, ``site/start.html`` the README.
 """
 
 import argparse
@@ -24,12 +24,14 @@ from wdlab.records.identity import PROJECT
 
 TEMPLATE = PROJECT / "scripts" / "site_template.html"
 REPORT = PROJECT / "results" / "REPORT.md"
+README = PROJECT / "README.md"
+NAMES = {REPORT: "index.html", README: "start.html"}
 GROUPS = {
-    "": [REPORT],
+    "": [README, REPORT],
     "Notebooks": sorted((PROJECT / "notebooks").glob("*.ipynb")),
     "Docs": sorted((PROJECT / "docs").glob("*.md")),
 }
-PAGES = {path: "index.html" if path == REPORT else f"{path.stem}.html" for paths in GROUPS.values() for path in paths}
+PAGES = {path: NAMES.get(path, f"{path.stem}.html") for paths in GROUPS.values() for path in paths}
 LINK = re.compile(r'(?P<key>href|src)="(?P<path>[^"#:]+)(?P<place>#[^"]*)?"')  # a relative one
 HEADING = re.compile(r"<h(?P<level>\d)>(?P<text>.*?)</h", re.DOTALL)
 POINTS = 72  # in an inch
@@ -103,7 +105,7 @@ def navigation(current: Path) -> str:
     for name, paths in GROUPS.items():
         links = [f"<span>{name}</span>"] * bool(name)
         for path in paths:
-            shown = path.stem.replace("_", " ").lower()
+            shown = "start" if path == README else path.stem.replace("_", " ").lower()
             links.append(f'<a href="{PAGES[path]}"{" aria-current=page" * (path == current)}>{shown}</a>')
         groups.append(f"<div>{' '.join(links)}</div>")
     return "\n".join(groups)

@@ -21,6 +21,7 @@ def test_a_sweep_runs_every_combination_sums_up_and_is_not_run_again(shell, comm
     first = shell(*sweep)
     assert first.returncode == 0, first.stderr
     assert "6 runs: 0 finished before, 6 to do" in first.stdout and "sweep: 6 done" in first.stdout
+    assert first.stdout.endswith("\nrecords: results/runs; as a table: wdlab.analysis.load\n")
     assert len(list((tmp_path / "results" / "runs").iterdir())) == 6
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
     again = command(*sweep)
@@ -58,7 +59,7 @@ BAD = {
     "regularizer=foo": "regularizer=foo: does not exist; available: coherent, decoupled, delayed, early, l1, l2",
     "regularizer.strenght=1": "regularizer.strenght: unknown key; did you mean strength? allowed: strength, scope",
     "regularizer.strength=-1": "regularizer.strength=-1: must be a finite number >= 0",
-    "dataset=mnist": "dataset=mnist: not found under data and the download failed",
+    "dataset=mnist": "dataset=mnist: not found under data and the download failed (<urlopen error",
     "optimizer.lr=fast": "optimizer.lr=fast: must be a number",
     "train.steps=0": "train.steps=0: must be a whole number between 1 and",
     "train.batch_size=5000": "train.batch_size=5000: must be between 1 and 1200, the training examples",
@@ -71,6 +72,8 @@ BAD = {
     "+train.epochs=3": "train.epochs: unknown key; allowed: steps, batch_size, log_every, eval_every",
     "~model": "model: is missing",
     "regularizer=early regularizer.over_time.steps=5": "regularizer.over_time.epochs=5, steps=5: give exactly one",
+    "regularizer/over_time=early": "regularizer/over_time: Early(epochs=5) has no strength to change with regular",
+    "regularizer=l2 regularizer.over_time.epochs=5": "regularizer.over_time.epochs: no over_time has been chosen",
     "regularizer/over_time=soon": "regularizer/over_time=soon: does not exist; available: coherent, con",
     "regularizer=l1 regularizer.over_time=early": "regularizer.over_time='early': must be an OverTime; in a",
     "regularizer=l1 regularizer.route=first": "regularizer.route='first': needs Adam or AdamW, got SGD",
@@ -105,6 +108,7 @@ BAD = {
     "model.name=a/b": "model.name=a/b: must be a name",
     "model._target_=null": "model._target_=None: must be the name of a class or a function",
     "model.name=mine model._target_=wdlab.models.Nope": "model: ",
+    "regularizer._target_=wdlab.regularizers.L3": "regularizer: Error locating target 'wdlab.regularizers.L3': Attrib",
     "model._target_=torch.nn.Linear": "model._target_=torch.nn.Linear: needs a name of its own, model.name=mlp is",
     "model.width=null": "model.width=None: must be given",
     "train=3": "train=3: must be a group of keys",
@@ -113,6 +117,9 @@ BAD = {
     "optimizer=sgd optimizer=adam": "optimizer=adam: optimizer=sgd is given too; give one of them",
     "~optimizer.lr": "optimizer.lr: is missing",
     "fail_fast=soon": "fail_fast=soon: must be true or false",
+    "hydra/launcher=cluster": "hydra/launcher=cluster: does not exist; available: joblib, local, slurm, stacked",
+    "hydra/launcher=joblib": "hydra/launcher=joblib: is for sweeps; give -m too",
+    "hydra.sweeper.jobs=jobs.json": "hydra.sweeper.jobs=jobs.json: is for sweeps; give -m too",
     "--nothing": "command line: unrecognized arguments: --nothing",
     "=3": "command line:",
 }

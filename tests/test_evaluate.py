@@ -73,11 +73,12 @@ def test_the_command_prints_a_table_or_json_and_saves_the_network(compose, tmp_p
     config = compose("regularizer=pathprox", "regularizer.strength=0.1", "train.steps=60")
     session.run(config)
     capsys.readouterr()
-    saved = tmp_path / "small.pt"
+    saved = tmp_path / "made" / "small.pt"
     monkeypatch.setattr(sys, "argv", ["evaluate", str(folder_of(config)), "--prune", "--save", str(saved)])
     evaluate.main()
     table = capsys.readouterr().out
     assert all(word in table for word in ("as trained", "pruned", "test/accuracy", "parameters", "latency_ms"))
+    assert table.endswith(f"saved {saved}\n") and "no dead units" not in table
     network = torch.load(saved, weights_only=False)
     assert network(torch.randn(3, 1, 8, 8)).shape == (3, 10)
     monkeypatch.setattr(sys, "argv", ["evaluate", str(folder_of(config)), "--prune", "--json"])
@@ -95,7 +96,7 @@ def test_what_cannot_be_evaluated_is_told_in_one_line(compose, tmp_path, monkeyp
     for arguments, told in (
         ([str(tmp_path / "nowhere")], "nowhere: is no run, it has no config.yaml"),
         ([str(folder_of(config)), "runtime.precision=fp8"], "runtime.precision=fp8: must be one of fp32, tf32, bf16"),
-        ([str(folder_of(config)), "--save", str(tmp_path)], "must be a file in a folder that exists"),
+        ([str(folder_of(config)), "--save", str(tmp_path)], "is a folder, must be a file"),
         ([str(folder_of(config)), "runtime.precison=fp32"], "runtime.precison: unknown key; did you mean precision?"),
     ):
         monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
@@ -103,6 +104,14 @@ def test_what_cannot_be_evaluated_is_told_in_one_line(compose, tmp_path, monkeyp
             evaluate.main()
         lines = capsys.readouterr().err.strip().splitlines()
         assert len(lines) == 1 and told in lines[0]
+    monkeypatch.setattr(sys, "argv", ["evaluate"])
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main()
+    told = capsys.readouterr().err
+    assert told.startswith("usage: python -m wdlab.evaluate ") and told.endswith("are required: run\n")
+    monkeypatch.setattr(sys, "argv", ["evaluate", str(folder_of(config)), "--prune"])
+    evaluate.main()
+    assert capsys.readouterr().out.endswith("\nno dead units\n")
     checkpoint_file = RunDirectory.of(config).checkpoint
     checkpoint_file.unlink()
     with pytest.raises(CheckpointError, match="has no checkpoint to evaluate"):

@@ -231,3 +231,9 @@ def test_a_command_without_the_lab_is_one_line(command, installed):
     done = run("-S", "-m", command, "--help", folder=installed)  # without site-packages
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == f"error: {command} needs the lab; in a checkout: pip install -e '.[lab]'\n"
+
+
+def test_the_analysis_without_the_lab_says_what_to_install(installed):
+    done = run("-S", "-c", "import wdlab.analysis", folder=installed)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("a part of the lab; in a checkout: pip install -e '.[lab]'")

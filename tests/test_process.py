@@ -12,7 +12,9 @@ AT_EXIT = "import atexit; atexit.register(lambda: print('at exit')); from wdlab.
 
 def python(*words: str, path: str = "") -> subprocess.CompletedProcess:
     environment = {"PYTHONPATH": f"{path}:{PROJECT}"}
-    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, timeout=100)
+    return subprocess.run(
+        [sys.executable, *words], env=environment, cwd=PROJECT, capture_output=True, text=True, timeout=100
+    )
 
 
 def test_collections_go_on_for_new_objects_only():
@@ -29,6 +31,14 @@ def test_the_command_line_that_trains_is_imported_without_collections(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import atexit, gc; atexit.register(lambda: print(gc.isenabled()))")
     for module, enabled in (("wdlab.train", "False"), ("wdlab.runs", "True")):
         assert python("-m", module, "--help", path=str(tmp_path)).stdout.splitlines()[-1] == enabled
+
+
+@pytest.mark.parametrize("words", [("-m", "wdlab.train"), ("scripts/reproduce.py", "fig3")])
+def test_ctrl_c_during_the_imports_is_one_line(words, tmp_path):
+    for package in ("hydra", "pandas"):  # which the commands import early
+        (tmp_path / f"{package}.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    ended = python(*words, path=str(tmp_path))
+    assert ended.returncode == 130 and ended.stdout + ended.stderr == "interrupted before any run began\n"
 
 
 @pytest.mark.parametrize(

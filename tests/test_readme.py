@@ -95,6 +95,11 @@ def folder(tmp_path_factory) -> Path:
             to = f"paths.runs={there / 'results' / runs_in}"
             given = [] if runs_in == "runs" else [f"regularizer.strength={strength}"]
             session.run(compose_config([*overrides, *SHORT, *EVERYTHING, *given, to]))
+    for command in training():
+        for word in command.overrides:
+            own = there / word.removeprefix("paths.runs=")
+            if word.startswith("paths.runs=") and not own.exists():
+                own.symlink_to(there / "results" / "runs")
     (there / "results" / "examples").mkdir()
     return there
 
@@ -110,6 +115,14 @@ def test_the_index_of_figures_is_that_of_the_declarations_and_verdicts():
     readme = index.README.read_text()
     assert readme == index.with_new_index(readme), "make index"
     assert all(f"`make reproduce-{name}`" in readme for name in declaration.names())
+
+
+def test_the_index_has_a_column_for_a_scale_once_a_figure_was_made(monkeypatch):
+    monkeypatch.setattr(declaration, "names", lambda: ["fig3", "fig4"])
+    monkeypatch.setattr(index, "_verdicts", lambda at: at["scale"] if at["scale"] == "cpu" else index.NOT_MADE)
+    head, _, first, _, _, sentence = index.table().splitlines()
+    assert head.count("|") == first.count("|") == 6 and "| cpu |" in first and "`quick` |" not in head
+    assert sentence == "No figure has been made at `quick` or `paper` scale yet."
 
 
 @on_every_page

@@ -21,4 +21,7 @@ if sys.argv[:1] == ["-m"] and importlib.util.find_spec("hydra") is None:
 
 if sys.argv[:1] == ["-m"] and "wdlab.train" in sys.orig_argv:
     process.pause_collections()
+    process.end_on_interrupt()
+if sys.argv[:1] == ["scripts/reproduce.py"]:
+    process.end_on_interrupt()
 waiting.limit_spinning()  # before any import of torch, after which the call has no effect

@@ -151,6 +151,8 @@ def _as_config_error(key: str) -> Iterator[None]:
         line = str(cause).strip().splitlines()[0]
         if from_hydra and cause is error and line.startswith("Error in call to") and error.__cause__ is not None:
             line = "".join(traceback.format_exception_only(error.__cause__)).splitlines()[0]
+        if line.startswith("Error locating target"):
+            line = _why_not_located(line, error.__cause__)
         lacking = re.search(r"missing \d+ required (?:positional|keyword-only) arguments?: '(\w+)'", line)
         if lacking:
             line = f"{lacking[1]}=None: must be given"
@@ -158,6 +160,12 @@ def _as_config_error(key: str) -> Iterator[None]:
         key = f"{key}.{inner[1]}" if inner else key
         joined = "." if line.split("=")[0].isidentifier() and "=" in line else ": "
         raise ConfigError(f"{key}{joined}{line}") from error
+
+
+def _why_not_located(line: str, cause: BaseException | None) -> str:
+    """Return Hydra's line about a ``_target_`` that does not exist, with the reason from the error that caused it."""
+    reasons = str(cause or "").strip().splitlines()[1:]  # the first line repeats the target
+    return f"{line.partition(', set env var')[0]}: {' '.join(reasons) or 'it does not exist'}"
 
 
 def build_experiment(

@@ -29,6 +29,7 @@ class RunFailed(WdlabError):
     """A run that failed or diverged, or a sweep with such runs."""
 
 
+HIDDEN = ("basic", "submitit_local", "submitit_slurm")  # launchers of Hydra that wdlab has others for
 NAME_RULE = "a name: letters, digits, dots, dashes, underscores"
 
 
@@ -50,7 +51,8 @@ def explain(error: BaseException) -> str | None:
         return _one_line(str(error))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        return f"{group}={name}: does not exist; available: {', '.join(error.options)}"
+        options = [option for option in error.options if group != "hydra/launcher" or option not in HIDDEN]
+        return f"{group}={name}: does not exist; available: {', '.join(options)}"
     refused = _unknown_key(error) or _refused_by_schema(error)
     if refused is not None:
         return refused
@@ -90,6 +92,8 @@ def _unknown_key(error: BaseException) -> str | None:
         cause = cause.__cause__
     if cause is None or cause.full_key is None or cause.parent_node is None:
         return None
+    if cause.full_key.startswith("regularizer.over_time.") and not {*cause.parent_node} - {"_target_", "name"}:
+        return f"{cause.full_key}: no over_time has been chosen; first give regularizer/over_time=early, late, ..."
     siblings = [str(key) for key in cause.parent_node if key not in ("_target_", "_partial_", "name", "hydra")]
     return unknown_key(cause.full_key, siblings)
 

@@ -1,7 +1,7 @@
 """The command line that measures a finished or interrupted run from its checkpoint, without training.
 
     python -m wdlab.evaluate results/runs/<run>                          # every metric of its last state
-    python -m wdlab.evaluate results/runs/<run> --prune --save small.pt  # also without its dead units
+    python -m wdlab.evaluate results/runs/<run> --prune --save results/local/small.pt  # also without its dead units
 
 Settings of ``configs/runtime`` and the folder of the data sets can be given: ``runtime.device=cpu paths.data=DIR``.
 """
@@ -166,6 +166,8 @@ def _table(result: dict[str, Any], folder: Path) -> str:
     lines = [f"{folder.name}, step {result['step']}", " " * 40 + "".join(f"{name:>14}" for name in columns)]
     for key, values in rows.items():
         lines.append(f"{key:40}" + "".join(f"{'' if v is None else format(v, '.6g'):>14}" for v in values))
+    if "pruned" in result and result["pruned"]["footprint"].parameters == result["footprint"].parameters:
+        lines.append("no dead units")
     return "\n".join(lines)
 
 
@@ -181,10 +183,11 @@ def _plain(result: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Run the command line. Exit code 0 after printing the metrics, 2 for bad input."""
     parser = argparse.ArgumentParser(
-        description="Measure a finished or interrupted run from its checkpoint, without training."
+        prog="python -m wdlab.evaluate",
+        description="Measure a finished or interrupted run from its checkpoint, without training.",
     )
     parser.add_argument("run", type=Path, help="its directory")
-    parser.add_argument("overrides", nargs="*", help="runtime.device=cpu, paths.data=DIR, ...")
+    parser.add_argument("overrides", nargs="*", default=[], help="runtime.device=cpu, paths.data=DIR, ...")
     parser.add_argument("--sharpness", action="store_true", help="measure the Hessian and Lipschitz bounds too")
     parser.add_argument(
         "--prune", action="store_true", help="measure it without dead units too: accuracy, size, latency"
@@ -194,8 +197,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_intermixed_args()
     try:
-        if arguments.save and (not arguments.save.resolve().parent.is_dir() or arguments.save.is_dir()):
-            raise ConfigError(f"--save {arguments.save}: must be a file in a folder that exists")
+        if arguments.save:
+            if arguments.save.is_dir():
+                raise ConfigError(f"--save {arguments.save}: is a folder, must be a file")
+            arguments.save.parent.mkdir(parents=True, exist_ok=True)
         options = arguments.sharpness, arguments.prune, arguments.average
         result = evaluate(arguments.run.resolve(), arguments.overrides, *options)
         if arguments.save:
@@ -205,6 +210,8 @@ def main() -> None:
         print(f"error: {explain(error) or str(error).splitlines()[0]}", file=sys.stderr)
         sys.exit(2)
     print(json.dumps(_plain(result), indent=2) if arguments.json else _table(result, arguments.run.resolve()))
+    if arguments.save:
+        print(f"saved {arguments.save}", file=sys.stderr if arguments.json else sys.stdout)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A quick start and end of the process of ``python -m wdlab.train``. Imports no torch.
+"""A quick start and end of the process of ``python -m wdlab.train``, and Ctrl-C before it has begun. Imports no torch.
 
 Python's garbage collector visits the half a million objects that ``import torch`` makes again and again, although all
 of them stay. Without these visits the start takes 0.5 of 3.5 seconds less, and the end 0.6 seconds less.
@@ -7,6 +7,7 @@ of them stay. Without these visits the start takes 0.5 of 3.5 seconds less, and 
 import atexit
 import gc
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -28,6 +29,26 @@ def resume_collections() -> None:
         gc.freeze()
         atexit.register(gc.unfreeze)
         gc.enable()
+
+
+def end_on_interrupt() -> None:
+    """Let Ctrl-C during the imports of a command line end the process with one line, until ``raise_on_interrupt``.
+
+    Does nothing if SIGINT is ignored, as in a job that a script has put in the background.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+
+
+def raise_on_interrupt() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt again, if ``end_on_interrupt`` has changed that."""
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _end(*_: object) -> NoReturn:
+    print("interrupted before any run began", file=sys.stderr, flush=True)
+    os._exit(130)
 
 
 def run_and_exit(main: Callable[[], object]) -> NoReturn:

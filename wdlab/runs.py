@@ -287,10 +287,10 @@ def _print(every: Sequence[ListedRun], states: Collection[str], as_json: bool) -
 
 def _retry_and_sum_up(chosen: Sequence[ListedRun]) -> int:
     """Retry runs and print how they ended. Return the exit code: 1 if a run did not end well again, else 0."""
-    print(f"{state_counts_line(chosen)}; to be retried", flush=True)
+    print(f"{state_counts_line(chosen)}; to be retried" if chosen else "nothing to retry", flush=True)
     bad = retry(chosen) if chosen else {}
-    after = [entry_of(_directory(entry)) for entry in chosen]
-    print(f"retried {state_counts_line(after)}")
+    if chosen:
+        print(f"retried {state_counts_line([entry_of(_directory(entry)) for entry in chosen])}")
     for name, reason in bad.items():
         print(f"  {_printable(name)}: {_printable(reason)}")
     return 1 if bad else 0

@@ -19,7 +19,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from wdlab import interpolations
+from wdlab import interpolations, process
 from wdlab.engine import parallel, stopping
 from wdlab.errors import ConfigError, RunFailed, describe_error, explain
 from wdlab.records.directory import RunDirectory
@@ -27,6 +27,8 @@ from wdlab.records.identity import CONFIGS
 from wdlab.session import is_sweep_job, log, run
 from wdlab.sweeps.compose import as_sweep_override
 from wdlab.sweeps.register import register
+
+OF_SWEEPS = ("hydra/launcher=", "hydra.launcher.", "hydra.sweeper.")  # how settings that only sweeps use begin
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
@@ -112,7 +114,8 @@ def _check_command_line(arguments: list[str]) -> list[str]:
 
     Raises:
         ConfigError: for arguments that Hydra's parser refuses, for ``--experimental-rerun``, and for two different
-            choices in one config group, of which Hydra would take the last without a message.
+            choices in one config group, of which Hydra would take the last without a message. Also for a setting of
+            sweeps without ``-m``, which Hydra would not use.
     """
 
     def refuse(message: str) -> NoReturn:
@@ -130,6 +133,9 @@ def _check_command_line(arguments: list[str]) -> list[str]:
         if group in groups and chosen.setdefault(group, name) != name:
             raise ConfigError(f"{group}={name}: {group}={chosen[group]} is given too; give one of them")
     if not (parsed.multirun or "hydra.mode=MULTIRUN" in parsed.overrides):
+        unused = next((word for word in parsed.overrides if word.startswith(OF_SWEEPS)), None)
+        if unused and not (parsed.cfg or parsed.info):
+            raise ConfigError(f"{unused}: is for sweeps; give -m too")
         return arguments
     swept = {override: as_sweep_override(override, groups) for override in parsed.overrides}
     return [swept.get(argument, argument) for argument in arguments]
@@ -140,6 +146,7 @@ def main() -> None:
     debugging = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors here instead of printing them
     register()
+    process.raise_on_interrupt()
     try:
         with stopping.sigterm_as_interrupt():
             _errors.clear()
@@ -162,6 +169,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     # under its own name: a worker cannot unpickle objects of the module __main__, since its __main__ is another module
-    from wdlab import process, train
+    from wdlab import train
 
     process.run_and_exit(train.main)

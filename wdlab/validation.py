@@ -18,6 +18,7 @@ from wdlab.interpolations import plain
 from wdlab.records import wandb_mirror
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import SCIENTIFIC_KEYS
+from wdlab.regularizers import Regularizer
 from wdlab.settings import Settings
 
 # the keys that a config may have; +key=value can add others
@@ -49,6 +50,12 @@ def check_config(config: Mapping[str, Any], here: bool = True, directory: RunDir
     if data.is_environment(config["dataset"]):
         check_environment(config["dataset"], checked.train, ranks)
     built = build_parts(config)
+    changing = [schedule for schedule in built.regularizer.over_time if not schedule.is_constant]
+    if changing and type(built.regularizer) is Regularizer:
+        raise ConfigError(
+            f"regularizer/over_time: {changing[0]!r} has no strength to change with "
+            f"regularizer={config['regularizer']['name']}; give a method too, such as regularizer=l2"
+        )
     _try_forward(built.model, config, checked, ranks)
     data.check_data_and_batch_size(config["dataset"], checked.paths.data, checked.train.batch_size, ranks)
     check_data_unchanged(config, directory or RunDirectory.of(config))

@@ -240,6 +240,7 @@ def test_a_diverged_run_is_a_result_and_its_probes_are_missing(measuring, in_pro
     [
         (["fig99"], f"figure fig99: does not exist; available: {', '.join(declaration.names())}"),
         (["fig3", "--scale", "huge"], "SCALE=huge: must be one of quick, cpu, paper"),
+        (["fig3", "--logger", "foo"], "LOGGER=foo: must be one of auto, online, offline, disabled"),
         (["fig3", "--launcher", "moon"], "LAUNCHER=moon: must be one of auto, local, joblib, stacked, slurm"),
     ],
 )

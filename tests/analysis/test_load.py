@@ -54,8 +54,12 @@ def test_a_line_that_is_being_written_is_left_out(compose, tmp_path):
     assert list(load(tmp_path / "runs")["step"]) == [0, 10, 20]
 
 
-def test_no_runs_make_an_empty_table(tmp_path):
-    assert load(tmp_path).empty
+def test_a_folder_without_runs_is_told(tmp_path):
+    assert load(tmp_path, []).empty
+    with pytest.raises(WdlabError, match="has no run with records"):
+        load(tmp_path)
+    with pytest.raises(WdlabError, match="nosuch: no such folder of runs"):
+        load(tmp_path / "nosuch")
 
 
 def test_schedules_of_strength_are_in_the_table(compose, tmp_path):

@@ -140,7 +140,7 @@ def test_what_it_cannot_use_is_refused_before_training(override, compose):
 
 def test_without_the_extra_one_line_says_what_to_install(compose, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    needs = r"^dataset=cartpole: needs stable-baselines3; in a checkout: pip install '.\[rl\]'$"
+    needs = r"^dataset=cartpole: needs stable-baselines3; in the checkout: .* -c requirements.lock -e '.\[dev,rl\]'$"
     with pytest.raises(ConfigError, match=needs):
         check_config(compose(*CARTPOLE))
 

@@ -105,9 +105,18 @@ def provenance(folders: Sequence[Path]) -> str:
 
 def main() -> None:
     """Run the command line. For bad input it exits with code 2."""
-    parser = argparse.ArgumentParser(description="Draw runs as curves over epochs: a picture and its table.")
+    parser = argparse.ArgumentParser(
+        prog="python -m wdlab.analysis.curves",
+        description="Draw runs as curves over epochs: a picture and its table.",
+    )
     parser.add_argument("runs", nargs="+", type=Path, help="run directories, all in one folder")
-    parser.add_argument("--metrics", nargs="+", default=["train/loss+test/loss", "test/accuracy"], metavar="METRIC")
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        default=["train/loss+test/loss", "test/accuracy"],
+        metavar="METRIC",
+        help="one plot each, + draws several in one (train/loss+test/loss test/accuracy); see docs/metrics.md",
+    )
     parser.add_argument("--out", type=Path, required=True, help="<out>.png and <out>.csv are written")
     parser.add_argument("--note", default="", help="text below the picture, before the machine and commit")
     arguments = parser.parse_args()

@@ -32,15 +32,20 @@ def load(root: str | Path = "results/runs", names: Iterable[str] | None = None) 
         names: the names of the runs to load; None for all runs of the folder that have log lines.
 
     Raises:
-        WdlabError: if a run in ``names`` has no log lines, or a file of a run is damaged.
+        WdlabError: if the folder does not exist or has no run with log lines, a run in ``names`` has none, or a file of
+            a run is damaged.
     """
     root = Path(root)
+    if not root.is_dir():
+        raise WdlabError(f"{root}: no such folder of runs")
     wanted = list(names) if names is not None else None
     records_of = cache.read(root, wanted)
     for name in wanted or ():
         if name not in records_of:
             raise WdlabError(f"{root / name}: has no records")
     chosen = list(records_of) if wanted is None else wanted
+    if not chosen and names is None:
+        raise WdlabError(f"{root}: has no run with records")
     if not chosen:
         return pd.DataFrame()
     parts = [records_of[name] for name in chosen]

@@ -8,6 +8,7 @@ from wdlab.errors import ConfigError
 from wdlab.settings import TrainSettings
 
 PACKAGES = ("stable_baselines3", "gymnasium")
+INSTALL = ".venv/bin/python -m pip install -c requirements.lock -e '.[dev,rl]'"  # in a checkout
 OF_DATA_SETS = ("label_smoothing", "average_decay", "sharpness_every", "full_gradient_every")  # settings of ``train``
 
 
@@ -25,7 +26,7 @@ def check_environment(config: Mapping[str, Any], settings: TrainSettings, ranks:
     """
     name, environment = config["name"], config["environment"]
     if missing := [package for package in PACKAGES if importlib.util.find_spec(package) is None]:
-        raise ConfigError(f"dataset={name}: needs {missing[0].replace('_', '-')}; in a checkout: pip install '.[rl]'")
+        raise ConfigError(f"dataset={name}: needs {missing[0].replace('_', '-')}; in the checkout: {INSTALL}")
     for key in OF_DATA_SETS:
         if getattr(settings, key) is not None:
             raise ConfigError(f"train.{key}={getattr(settings, key)}: must be null in an environment")

@@ -31,6 +31,7 @@ TORCHVISION_CLASSES = {
     "cifar100": "CIFAR100",
     "svhn": "SVHN",
 }
+INSTALLED = ("digits", "descriptions")  # parts of scikit-learn
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label")
 DOWNLOAD_TIMEOUT_S = 20
@@ -140,10 +141,11 @@ def _torchvision(name: str, root: str) -> tuple[Any, Any]:
         return both(download=True)
     except Exception as error:
         _remove_if_empty(made)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise DataError(
-            f"dataset={name}: not found under {root} and the download failed ({type(error).__name__}); put "
-            f"{name}/train.parquet and {name}/test.parquet (Hugging Face hub layout) or torchvision's files there, or "
-            "set WDLAB_DATA to the folder that has them"
+            f"dataset={name}: not found under {root} and the download failed ({reason}); run make fetch-{name} on a "
+            f"machine with a network and copy its data/, or put {name}/train.parquet and {name}/test.parquet (Hugging "
+            "Face hub layout) there, or set WDLAB_DATA to the folder that has them"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)

@@ -110,7 +110,9 @@ class SlurmLauncher(Launcher):
             while some := list(islice(left, MAX_ARRAY_SIZE)):
                 jobs += self._executor().map_array(self._call, *zip(*some, strict=True))
         except FailedJobError as error:
-            raise ConfigError(f"hydra/launcher=slurm: {str(error).strip().splitlines()[-1]}") from error
+            reason = str(error).strip().splitlines()[-1]
+            hint = "is this a login node? docs/sweeps.md says how to try it without a cluster"
+            raise ConfigError(f"hydra/launcher=slurm: {reason} ({hint})") from error
         arrays = " ".join(dict.fromkeys(job.job_id.split("_")[0] for job in jobs))
         print(f"submitted: squeue --job={arrays.replace(' ', ',')}; output in {jobs[0].paths.folder}", flush=True)
         queue = _Queue()

@@ -89,6 +89,8 @@ class Sweep(Sweeper):
         if todo:
             self._run(todo)
         print_summary(jobs)
+        if len(folders := {str(job.directory.path.parent) for job in jobs}) == 1:
+            print(f"records: {folders.pop()}; as a table: wdlab.analysis.load", flush=True)
 
     def _run(self, todo: list[SweepJob]) -> None:
         """Launch the jobs, with a progress bar, and with stop files by which a signal or a failure ends the sweep.
