@@ -145,11 +145,10 @@ def draw_curve(axes: Axes, rows: pd.DataFrame, x: str, metric: str, look: Look, 
 
 
 def logarithmic(axis: Axis) -> None:
-    """Make an axis logarithmic, with numbers at powers of ten; over less than two decades also at 2 and 5."""
+    """Make an axis logarithmic, with numbers at powers of ten, and at more the fewer of these are in its range."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     low, high = axis.get_view_interval()
-    axis.set_major_locator(
-        MaxNLocator(5) if high < 3 * low else LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,))
-    )
+    subs = (1, 1.5, 2, 3, 5, 7) if high < 12 * low else (1, 2, 5) if high < 100 * low else (1,)
+    axis.set_major_locator(MaxNLocator(5) if high < 3 * low else LogLocator(subs=subs))
     axis.set_major_formatter(StrMethodFormatter("{x:g}") if high < 100 * low else LogFormatterSciNotation())
     axis.set_minor_formatter(NullFormatter())
