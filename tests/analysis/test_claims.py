@@ -125,7 +125,7 @@ def test_a_group_may_be_compared_with_a_number():
     judged = claims.judge(claim(b=1.0, kind="equal"), ending([1.0, 1.0, 1.0], []))
     assert judged["verdict"] == "reproduced" and judged["b_mean"] == 1.0
     text = sentence(judged, "seeds")
-    assert text == "a is lower. Measured: 1 (95 % interval 1 to 1; 3 seeds), so it holds within 0.1; exploratory."
+    assert text == "a is lower. Measured: 1 in each of 3 seeds, so it holds within 0.1; exploratory."
 
 
 ONCE_BELOW = {"name": "mean_once_both_below", "of": "loss", "level": 0.5}
@@ -274,7 +274,7 @@ def test_where_both_runs_of_a_seed_diverged_a_claim_is_inconclusive():
         (
             {"difference": "of logarithms"},
             [0.5] * 3,
-            "50 % lower (95 % interval 50 % lower; 3 seeds), so it holds, by at least",
+            "50 % lower in each of 3 seeds, so it holds, by at least",
         ),
         ({"difference": "of logarithms"}, [0.5] * 3, "so it holds, by at least 9.5 %"),
         (
@@ -285,7 +285,7 @@ def test_where_both_runs_of_a_seed_diverged_a_claim_is_inconclusive():
         (
             {"kind": "not_worse", "better": "higher"},
             [1.0] * 3,
-            "Measured: equal (95 % interval equal; 3 seeds), so it is not lower by more",
+            "Measured: equal in each of 3 seeds, so it is not lower by more",
         ),
         ({}, [1.5, 1.5, 1.6], "so it is the other way round; exploratory."),
         ({}, [0.5, 1.2, 1.0], "which does not decide it (a difference of 0.1 would count); exploratory."),

@@ -194,7 +194,7 @@ def test_a_level_that_is_never_reached_cannot_favour_the_claim():
     swapped = claim(metric="zeros", kind="higher", choose=rule, worst=-1.0, a={"method": "b"}, b={"method": "a"})
     of_a = claims.judge(swapped, rows)
     assert of_a["a_mean"] == -1.0 and "count with the worst value" in of_a["note"]
-    assert of_a["verdict"] == "inconclusive" and "a might be better beyond its strengths" in of_a["note"]
+    assert of_a["verdict"] == "inconclusive" and "a could not be read at the level in every seed" in of_a["note"]
 
 
 def test_a_bound_of_b_makes_a_claim_inconclusive():
@@ -202,7 +202,9 @@ def test_a_bound_of_b_makes_a_claim_inconclusive():
     rule = {"within_best": {"highest": "val", "within": 0.05}}
     judged = claims.judge(claim(metric="zeros", kind="higher", choose=rule, worst=0.0), rows)
     assert judged["mean_difference"] > 0.6 and judged["verdict"] == "inconclusive"
-    assert "b might be better beyond its strengths" in judged["note"] and judged["tuning"]["b"]["inside"] is False
+    assert (
+        "b could not be read at the level in every seed" in judged["note"] and judged["tuning"]["b"]["inside"] is False
+    )
     assert judged["doubts"] == {"beyond": "b"}
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import pandas as pd
@@ -19,7 +19,7 @@ class Look(NamedTuple):
     """The look of a method: its colour, line style and marker, as matplotlib names them, and its label."""
 
     color: str
-    line: str
+    line: Any
     marker: str
     label: str
 

@@ -27,9 +27,9 @@ UPDATES = (  # columns of the table over steps, with their labels
 TARGETS = (("gap/loss", "gap in loss"), ("gap/error", "gap in error"), ("test/error", "test error"))
 # The looks of decay over time, from the strongest to the weakest.
 LOOKS = {
-    "constant": (Look(PALETTE[0], "-", "o", "decay throughout"), Look(PALETTE[5], "-", "v", "weak decay throughout")),
-    "early": (Look(PALETTE[1], "-", "D", "early decay"),),
-    "late": (Look(PALETTE[2], "-", "s", "late decay"),),
+    "constant": (Look(PALETTE[0], "-", "o", "decay throughout"), Look(PALETTE[5], ":", "v", "weak decay throughout")),
+    "early": (Look(PALETTE[1], "-.", "D", "early decay"),),
+    "late": (Look(PALETTE[2], (0, (6, 1.5)), "s", "late decay"),),
 }
 NEVER = Look(PALETTE[4], "-", "x", "no decay")
 RAW, INVARIANT = PALETTE[0], PALETTE[1]

@@ -66,7 +66,7 @@ def _curves(axes: Axes, rows: pd.DataFrame, column: str, text: str) -> None:
     for value, (color, line) in zip(values, SHADES, strict=False):
         look = Look(color, line, "", text.format(value * (100 if column == NOISE else 1)))
         draw_curve(axes, rows[rows[column] == value], "step", NORM, look, True)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=8)
 
 
 def _by_noise(axes: Axes, ends: pd.DataFrame, largest: int) -> None:
@@ -75,9 +75,9 @@ def _by_noise(axes: Axes, ends: pd.DataFrame, largest: int) -> None:
         label = "no decay" if strength == 0 else f"L2, s = {strength:g}"
         part = ends[(ends[STRENGTH] == strength) & (ends[SIZE] == largest)]
         _medians(axes, part, NOISE, look._replace(label=label))
-    axes.set(xlabel="share of wrong labels", ylabel="norm at the end, relative")
+    axes.set(xlabel="share of wrong labels", ylabel="growth of the norm at the end\nagainst all images, no noise")
     axes.xaxis.set_major_formatter(PERCENT)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=8)
 
 
 def _by_size(axes: Axes, ends: pd.DataFrame, longest: int) -> None:
@@ -95,10 +95,10 @@ def _by_size(axes: Axes, ends: pd.DataFrame, longest: int) -> None:
     sizes = sorted(ends[SIZE].unique())
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.set_xticks([], minor=True)
-    axes.set(xlabel="training images", ylabel="norm at the end, relative")
+    axes.set(xlabel="training images", ylabel="growth of the norm at the end\nagainst all images, no noise")
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.25 * (high - low))  # room for the legend
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=8)
 
 
 def _looks(markers: Sequence[str]) -> list[Look]:

@@ -106,9 +106,9 @@ def _curve(axes: Axes, rows: pd.DataFrame, look: Look, x: str) -> None:
 def _ranges(axes: Axes, rows: pd.DataFrame) -> None:
     """Draw for each route the useful range as a bar, with its length in decades, and where half of the score is lost.
 
-    The bar reaches from where a tenth of the norm is lost to where a tenth of the score is; it is a dotted line where
-    the score is lost first. Its length is in parentheses if an end lies outside the strengths in a seed. Markers have
-    the 95 % interval of the mean logarithm over seeds.
+    The bar reaches from where a tenth of the norm is lost to where a tenth of the score is; it is a dotted line below
+    where the score is lost first. Its length is in parentheses if an end lies outside the strengths in a seed. Markers
+    have the 95 % interval of the mean logarithm over seeds; filled if a seed keeps half of its score throughout.
     """
     names = []
     for place, (look, part) in enumerate(by_route(rows)):
@@ -116,14 +116,16 @@ def _ranges(axes: Axes, rows: pd.DataFrame) -> None:
         found = [strengths_of_loss(part, column, TENTH) for column in (NORM, SCORE)]
         ends = [np.log(strengths).mean() for strengths, _ in found]
         useful = {"linewidth": 6, "alpha": 0.35, "solid_capstyle": "butt"}
-        drawn = useful if ends[0] < ends[1] else {"linewidth": 1.5, "linestyle": ":"}
-        axes.plot(np.exp(ends), [place, place], color=look.color, **drawn)
+        is_range = ends[0] < ends[1]
+        drawn, y = (useful, place) if is_range else ({"linewidth": 2, "linestyle": ":"}, place + 0.25)
+        axes.plot(np.exp(ends), [y, y], color=look.color, **drawn)
         decades = f"{(ends[1] - ends[0]) / np.log(10):.1f}"
         decades = decades if all(inside for _, inside in found) else f"({decades})"
         axes.text(1.01, place, decades, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
-        halves = np.log(strengths_of_loss(part, SCORE, HALF)[0])
+        strengths, inside = strengths_of_loss(part, SCORE, HALF)
+        halves, filling = np.log(strengths), "white" if inside else look.color
         axes.plot(np.exp(verdicts.student_interval(halves)), [place, place], color=look.color, linewidth=1.4)
-        axes.plot(np.exp(halves.mean()), place, look.marker, color=look.color, ms=5, mfc="white", mew=1.4)
+        axes.plot(np.exp(halves.mean()), place, look.marker, color=look.color, ms=5, mfc=filling, mew=1.4)
     axes.text(1.01, -0.75, "decades", transform=axes.get_yaxis_transform(), va="center", fontsize=7, color="0.3")
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.9)
