@@ -21,6 +21,7 @@ def test_a_sweep_runs_every_combination_sums_up_and_is_not_run_again(shell, comm
     first = shell(*sweep)
     assert first.returncode == 0, first.stderr
     assert "6 runs: 0 finished before, 6 to do" in first.stdout and "sweep: 6 done" in first.stdout
+    assert re.search(r"-l2-\w+: started, job 2: dataset=digits model=mlp regularizer=l2 seed=1 ", first.stdout)
     assert first.stdout.endswith("\nrecords: results/runs; as a table: wdlab.analysis.load\n")
     assert len(list((tmp_path / "results" / "runs").iterdir())) == 6
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
@@ -108,7 +109,7 @@ BAD = {
     "model.name=a/b": "model.name=a/b: must be a name",
     "model._target_=null": "model._target_=None: must be the name of a class or a function",
     "model.name=mine model._target_=wdlab.models.Nope": "model: ",
-    "regularizer._target_=wdlab.regularizers.L3": "regularizer: Error locating target 'wdlab.regularizers.L3': Attrib",
+    "regularizer.name=l3 regularizer._target_=wdlab.L3": "regularizer: Error locating target 'wdlab.L3': Mod",
     "model._target_=torch.nn.Linear": "model._target_=torch.nn.Linear: needs a name of its own, model.name=mlp is",
     "model.width=null": "model.width=None: must be given",
     "train=3": "train=3: must be a group of keys",
@@ -117,7 +118,7 @@ BAD = {
     "optimizer=sgd optimizer=adam": "optimizer=adam: optimizer=sgd is given too; give one of them",
     "~optimizer.lr": "optimizer.lr: is missing",
     "fail_fast=soon": "fail_fast=soon: must be true or false",
-    "hydra/launcher=cluster": "hydra/launcher=cluster: does not exist; available: joblib, local, slurm, stacked",
+    "-m hydra/launcher=cluster": "hydra/launcher=cluster: does not exist; available: joblib, local, slurm, stacked",
     "hydra/launcher=joblib": "hydra/launcher=joblib: is for sweeps; give -m too",
     "hydra.sweeper.jobs=jobs.json": "hydra.sweeper.jobs=jobs.json: is for sweeps; give -m too",
     "--nothing": "command line: unrecognized arguments: --nothing",

@@ -44,6 +44,14 @@ def test_every_tensor_is_told_if_asked_for(told):
     assert all("weight" in tensor and "0.0001" in tensor for tensor in tensors)
 
 
+def test_a_finished_run_tells_it_too_if_asked_for(told, compose, caplog):
+    assert told("regularizer=l2")
+    caplog.clear()
+    with caplog.at_level("DEBUG", logger="wdlab"):
+        session.run(compose("regularizer=l2"))
+    assert [record.getMessage().splitlines()[0].partition(" tensors")[0] for record in caplog.records[1:]] == ["L2: 4"]
+
+
 def test_a_stack_does_not_repeat_it_for_every_run(compose, caplog, monkeypatch):
     monkeypatch.setattr(session.log, "propagate", True)
     configs = [compose("regularizer=l2", f"seed={seed}") for seed in range(2)]

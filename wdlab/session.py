@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from wdlab import loop, process
-from wdlab.build import Parts, build_experiment
+from wdlab.build import Parts, build_experiment, build_parts
 from wdlab.control import ControlRun
 from wdlab.data import Environment
 from wdlab.engine import device, parallel, stopping
@@ -52,6 +52,8 @@ def run(config: DictConfig) -> str:
     directory = RunDirectory.of(config)
     if directory.finished:
         log.info("%s: finished before, nothing to do", directory.name)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("\n".join(_decay_tables(build_parts(config))))
         return status_unless_diverged(directory)
     runtime = read_runtime(config)
     device.check_runtime(runtime)
@@ -185,7 +187,9 @@ class Session:
         if start and not same_machine:
             log.warning("%s: resumed on another machine or setting; equal up to rounding only", directory.name)
         directory.write_status("running", step=start["step"] if start else 0)
-        log.info("%s: %s", directory.name, f"resumed at step {start['step']}" if start else "started")
+        begun = f"resumed at step {start['step']}" if start else "started"
+        level = logging.DEBUG if trained.machine.stacked else logging.INFO  # a stack logs one line for all its runs
+        log.log(level, "%s: %s%s", directory.name, begun, _job_of_sweep())
         if log.isEnabledFor(logging.INFO):
             self._log_decay(trained)
 
@@ -194,13 +198,7 @@ class Session:
 
         The first lines are not logged for stacked runs and for jobs of a sweep.
         """
-        optimizer = trained.optimizer
-        own = (
-            optimizer.describe() if hasattr(optimizer, "describe") else describe_weight_decay(optimizer, trained.model)
-        )
-        # a description of one line lists no tensors: nothing is decayed
-        tables = [text for text in (trained.regularizer.describe(), own) if "\n" in text]
-        for text in tables or ["nothing is decayed"]:
+        for text in _decay_tables(trained):
             if log.isEnabledFor(logging.DEBUG):
                 log.debug("%s: %s", self.directory.name, text)
             elif not (trained.machine.stacked or is_sweep_job()):
@@ -218,9 +216,9 @@ class Session:
         self.directory.write_status(outcome, step=last["step"])
         self._outcome = f"{outcome} after {format_duration(seconds)}{_result(last)}"
 
-    def log_outcome(self) -> None:
+    def log_outcome(self, level: int = logging.INFO) -> None:
         """Log the outcome, the duration of this session and the last training loss and test accuracy."""
-        log.info("%s: %s", self.directory.name, self._outcome)
+        log.log(level, "%s: %s", self.directory.name, self._outcome)
 
     def close(self) -> None:
         """Close the records and finish their mirror: exit code 0 if the run is done or has diverged, else 1."""
@@ -251,6 +249,21 @@ def _follow(config: DictConfig, directory: RunDirectory) -> str:
     if outcome == "interrupted":
         raise KeyboardInterrupt
     return outcome
+
+
+def _decay_tables(trained: Experiment | Parts) -> list[str]:
+    """Return a table of the tensors that the method decays, and one of those that the optimizer does, if any."""
+    optimizer, model = trained.optimizer, trained.model
+    own = optimizer.describe() if hasattr(optimizer, "describe") else describe_weight_decay(optimizer, model)
+    # a description of one line lists no tensors: nothing is decayed
+    return [text for text in (trained.regularizer.describe(), own) if "\n" in text] or ["nothing is decayed"]
+
+
+def _job_of_sweep() -> str:
+    """Return number and settings of a job of a sweep over a grid, as text to append; "" for any other run."""
+    if not is_sweep_job() or HydraConfig.get().sweeper.get("jobs"):
+        return ""
+    return f", job {HydraConfig.get().job.num + 1}: {' '.join(HydraConfig.get().overrides.task)}"
 
 
 def _result(row: dict[str, Any]) -> str:

@@ -54,6 +54,7 @@ def test_a_sweep_gives_the_records_of_local_and_says_what_is_not_stacked(shell, 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of 10 runs not stacked: optimizer.maximize is for runs that are trained alone" in done.stdout
     assert "10 runs: 0 finished before, 10 to do" in done.stdout and "sweep: 10 done" in done.stdout
+    assert all(f"6 runs in one stack: {text}" in done.stdout for text in ("started", "6 done after "))
     assert command(*sweep, "paths.runs=local").returncode == 0
     ours, theirs = records(tmp_path / "stacked"), records(tmp_path / "local")
     assert ours.keys() == theirs.keys() and len(ours) == 10

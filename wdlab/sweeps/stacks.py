@@ -5,6 +5,8 @@ import functools
 import json
 import logging
 import math
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,6 +16,7 @@ from hydra.utils import get_class
 
 from wdlab.build import build_experiment
 from wdlab.engine import stopping
+from wdlab.engine.progress import format_duration
 from wdlab.errors import RunFailed, WdlabError, explain
 from wdlab.loop import fit
 from wdlab.records.directory import RunDirectory
@@ -193,16 +196,21 @@ def _begin(job: StackCandidate, exits: contextlib.ExitStack) -> Session | None:
 
 def _train_together(members: Sequence[_Member], stop_requested: Callable[[], bool]) -> None:
     """Train the members in one stack, record the end of each run, and set the ``outcome`` of each job."""
-    settings = read(members[0].job.config)
+    settings, began = read(members[0].job.config), time.monotonic()
     try:
         for _, session, run in members:
             session.open(run.experiment)
             run.recorder = session.records
+        step = members[0].run.first
+        log.info("%d runs in one stack: %s", len(members), f"resumed at step {step}" if step else "started")
         stack = Stack([member.run for member in members], settings.train)
         outcome = fit(stack, settings.train, settings.runtime.checkpoint_seconds, stop_requested)
         for _, session, run in members:
             session.end(run.outcome or outcome)
-            session.log_outcome()
+            session.log_outcome(logging.DEBUG)
+        counts = Counter(run.outcome or outcome for _, _, run in members)
+        ended = ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
+        log.info("%d runs in one stack: %s after %s", len(members), ended, format_duration(time.monotonic() - began))
     except (Exception, SystemExit) as error:
         for member in members:
             member.job.outcome = _failed(member.session.directory, error)
