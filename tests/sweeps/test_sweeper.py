@@ -236,7 +236,8 @@ def test_a_run_that_is_given_twice_is_trained_once_and_counted_twice(command, tm
     code, told, complaint = command(*sweep)
     assert code == 0, complaint
     assert "3 runs: 0 finished before, 2 to do, 1 the same as others" in told and "sweep: 3 done" in told
-    assert told.count("started") == 2 == len(names(tmp_path / "results" / "runs"))
+    assert told.count("started") == (1 if launcher == "stacked" else 2)  # a line for each run, or for the stack
+    assert len(names(tmp_path / "results" / "runs")) == 2
     code, told, complaint = command("-m", "optimizer.lr=1e30,1e30", f"hydra/launcher={launcher}")
     assert code == 1 and "sweep: 2 diverged" in told and complaint.startswith("error: 2 of 2 runs did not end well")
     assert told.count(": diverged, step 4\n") == 1

@@ -76,10 +76,10 @@ def test_the_updates_of_one_cell_are_drawn_as_medians_over_seeds(axes):
 
 
 def test_the_predicted_rotation_is_drawn_for_constant_decay(axes):
-    dashed = [line.get_ydata() for line in axes[0].lines if line.get_linestyle() == "--"]
-    predicted = sorted(values[0] for values in dashed if np.isfinite(values).all())
+    steps = [line.get_ydata() for line in axes[0].lines if line.get_drawstyle() == "steps-pre"]
+    predicted = sorted(values[0] for values in steps if np.isfinite(values).all())
     assert predicted == pytest.approx([(2 * 0.1 * s / 1.9) ** 0.5 for s in (0.002, 0.01)])
-    assert not any(line.get_linestyle() == "--" for line in axes[1].lines)
+    assert not any(line.get_drawstyle() == "steps-pre" for line in axes[1].lines)
 
 
 def test_a_line_is_where_decay_is_switched(axes):

@@ -79,8 +79,8 @@ def test_a_range_that_the_strengths_do_not_enclose_is_in_parentheses_and_an_empt
     axes = figure.axes[1]
     in_parentheses = [text.get_text().startswith("(") for text in axes.texts[:5]]
     assert in_parentheses == [True, False, False, True, False]
-    dotted = [line for line in axes.lines if line.get_linestyle() == ":" and line.get_linewidth() == 1.5]
-    assert [line.get_ydata()[0] for line in dotted] == [3]  # the row of second
+    dotted = [line for line in axes.lines if line.get_linestyle() == ":" and line.get_linewidth() == 2]
+    assert [line.get_ydata()[0] for line in dotted] == [3.25]  # below the row of second
     mpl.pyplot.close(figure)
 
 
