@@ -15,7 +15,7 @@ PYTEST_ARGS ?=
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-zA-Z%-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  SCALE=quick|cpu|paper LAUNCHER=auto|local|joblib|stacked|slurm LOGGER=auto|offline|online|disabled go with reproduce-figN,"
+	@echo "  SCALE=quick|cpu|paper LAUNCHER=auto|local|joblib|stacked|slurm LOGGER=auto|offline|online|disabled go with reproduce-...,"
 	@echo "  and so does UPDATE=1, which replaces the figure's files under results/"
 	@echo "  WDLAB_DATA=folder of the data sets, PYTHON=python3.12 for set-up, PYTEST_ARGS=... for test"
 

@@ -100,7 +100,7 @@ def _by_chance(of: Content) -> str:
 def _papers(made: Sequence[Content], results: Path) -> Iterable[str]:
     """Yield for each paper a table of its figures, then the claims of each figure, folded."""
     order = declaration.names()
-    made = sorted(made, key=lambda figure: (figure["paper"], order.index(figure["figure"])))
+    made = sorted(made, key=lambda figure: order.index(figure["figure"]))
     for paper, of_paper in itertools.groupby(made, key=lambda figure: figure["paper"]):
         rows, folded = [], []
         for name, of_figure in itertools.groupby(of_paper, key=lambda figure: figure["figure"]):

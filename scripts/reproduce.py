@@ -39,7 +39,7 @@ def main() -> None:
     For all figures it is 1 if one of them was not made, whatever the reason.
     """
     parser = argparse.ArgumentParser(description="Train the missing runs of a figure, then write its files.")
-    parser.add_argument("figure", help=f"fig3, ..., or {ALL}")
+    parser.add_argument("figure", help=f"fig3, study1, ..., or {ALL}")
     parser.add_argument("--scale", default="quick", help=", ".join(declaration.SCALES))
     parser.add_argument(
         "--launcher",

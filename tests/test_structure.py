@@ -112,7 +112,7 @@ def test_analysis_and_the_list_of_runs_do_without_torch():
 def test_the_loop_knows_no_method_and_no_figure():
     text = (PACKAGE / "loop.py").read_text()
     methods = [p.stem for p in (CONFIGS / "regularizer").glob("*.yaml") if p.stem != "none"]
-    assert not re.search(rf"\b({'|'.join(methods)}|fig\d+)\b", text, re.IGNORECASE)
+    assert not re.search(rf"\b({'|'.join(methods)}|(fig|study)\d+)\b", text, re.IGNORECASE)
 
 
 GROUPS = ("dataset", "model", "optimizer", "regularizer", "regularizer/over_time", "lr_schedule", "runtime", "logger")

@@ -30,7 +30,7 @@ class FigureRun:
 
 
 def names() -> list[str]:
-    """Return the names of all figures: fig1, fig2, ..."""
+    """Return the names of all figures: fig1, fig2, ..., then those of studies: study1, ..."""
     return sorted((p.stem for p in (CONFIGS / "figure").glob("*.yaml")), key=lambda n: (len(n), n))
 
 

@@ -64,8 +64,9 @@ def collect(results: Path) -> dict[str, Any]:
         {"paper": paper, "scale": scale} | names | _count(_claims(made, paper=paper, scale=scale))
         for (paper, scale), names in papers.items()
     ]
+    papers_in_order = [paper for paper, _ in papers]
     return {
-        "papers": sorted(counted, key=lambda of: of["paper"]),
+        "papers": sorted(counted, key=lambda of: papers_in_order.index(of["paper"])),
         "scales": scales,
         "figures": made,
         "methods": _methods(),
