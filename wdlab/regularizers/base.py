@@ -18,7 +18,7 @@ from wdlab.regularizers.checks import check_choice
 from wdlab.regularizers.description import describe
 from wdlab.regularizers.gradient_sums import GradientSums
 from wdlab.regularizers.hooks import AttachedMethods, Handle, check_params_in_optimizer
-from wdlab.regularizers.over_time import OverTime, check_over_time, on_device
+from wdlab.regularizers.over_time import OverTime, check_over_time, on_device, why_always_zero
 from wdlab.regularizers.parameters import DecayedParameters, Params, places_of
 from wdlab.regularizers.runs import ActsOnRuns
 from wdlab.regularizers.views import ActiveGroup, GradientSection, ParametersView, effective_strength
@@ -93,8 +93,7 @@ class Regularizer(ActsOnRuns, DecayedParameters):
             ValueError: if nothing would be decayed although the strength is not 0.
         """
         self._places = places_of(self.params, model)
-        if reason := self._reason_to_be_idle():
-            raise ValueError(f"strength={self.strength}: would decay nothing, {reason}; strength=0 is without decay")
+        self.check_decays()
         return self
 
     def _check_added(self, tensors: Sequence[Tensor]) -> None:
@@ -137,8 +136,7 @@ class Regularizer(ActsOnRuns, DecayedParameters):
             return None
         if not any(p.requires_grad for group in self.groups if group["strength"] != 0 for p in group["params"]):
             return "all its parameters are frozen"
-        zero = [schedule for schedule in self.over_time if schedule.is_always_zero]
-        return f"over_time={zero[0]!r} is 0 in every step" if zero else None
+        return why_always_zero(self.over_time, self.clock)
 
     @property
     def has_objective(self) -> bool:

@@ -103,6 +103,18 @@ class DecayedParameters:
         """True if the method does nothing, since all its strengths are 0."""
         return all(group["strength"] == 0 for group in self.groups)
 
+    def check_decays(self) -> None:
+        """Raise a ValueError if nothing will be decayed although a strength is not 0.
+
+        Steps of a run are looked at if the method's ``clock`` has the length of the run and of an epoch.
+        """
+        if reason := self._reason_to_be_idle():
+            raise ValueError(f"strength={self.strength}: would decay nothing, {reason}; strength=0 is without decay")
+
+    def _reason_to_be_idle(self) -> str | None:
+        """Hook: return why nothing is decayed although a strength is not 0. Returns None by default."""
+        return None
+
     def _rows(self) -> list[TensorRow]:
         """Return a row of ``describe`` for each tensor, in the order of ``params``."""
         names = {id(place.tensor): place.name for place in reversed(self._places)}
