@@ -54,6 +54,7 @@ class Regularizer(ActsOnRuns, DecayedParameters):
 
     times_lr: ClassVar[bool] = True  # True if the decay of a step is multiplied by the learning rate
     stackable: ClassVar[bool] = True
+    cautious: bool = False  # True if only weights are decayed that the optimizer's update does not move away from zero
     minimizes_penalty: bool = False  # True if steps of a constant strength minimize the loss plus ``penalty()``
 
     def __init__(self, params: Params, strength: float = 0.0, over_time: Schedules = None) -> None:
@@ -124,7 +125,7 @@ class Regularizer(ActsOnRuns, DecayedParameters):
         name = type(self).__name__
         if type(self) is Regularizer:
             return f"{name}: decays nothing"
-        remarks = ["multiplied by the learning rate"] if self.times_lr else []
+        remarks = ["multiplied by the learning rate"] * self.times_lr + ["cautious"] * self.cautious
         if self.over_time:
             remarks.append("over time " + " x ".join(map(repr, self.over_time)))
         if reason := self._reason_to_be_idle():
