@@ -66,7 +66,7 @@ def check_config(config: Mapping[str, Any], here: bool = True, directory: RunDir
     batch_size = checked.train.batch_size
     examples = data.check_data_and_batch_size(config["dataset"], checked.paths.data, batch_size, ranks)
     per_epoch = UPDATES_PER_EPOCH if examples is None else examples // batch_size
-    _check_decays(built.regularizer, Clock(checked.train.steps, per_epoch))
+    _check_decays(built.regularizer, Clock(checked.train.steps, per_epoch, built.lr_factor))
     check_data_unchanged(config, directory or RunDirectory.of(config))
     return built
 

@@ -40,13 +40,15 @@ def of_line(
 
     Returns:
         Numbers by name: the time scale of the decay in epochs, and the measured rotation over that of the steady
-            state. Left out is what has no meaning: both if the decay has no rate (see ``rate``).
+            state. Left out is what has no meaning: both if the decay has no rate (see ``rate``), the second if a factor
+            acts on other weights than the first, whose strength the line has.
     """
     share = rate(method, group, line["lr"], line["strength"])
     if share is None:
         return {}
     values, predicted = {TIME_SCALE: 1 / share / steps_per_epoch}, predicted_rotation(group, share)
-    if predicted is not None and ROTATION in line:
+    of_others = not all(schedule.acts_on(method.params[0]) for schedule in method.over_time)  # the strength in force
+    if predicted is not None and ROTATION in line and not of_others:
         values[OVER_PREDICTED] = line[ROTATION] / predicted
     return values
 
@@ -68,7 +70,7 @@ def rate(method: Regularizer, group: dict[str, Any], lr: float, strength: float)
             through Adam's moments, a penalty other than ``|w|^2 / 2`` and cautious decay.
     """
     if type(method) in (DecoupledDecay, ScheduledDecay):
-        shrinks = 0.0 if getattr(method, "cautious", False) else 1.0
+        shrinks = 0.0 if method.cautious else 1.0
     elif type(method) is L2 and method.route == "decoupled":
         shrinks = 1.0
     elif type(method) is L2 and method.route == "both" and is_sgd_group(group):

@@ -3,7 +3,8 @@
 For example ``L1(params, 1e-3, over_time=Early(epochs=5, steps_per_epoch=391))``. A method multiplies several factors.
 The factors in this file depend on the number of updates: ``Early``, ``Late``, ``Delayed``, ``WarmUp``, and
 ``ScheduleFactor`` for any function of ``wdlab.schedules``. The factors ``CoherenceGate`` (P3, in ``coherent.py``) and
-``GradientScale`` (P5, in ``gradient_scale.py``) depend on the gradients.
+``GradientScale`` (P5, in ``gradient_scale.py``) depend on the gradients, ``Corrected`` and ``Independent`` (in
+``peak_rate.py``) on the learning rate.
 """
 
 import functools
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wdlab import schedules
 from wdlab.regularizers.checks import check_number
@@ -45,6 +46,7 @@ class OverTime:
     # True if all runs of a stack have the same factor, or the factor is one per run; each subclass declares it anew
     stackable: ClassVar[bool] = True
     is_always_zero = False  # True if the factor is certain to be 0 in every step
+    is_partial = False  # True if the factor multiplies the strength of some parameters only, see ``acts_on``
 
     @property
     def is_constant(self) -> bool:
@@ -53,6 +55,25 @@ class OverTime:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
+
+    def find_in(self, model: nn.Module, params: Sequence[Tensor]) -> None:
+        """Hook of ``for_model``: find in the model what this factor needs. Does nothing by default.
+
+        Args:
+            model: the network.
+            params: the parameters that the method decays, without those of strength 0.
+
+        Raises:
+            ValueError: if it is not there.
+        """
+
+    def acts_on(self, p: Tensor) -> bool:
+        """Return True if the factor multiplies the strength of ``p``."""
+        return True
+
+    def note_on(self, p: Tensor) -> str:
+        """Return a remark on ``p`` for ``Regularizer.describe``; "" by default."""
+        return ""
 
     def check(self, optimizer: torch.optim.Optimizer, clock: Clock) -> None:
         """Hook of ``attach``: raise a ValueError if this factor cannot be computed. Does nothing by default.
@@ -227,7 +248,7 @@ def why_always_zero(over_time: Sequence[OverTime], clock: Clock) -> str | None:
     if zero := [schedule for schedule in over_time if schedule.is_always_zero]:
         return f"over_time={zero[0]!r} is 0 in every step"
     scheduled = [schedule for schedule in over_time if isinstance(schedule, ScheduleFactor)]
-    if not scheduled or None in clock:
+    if not scheduled or clock.steps is None or clock.steps_per_epoch is None:
         return None
     steps = itertools.chain((clock.steps - 1, 0), range(1, clock.steps - 1))  # in most runs one of these two suffices
     if any(all(schedule.factor(step, {}, clock) != 0 for schedule in scheduled) for step in steps):
