@@ -47,7 +47,7 @@ class OfPeakRate(OverTime):
             self._record(optimizer.param_groups)
         # else the check of the config has attached the method before the schedule changed the learning rates
         if any(as_number(self._peak(group, clock)) == 0 for group in optimizer.param_groups):
-            raise ValueError(f"{type(self).__name__}: the peak learning rate of the optimizer is 0; give it as peak_lr")
+            raise ValueError(f"over_time={self!r}: the peak learning rate of the optimizer is 0; give it as peak_lr")
 
     def _record(self, groups: Sequence[dict[str, Any]]) -> None:
         """Record the learning rates of groups of the optimizer; in place of them those that were loaded, if any."""
@@ -150,8 +150,8 @@ class Corrected(OfPeakRate):
         decayed = {id(p) for p in params}
         if params and not any(id(w) in decayed for w in found):
             raise ValueError(
-                "scope='normalized': no decayed layer is followed directly by a batch or instance norm in "
-                f"{type(model).__name__}; scope='all' corrects all parameters"
+                f"over_time={self!r}: no decayed layer of {type(model).__name__} is followed directly by a batch or "
+                "instance norm; scope=all corrects all parameters"
             )
         self.weights, self._ids = [*(self.weights or ()), *found], None
 
@@ -159,8 +159,8 @@ class Corrected(OfPeakRate):
         super().check(optimizer, clock)
         if self.is_partial and self.weights is None:
             raise ValueError(
-                "scope='normalized': the normalized weights are not known; give Corrected(weights=...), make the "
-                "method by for_model, or use scope='all'"
+                f"over_time={self!r}: the normalized weights are not known; give them as weights, make the method by "
+                "for_model, or use scope='all'"
             )
 
     def factor(self, step: int, optimizer_group: dict[str, Any], clock: Clock = Clock()) -> float | Tensor:  # noqa: B008
