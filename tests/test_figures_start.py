@@ -11,7 +11,7 @@ from wdlab.metrics import sharpness
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import compose_config
 
-FIGURES = ("fig8", "fig9", "fig10", "fig11", "fig12", "fig13", "fig14", "fig15", "fig16", "fig17", "fig18")
+FIGURES = ("fig8", "fig9", "fig10", "fig11", "fig12", "fig13", "fig14", "fig15", "fig16", "fig17", "fig18", "study2")
 LEVELS = re.compile(
     r"(optimizer|regularizer|dataset|lr_schedule)\.[\w.]*(strength|zeros|threshold|epochs|lr|size|noise|milestones)="
 )
