@@ -140,6 +140,7 @@ NETWORKS = {  # method, optimizer with its settings, learning rate, strength
 def trained(case: str, seed: int, steps: int = 1500) -> dict[str, np.ndarray]:
     """Every metric of the second half of a training on random labels, at every tenth step."""
     kind, optimizer, settings, lr, strength = NETWORKS[case]
+    torch.set_num_threads(1)  # several threads take longer for so small a network
     torch.manual_seed(seed)
     data, model = random_images(classes=4, count=200), MLP((1, 4, 4), 4, width=16, depth=3, norm="batch")
     method, updater = kind.for_model(model, strength), optimizer(model.parameters(), lr=lr, **settings)
