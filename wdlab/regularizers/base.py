@@ -165,6 +165,10 @@ class Regularizer(ActsOnRuns, DecayedParameters):
         """Return ``dR/dp`` for each of ``params`` (if sharded, for the local shard). Callers only read the tensors."""
         return [torch.zeros_like(p) for p in params]
 
+    def metrics(self) -> dict[str, Tensor]:
+        """Return the values of the last step to be logged, by metric name: scalars, for a stack (runs,). {} here."""
+        return {}
+
     def add_to_gradients(self, params: Sequence[Tensor], addends: Sequence[Tensor], factor: float | Tensor) -> None:
         """Add ``factor * addend`` to each ``p.grad`` until the optimizer's step is done, see :class:`GradientSums`."""
         self.gradient_sums.add(params, addends, factor)
