@@ -63,7 +63,7 @@ TWO = ("sgd", "adam")  # where a maximum of second moments and a fused step make
 # what makes a method's steps those of a decay by its strength alone: pruning and a ridge do not depend on it
 UNPRUNED = {
     "magnitude_pruning": {"zeros": 0.0},
-    **dict.fromkeys(("elastic_pnorm", "elastic_pnorm coherent", "pnorm ridge"), {"ridge": 0.0}),
+    **{case: {"ridge": 0.0} for case in ("elastic_pnorm", "elastic_pnorm coherent", "pnorm ridge")},
 }
 LATE = {"cpr inflection"}  # decays nothing in so few steps
 NEED_ADAM = {case for case in CASES if case.split()[-1] in OF_ADAM}

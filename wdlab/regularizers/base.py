@@ -54,12 +54,12 @@ class Regularizer(ActsOnRuns, DecayedParameters):
 
     times_lr: ClassVar[bool] = True  # True if the decay of a step is multiplied by the learning rate
     stackable: ClassVar[bool] = True
+    cautious: bool = False  # True if only weights are decayed that the optimizer's update does not move away from zero
     minimizes_penalty: bool = False  # True if steps of a constant strength minimize the loss plus ``penalty()``
 
     def __init__(self, params: Params, strength: float = 0.0, over_time: Schedules = None) -> None:
         self.over_time = check_over_time(over_time)
-        self.updates = 0
-        self.clock = Clock()
+        self.updates, self.clock = 0, Clock()
         self.turn: int | None = None  # rank in the order of attachment to the optimizer; None while detached
         self.gradient_sums = GradientSums()
         self._view: ParametersView | None = None
@@ -121,15 +121,14 @@ class Regularizer(ActsOnRuns, DecayedParameters):
         The summary is, for example, "L2: 3 tensors, 4,224 values, strength 0.0001, multiplied by the learning rate".
         A tensor's line has its name (if the name is known), shape, number of values and strength.
         """
-        name = type(self).__name__
         if type(self) is Regularizer:
-            return f"{name}: decays nothing"
-        remarks = ["multiplied by the learning rate"] if self.times_lr else []
+            return "Regularizer: decays nothing"
+        remarks = ["multiplied by the learning rate"] * self.times_lr + ["cautious"] * self.cautious
         if self.over_time:
             remarks.append("over time " + " x ".join(map(repr, self.over_time)))
         if reason := self._reason_to_be_idle():
             remarks.append(f"decays nothing: {reason}")
-        return describe(name, self._rows(), remarks)
+        return describe(type(self).__name__, self._rows(), remarks)
 
     def _reason_to_be_idle(self) -> str | None:
         """Return why nothing is decayed although a strength is not 0; None if something is, or all strengths are 0."""

@@ -7,7 +7,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from wdlab.regularizers.base import Params, Regularizer, Schedules
+from wdlab.regularizers.base import Params, Schedules
+from wdlab.regularizers.cautious import CanBeCautious
 from wdlab.regularizers.checks import check_choice, check_number
 from wdlab.regularizers.runs import square_sums_of_runs
 from wdlab.tensors import is_per_run, local_shards, square_sums
@@ -16,7 +17,7 @@ KAPPAS = ("warm_start", "inflection")
 SMALLEST_GROWTH = 0.01  # relative growth between two samples below which no bound is set, as in the released code
 
 
-class ConstrainedRegularization(Regularizer):
+class ConstrainedRegularization(CanBeCautious):
     """Constrained parameter regularization, CPR: decay only of those weight tensors that exceed a bound of their own.
 
     [grade B]
@@ -45,6 +46,8 @@ class ConstrainedRegularization(Regularizer):
         warm_start: a number of updates, >= 1; or if less than 1 a share of the run, > 0. Rounded to whole updates. The
             length of the run is that of the method's ``clock``, which ``wdlab.train`` sets.
         every: a number of updates, >= 2, or a share of the run, as ``warm_start``.
+        cautious: True to decay only weights that the optimizer's update does not move away from zero, as in
+            :class:`wdlab.regularizers.DecoupledDecay`.
 
     Raises:
         ValueError: for an argument out of its range, or a negative or non-finite strength; at ``attach``, for a share
@@ -62,6 +65,7 @@ class ConstrainedRegularization(Regularizer):
         warm_start: float = 0.1,
         every: float = 200,
         over_time: Schedules = None,
+        cautious: bool = False,
     ) -> None:
         self.kappa = check_choice("kappa", kappa, KAPPAS)
         self.warm_start = check_number("warm_start", warm_start, above=0.0)
@@ -71,7 +75,7 @@ class ConstrainedRegularization(Regularizer):
         # by the parameter's index in ``params``: multiplier, bound (infinite until it is set), and for ``inflection``
         # the average root mean square, its value and its growth at the last sample; float64 (5,), or (5, runs)
         self._states: dict[int, Tensor] = {}
-        super().__init__(params, strength, over_time)
+        super().__init__(params, strength, over_time, cautious)
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         if self.is_off:
@@ -114,8 +118,13 @@ class ConstrainedRegularization(Regularizer):
                 states = torch.where(strength != 0, states, old)
             shares = (1 - 2 * strength * states[:, 0]).clamp(min=0)
             self._states = self._states | dict(zip(places, states.unbind(), strict=True))
-            for w, share in zip(local_shards(part.params), shares, strict=True):
-                w.mul_(share[:, None, None].to(w.dtype) if share.dim() else share)
+            weights = local_shards(part.params)
+            factors = [x[:, None, None].to(w.dtype) if x.dim() else x for x, w in zip(shares, weights, strict=True)]
+            if self.cautious:
+                new = [w * factor for w, factor in zip(weights, factors, strict=True)]
+                torch._foreach_copy_(weights, self.where_allowed(part.params, new))
+            else:
+                torch._foreach_mul_(weights, factors)
 
     def _mean_squares(self, params: Sequence[Tensor], places: Sequence[int]) -> Tensor:
         """Return the mean of the squares of each tensor, float64 (tensors,), or for a stack (tensors, runs).

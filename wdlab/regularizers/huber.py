@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wdlab.regularizers.base import Params, Regularizer, Schedules
+from wdlab.regularizers.base import Params, Schedules
+from wdlab.regularizers.cautious import CanBeCautious
 from wdlab.regularizers.checks import check_number
 from wdlab.regularizers.penalties import Huber
 from wdlab.tensors import local_shards, scaled
 
 
-class HuberDecay(Regularizer):
+class HuberDecay(CanBeCautious):
     """Huber decay: the exact proximal step on the Huber penalty after the step of any optimizer.
 
     [grade B]
@@ -29,6 +30,8 @@ class HuberDecay(Regularizer):
     Args:
         params, strength, over_time: as in :class:`wdlab.regularizers.Regularizer`.
         delta: the threshold, > 0, in units of the weights. A group may have its own.
+        cautious: True to take the step only for weights that the optimizer's update does not move away from zero, as in
+            :class:`wdlab.regularizers.DecoupledDecay`.
 
     Raises:
         ValueError: for a delta that is not a finite number > 0, or a negative or non-finite strength.
@@ -36,9 +39,16 @@ class HuberDecay(Regularizer):
 
     stackable = minimizes_penalty = True
 
-    def __init__(self, params: Params, strength: float, delta: float = 0.1, over_time: Schedules = None) -> None:
+    def __init__(
+        self,
+        params: Params,
+        strength: float,
+        delta: float = 0.1,
+        over_time: Schedules = None,
+        cautious: bool = False,
+    ) -> None:
         self._default_delta = check_number("delta", delta, above=0.0)
-        super().__init__(params, strength, over_time)
+        super().__init__(params, strength, over_time, cautious)
 
     def add_param_group(self, group: dict[str, Any]) -> None:
         """Add a group of parameters to decay, as ``Regularizer.add_param_group``. It may have its own ``delta``."""
@@ -48,7 +58,12 @@ class HuberDecay(Regularizer):
     def after_step(self) -> None:
         for part in self.active_groups():
             weights = local_shards(part.params)
-            torch._foreach_sub_(weights, huber_shifts(weights, part.lr * part.strength, part.group["delta"]))
+            shifts = huber_shifts(weights, part.lr * part.strength, part.group["delta"])
+            if self.cautious:
+                new = self.where_allowed(part.params, torch._foreach_sub(weights, shifts))
+                torch._foreach_copy_(weights, new)
+            else:
+                torch._foreach_sub_(weights, shifts)
 
     def penalty(self) -> Tensor:
         return sum((Huber(g["delta"]).value(g["params"]) * g["strength"] for g in self.groups), super().penalty())
