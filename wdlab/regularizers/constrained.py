@@ -95,11 +95,8 @@ class ConstrainedRegularization(CanBeCautious):
     def describe(self) -> str:
         """Return the text of ``Regularizer.describe``, with the choice of the bounds in its first line."""
         first, *rows = super().describe().splitlines()
-        given = self.warm_start if self.kappa == "warm_start" else self.every
-        unit = f"{given:g} updates" if given >= 1 else f"{100 * given:g} % of the run"
-        bounds = (
-            f"bounds after {unit}" if self.kappa == "warm_start" else f"bounds at an inflection, sampled every {unit}"
-        )
+        how, given = ("after", self.warm_start) if self.kappa == "warm_start" else ("by inflection, every", self.every)
+        bounds = f"bounds {how} " + (f"{given:g} updates" if given >= 1 else f"{100 * given:g} % of the run")
         return "\n".join([first if self.is_off else f"{first}, {bounds}", *rows])
 
     def after_step(self) -> None:
