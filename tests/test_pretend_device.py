@@ -204,6 +204,7 @@ CASES = {
     },
     **{f"pnorm {p}": METHODS["pnorm"] | {"p": p} for p in (0.5, 1, 1.5, 2, 3)},
     "pnorm late": METHODS["pnorm"] | {"late": True},
+    "cpr inflection": METHODS["cpr"] | {"kappa": "inflection", "every": 2},
     "pnorm_prox 1.5": METHODS["pnorm_prox"] | {"p": 1.5},
     "l1 separate by total_gradient": METHODS["l1"]
     | {"route": "separate", "over_time": OVER_TIME["coherent"] | {"coherence": "total_gradient"}},
