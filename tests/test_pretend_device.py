@@ -262,7 +262,7 @@ def tolerance_of(case: str, optimizer: str, how: str = "foreach") -> float:
     and adds in one rounding on the CPU, in two elsewhere.
     """
     scaled = optimizer == "adams" or "scheduled" in case or "gradient_scale" in case
-    rounded = optimizer == "padam" or case.split()[0] == "pnorm" or how == "lr on the CPU"
+    rounded = optimizer == "padam" or case.split()[0] in ("pnorm", "elastic_pnorm") or how == "lr on the CPU"
     return 1e-5 if rounded or (scaled and optimizer not in ("sgd", "sgds")) else 0.0
 
 

@@ -20,22 +20,22 @@ SMALLEST_GROWTH = 0.01  # relative growth between two samples below which no bou
 class ConstrainedRegularization(CanBeCautious):
     """Constrained parameter regularization, CPR: decay only of those weight tensors that exceed a bound of their own.
 
-    [grade B]
+    [grade A: released AdamCPR, step by step]
 
     Franke et al., NeurIPS 2024, arXiv 2311.09058. Each tensor has a bound ``kappa`` on ``R(u)``, the mean of ``u^2``
     over its elements, and a Lagrange multiplier ``m``, at first 0. After each step of any optimizer, which results in
     the weights ``u``, there is an update ``m = max(0, m + R(u) - kappa)`` and a decay ``w = u (1 - 2 s m)``, whose
     factor is replaced by 0 where it would be negative. Before ``kappa`` is set, nothing is decayed.
 
-    This is the rule of the released AdamCPR (``pytorch-cpr`` 0.3.1, ``reg_function="l2"``), whose ``lagmul`` is ``s m``
-    and whose ``kappa_update`` is ``s``, 1 in the paper. The learning rate does not multiply the decay, as by default in
-    the release. ``kappa`` is set in one of two ways:
+    This is the rule of the released AdamCPR (``pytorch-cpr`` 0.3.1, ``reg_function="l2"``, with ``foreach``). Its
+    ``lagmul`` is ``s m`` here, and its ``kappa_update`` is ``s``, 1 in the paper. The learning rate does not multiply
+    the decay, as by default in the release. ``kappa`` is set in one of two ways:
 
     - ``warm_start``: to ``R(u)`` after ``warm_start`` updates.
     - ``inflection``: to ``R(u)`` when the growth of the tensor's norm slows down. A moving average of the norm, over
       ``every / 2`` updates, is sampled each ``every`` updates. The bound is set at the first sample at which the
-      relative growth since the last sample is smaller than it was at the last sample, and above 1 %. This takes four
-      samples or more.
+      relative growth since the last sample is smaller than it was at the last sample, and above 1 %. There is no bound
+      before update ``4 every``.
 
     In a step whose strength is 0, by ``over_time``, neither multipliers nor bounds are changed.
 
