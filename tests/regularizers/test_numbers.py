@@ -17,6 +17,7 @@ from wdlab.regularizers import (
     DecoupledDecay,
     Early,
     HuberDecay,
+    Independent,
     Lp,
     MagnitudePruning,
     PNormDecay,
@@ -81,6 +82,7 @@ METHODS = {
     "huber": lambda model, number: HuberDecay.for_model(model, VALUE, delta=number(0.125)),
     "constrained": lambda model, number: ConstrainedRegularization.for_model(model, VALUE, warm_start=number(2.0)),
     "early": lambda model, number: DecoupledDecay.for_model(model, VALUE, over_time=Early(steps=number(2))),
+    "peak": lambda model, number: DecoupledDecay.for_model(model, VALUE, over_time=Independent(peak_lr=number(2.0))),
     "gate": lambda model, number: L2.for_model(
         model, VALUE, over_time=CoherenceGate(threshold=number(-0.5), momentum=number(0.5))
     ),

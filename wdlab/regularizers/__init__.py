@@ -13,6 +13,7 @@ from wdlab.regularizers.in_loss import L1, L2, Lp
 from wdlab.regularizers.magnitude_pruning import MagnitudePruning
 from wdlab.regularizers.over_time import Delayed, Early, Late, OverTime, ScheduleFactor, WarmUp
 from wdlab.regularizers.pathprox import PathProx
+from wdlab.regularizers.peak_rate import Corrected, Independent
 from wdlab.regularizers.pnorm import PNormDecay, PNormProx
 
 __all__ = [
@@ -21,11 +22,13 @@ __all__ = [
     "CoherenceGate",
     "Coherent",
     "ConstrainedRegularization",
+    "Corrected",
     "DecoupledDecay",
     "Delayed",
     "Early",
     "GradientScale",
     "HuberDecay",
+    "Independent",
     "Late",
     "Lp",
     "MagnitudePruning",

@@ -112,8 +112,7 @@ class PNormDecay(_Bridged):
         return "\n".join([f"{first}, ridge {self.ridge:g}" if self.ridge else first, *rows])
 
     def _rows(self) -> list[TensorRow]:
-        rows = super()._rows()
-        return [r if r.strength or not self.ridge else r._replace(strength=self.ridge, note="ridge") for r in rows]
+        return [row if row.strength else row._replace(strength=self.ridge) for row in super()._rows()]
 
     def active_groups(self) -> list[ActiveGroup]:
         """Return the parameters to decay in this step, as ``Regularizer.active_groups``.
@@ -124,8 +123,8 @@ class PNormDecay(_Bridged):
         if self.ridge == 0:
             return super().active_groups()
         active = []
-        for params, group, optimizer_group, given, lr in self.sections():
-            factor = effective_strength(1.0, self.over_time, self.updates, optimizer_group, self.clock)
+        for params, group, optimizer_group, given, lr, factors in self.sections():
+            factor = effective_strength(1.0, factors, self.updates, optimizer_group, self.clock)
             if isinstance(factor, Tensor) or factor != 0:
                 own = group | {"ridge": self.ridge * factor}
                 active.append(ActiveGroup(params, given * factor, lr, optimizer_group.get("maximize", False), own))
