@@ -109,7 +109,10 @@ class PNormDecay(_Bridged):
     def describe(self) -> str:
         """Return the text of ``Regularizer.describe``, with the ridge in its first line."""
         first, *rows = super().describe().splitlines()
-        return "\n".join([f"{first}, ridge {self.ridge:g}" if self.ridge else first, *rows])
+        if self.ridge:
+            alone = super().is_off
+            first = first.replace(", strength ", ", ridge ", 1) if alone else f"{first}, ridge {self.ridge:g}"
+        return "\n".join([first, *rows])
 
     def _rows(self) -> list[TensorRow]:
         return [row if row.strength else row._replace(strength=self.ridge) for row in super()._rows()]
