@@ -6,6 +6,7 @@ Chosen in ``configs/train.yaml``; works with any Hydra launcher. In addition to 
 """
 
 import copy
+import itertools
 import json
 from collections.abc import Mapping
 from concurrent.futures.process import BrokenProcessPool
@@ -191,4 +192,7 @@ class Sweep(Sweeper):
         if not (isinstance(listed, list) and all(isinstance(job, list) for job in listed)):
             raise ConfigError(f"hydra.sweeper.jobs={self.jobs}: not a JSON list of override lists")
         listed = [[str(override) for override in job] for job in listed]
+        for override in itertools.chain.from_iterable(listed):
+            if "interval(" in override:
+                raise ConfigError(f"hydra.sweeper.jobs={self.jobs}: {override}: an interval cannot be in the file")
         return [[*point, *job] for point in grid for job in listed]
