@@ -133,6 +133,17 @@ def test_an_experiment_brings_its_intervals(command, tmp_path, name):
     assert trained(tmp_path / "runs") == expected(*RANGES[name], trials=3, settings=(experiment, *SHORT))
 
 
+def test_several_experiments_have_their_own_intervals(command, tmp_path):
+    line = ("+experiment=digits_search_adamw,digits_search_pnorm", "hydra.sweeper.trials=2", "seed=0,1")
+    done = command("-m", *HERE, *SHORT, *line, *LAUNCHERS["stacked"])
+    assert done.returncode == 0 and "sweep: 8 done" in done.stdout, done.stdout + done.stderr
+    both = [
+        expected(*RANGES[name], "seed=0,1", trials=2, settings=(f"+experiment=digits_search_{name}", *SHORT))
+        for name in ("adamw", "pnorm")
+    ]
+    assert trained(tmp_path / "runs") == both[0] | both[1] and len(both[0] | both[1]) == 8
+
+
 def test_the_command_line_replaces_an_interval_of_an_experiment(command, tmp_path):
     line = ("+experiment=digits_search_pnorm", *SHORT)
     done = command("-m", *HERE, *line, "optimizer.lr=1e-3,2e-3", "hydra.sweeper.trials=2")
