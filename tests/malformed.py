@@ -12,7 +12,7 @@ CHOICES = {
     "dataset": ("digits",),
     "model": ("mlp", "mlp_factorized"),
     "optimizer": ("sgd", "adam", "amsgrad", "adamw", "adams", "sgds", "padam"),
-    "regularizer": ("none", "l2", "l1", "lp", "decoupled", "pnorm", "pathprox", "coherent", "early"),
+    "regularizer": ("none", "l2", "l1", "lp", "decoupled", "cautious", "pnorm", "pathprox", "coherent", "early"),
     "lr_schedule": ("constant", "cosine"),
     "runtime": ("auto", "cpu"),
     "logger": ("disabled", "offline"),

@@ -15,6 +15,7 @@ from wdlab.regularizers import (
     CoherenceGate,
     DecoupledDecay,
     Early,
+    Independent,
     Lp,
     MagnitudePruning,
     PNormDecay,
@@ -76,6 +77,7 @@ METHODS = {
         model, VALUE, zeros=number(0.5), begin=number(0.25), end=number(0.75), steps=4
     ),
     "early": lambda model, number: DecoupledDecay.for_model(model, VALUE, over_time=Early(steps=number(2))),
+    "peak": lambda model, number: DecoupledDecay.for_model(model, VALUE, over_time=Independent(peak_lr=number(2.0))),
     "gate": lambda model, number: L2.for_model(
         model, VALUE, over_time=CoherenceGate(threshold=number(-0.5), momentum=number(0.5))
     ),
