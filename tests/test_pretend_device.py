@@ -446,6 +446,7 @@ def test_products_with_the_hessian_do_not_wait():
     vector = torch.ones(sum(p.numel() for p in parameters)).to(PRETEND)
     with waits() as found:
         product(product(vector))
+        product(product(vector.repeat(2, 1)))
     assert not found
 
 

@@ -295,6 +295,7 @@ def test_one_factor_may_serve_two_models():
         method.attach(torch.optim.SGD(model.parameters(), lr=lr))
     assert [factor.acts_on(method.params[k]) for method in methods for k in (0, 2)] == [True, False] * 2
     assert [method.strength_in_force for method in methods] == [0.5, 0.5]
+    assert factor.state_dict() == {"lrs": [0.25]}  # of the last optimizer
 
 
 def test_the_metrics_use_the_strength_of_each_tensor():
