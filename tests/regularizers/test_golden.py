@@ -1,7 +1,8 @@
 """Step-by-step agreement with the authors' released optimizers (grade A), in float64.
 
-The vectors lie beside the checkout, and in ``tests/released``. A method only declares itself in ``METHODS``: how it is built from the vectors of a
-parameter list, as a drop-in optimizer and attached to torch's own, or from the vectors of a network (PathProx).
+The vectors lie beside the checkout, and in ``tests/released``. A method only declares itself in ``METHODS``: how it is
+built from the vectors of a parameter list, as a drop-in optimizer and attached to torch's own, or from the vectors of a
+network (PathProx).
 """
 
 import json
