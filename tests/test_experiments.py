@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from wdlab.analysis import declaration
 from wdlab.build import build_parts
@@ -30,8 +31,11 @@ def runs_of_figure(name: str, scale: str) -> set[str]:
 def test_every_experiment_begins_with_its_command_and_builds(path):
     header, command = path.read_text().splitlines()[:2]
     assert header == "# @package _global_"  # Hydra reads it in the first line only
-    assert command == f"# python -m wdlab.train +experiment={path.stem}"
-    config = compose_config([command.split()[-1]])
+    experiment = f"+experiment={path.stem}"
+    searches = "hydra" in OmegaConf.load(path)
+    rest = f"-m {experiment} hydra.sweeper.trials=16" if searches else experiment
+    assert command == f"# python -m wdlab.train {rest}"
+    config = compose_config([experiment])
     build_parts(config)
     assert run_name(config)
 

@@ -29,10 +29,10 @@ FLOORS = (
     ("engine",),
     ("optimizers", "metrics"),
     ("regularizers", "data", "records", "pruning"),
-    ("homogeneous", "settings", "footprint"),
+    ("homogeneous", "settings", "footprint", "search"),
     ("errors", "tensors", "schedules", "tracing", "interpolations", "strides", "models", "process", "waiting"),
 )
-OF_ANALYSIS = {"records", "errors"}  # analysis stands apart: it reads what runs have left, without torch
+OF_ANALYSIS = {"records", "errors", "search"}  # analysis stands apart: it reads what runs have left, without torch
 LONGEST, LONGEST_LOOP = 300, 150  # lines of a file
 
 

@@ -17,8 +17,9 @@ from wdlab import train, validation
 from wdlab.records import directory
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import CONFIGS, compose_config, run_name
+from wdlab.search import expand
 from wdlab.sweeps import progress
-from wdlab.sweeps.sweeper import Sweep, _grid
+from wdlab.sweeps.sweeper import Sweep
 
 HERE = ("runtime=cpu", "runtime.threads=1", "train.steps=4", "train.log_every=4", "train.eval_every=4")
 LAUNCHERS = ("local", "stacked")
@@ -204,7 +205,10 @@ def test_such_a_sweep_trains_and_is_found_again(command, tmp_path):
         ("regularizer.strenght=1 seed=0,1", "regularizer.strenght: unknown key; did you mean strength?"),
         ("seed=0,1 optimizer.lr=[", "command line: optimizer.lr=[: cannot be read as key=value"),
         ("seed=0,1 model.width=", "model.width='': must be a whole number"),
-        ("seed=interval(0,1)", "command line: seed=interval(0,1): an interval has no list of values to sweep over"),
+        (
+            "seed=interval(0,1)",
+            "seed=interval(0,1): an interval needs a number of trials, such as hydra.sweeper.trials=16",
+        ),
     ],
 )
 def test_a_key_that_a_swept_choice_lacks_is_named(command, line, told):
@@ -227,7 +231,7 @@ def test_the_grid_is_that_of_hydra_s_basic_sweeper(line):
 
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         (expected,) = BasicSweeper.split_arguments(parser.parse_overrides(line.split(" ")), None)
-        assert _grid(parser.parse_overrides(line.split(" "))) == expected
+        assert expand(parser.parse_overrides(line.split(" "))) == expected
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)

@@ -1,7 +1,8 @@
 """The Hydra sweeper of ``-m``: checks all jobs before any run is trained, skips finished runs, prints a summary.
 
 Chosen in ``configs/train.yaml``; works with any Hydra launcher. In addition to the ordinary grid, ``key=a,b``, it takes
-``hydra.sweeper.jobs=FILE``, a JSON list of override lists, for settings that are paired rather than crossed.
+``hydra.sweeper.jobs=FILE``, a JSON list of override lists, for settings that are paired rather than crossed, and
+``key=interval(a,b)``, of which ``hydra.sweeper.trials`` values are taken (``wdlab.search``).
 """
 
 import copy
@@ -13,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from wdlab import interpolations, process
+from wdlab import interpolations, process, search
 from wdlab.engine import parallel, stopping
 from wdlab.errors import ConfigError, explain
 from wdlab.sweeps.compose import Composer
@@ -40,11 +40,20 @@ class Sweep(Sweeper):
     Args:
         params: swept values by key, as in Hydra's basic sweeper: ``{"seed": "0,1"}``; None for no values.
         jobs: the path of a JSON file with a list of override lists; None for no file.
+        trials: the number of values of every interval; None if there is no interval.
+        search_seed: the seed of the values of intervals.
     """
 
-    def __init__(self, params: dict[str, str] | None = None, jobs: str | None = None) -> None:
+    def __init__(
+        self,
+        params: dict[str, str] | None = None,
+        jobs: str | None = None,
+        trials: int | None = None,
+        search_seed: int = 0,
+    ) -> None:
         self.params = params or {}
         self.jobs = jobs
+        self.trials, self.search_seed = trials, search_seed
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Create the launcher. Called by Hydra."""
@@ -160,19 +169,20 @@ class Sweep(Sweeper):
         return True
 
     def _job_overrides(self, arguments: list[str]) -> list[list[str]]:
-        """Return the overrides of every job: each point of the grid, combined with each entry of the file ``jobs``.
+        """Return the overrides of every job: each trial and point of the grid, with each entry of the file ``jobs``.
 
         Args:
             arguments: the overrides of the command line.
 
         Raises:
-            ConfigError: for a sweep over an interval, or if ``params`` or the file has another form.
+            ConfigError: for an interval or a number of trials that cannot be used, or if ``params`` or the file has
+                another form.
         """
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         if not isinstance(self.params, Mapping):
             raise ConfigError(f"hydra.sweeper.params={self.params}: must be a group of keys")
         swept = [f"{key}={values}" for key, values in self.params.items()]
-        grid = _grid(parser.parse_overrides([*swept, *arguments]))
+        grid = search.expand(parser.parse_overrides([*swept, *arguments]), self.trials, self.search_seed)
         if self.jobs is None:
             return grid
         try:
@@ -182,24 +192,7 @@ class Sweep(Sweeper):
         if not (isinstance(listed, list) and all(isinstance(job, list) for job in listed)):
             raise ConfigError(f"hydra.sweeper.jobs={self.jobs}: not a JSON list of override lists")
         listed = [[str(override) for override in job] for job in listed]
+        for override in itertools.chain.from_iterable(listed):
+            if "interval(" in override:
+                raise ConfigError(f"hydra.sweeper.jobs={self.jobs}: {override}: an interval cannot be in the file")
         return [[*point, *job] for point in grid for job in listed]
-
-
-def _grid(overrides: list[Override]) -> list[list[str]]:
-    """Return all combinations of the values of the overrides, each as a list of ``key=value``.
-
-    As in Hydra's basic sweeper, the last of several overrides of one key counts.
-
-    Raises:
-        ConfigError: for a sweep over an interval, which has no list of values.
-    """
-    choices: dict[str, list[str]] = {}
-    for override in overrides:
-        key = override.get_key_element()
-        if not override.is_sweep_override():
-            choices[key] = [f"{key}={override.get_value_element_as_str()}"]
-        elif override.is_discrete_sweep():
-            choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
-        else:
-            raise ConfigError(f"command line: {override.input_line}: an interval has no list of values to sweep over")
-    return [list(point) for point in itertools.product(*choices.values())]
