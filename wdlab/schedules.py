@@ -7,16 +7,32 @@ length of an epoch in updates. The returned factor applies to the next update, n
 used instead of torch's ``LRScheduler``, since they have no state and so resume exactly.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 
 class Clock(NamedTuple):
-    """The length of a run and the length of an epoch, both in updates."""
+    """The length of a run and the length of an epoch, both in updates, and the schedule of its learning rate."""
 
     steps: int | None = None  # length of the run; None if unknown
     steps_per_epoch: int | None = None  # length of an epoch; None if unknown
+    lr_schedule: Callable[..., float] | None = None  # a function of this module; None if unknown
+
+    def lr_factor(self, step: int) -> float:
+        """Return the factor of the schedule on the learning rate of update ``step + 1``."""
+        return self.lr_schedule(step, self.steps, self.steps_per_epoch)
+
+    @property
+    def peak_lr_factor(self) -> float:
+        """The largest factor of the schedule in the run; 1 if the schedule or the length of the run is unknown."""
+        return 1.0 if self.lr_schedule is None or self.steps is None else _largest_factor(self)
+
+
+@functools.lru_cache(maxsize=16)
+def _largest_factor(clock: Clock) -> float:
+    return max(map(clock.lr_factor, range(clock.steps)))
 
 
 def constant(step: int, steps: int | None, steps_per_epoch: int | None) -> float:

@@ -7,9 +7,11 @@ from wdlab.regularizers import (
     L2,
     CoherenceGate,
     Coherent,
+    Corrected,
     DecoupledDecay,
     Early,
     GradientScale,
+    Independent,
     Lp,
     MagnitudePruning,
     PathProx,
@@ -30,6 +32,11 @@ METHODS = {
     "coherent": lambda model: Coherent.for_model(model, STRENGTH, coherence="total_gradient"),
     "projected": lambda model: Coherent.for_model(model, STRENGTH, coherence="project"),
     "decoupled": lambda model: DecoupledDecay.for_model(model, STRENGTH),
+    "cautious": lambda model: DecoupledDecay.for_model(model, STRENGTH, cautious=True),
+    "cautious corrected": lambda model: PNormDecay.for_model(
+        model, STRENGTH, cautious=True, over_time=Corrected("all")
+    ),
+    "independent": lambda model: DecoupledDecay.for_model(model, STRENGTH, over_time=Independent()),
     "scheduled": lambda model: ScheduledDecay.for_model(model, STRENGTH),
     "pnorm": lambda model: PNormDecay.for_model(model, STRENGTH, p=0.8),
     "pnorm scheduled": lambda model: PNormDecay.for_model(model, STRENGTH, over_time=GradientScale()),

@@ -40,6 +40,22 @@ VARIANTS = {
     "pathprox compiled": ("pathprox", {"compiled": True}),
     "pathprox early": ("pathprox", {"over_time": over("Early", steps=2)}),
     "pathprox coherent": ("pathprox", {"over_time": over("CoherenceGate", coherence="norm_ratio", threshold=0.01)}),
+    **{
+        f"{name} cautious": (name.split()[0], {"cautious": True, **options})
+        for name, options in {
+            "scheduled": {},
+            "pnorm": {},
+            "pnorm 2": {"p": 2},
+            "pnorm late": {"late": True},
+            "pnorm compiled": {"compiled": True},
+            "pnorm_prox": {},
+            "magnitude_pruning": {"zeros": 0},
+        }.items()
+    },
+    "pnorm cautious corrected": ("pnorm", {"cautious": True, "over_time": over("Corrected", scope="all")}),
+    "l2 corrected": ("l2", {"over_time": over("Corrected", scope="all")}),
+    "decoupled independent": ("decoupled", {"over_time": over("Independent")}),
+    "pathprox independent": ("pathprox", {"over_time": over("Independent", peak_lr=0.2)}),
     "decoupled warm-up": ("decoupled", {"over_time": over("WarmUp", steps=3)}),
     "decoupled late": ("decoupled", {"over_time": over("Late", epochs=1)}),
     "l1 coherent": ("l1", {"over_time": over("CoherenceGate")}),
@@ -510,8 +526,9 @@ def test_a_learning_rate_of_zero_changes_nothing(name):
     for lr in (0.0, torch.tensor([0.0])):
         model, inputs, labels = problem()
         before = copy.deepcopy(model)
-        optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         regularizer(name, model, strength=0.1, **UNPRUNED.get(name, {})).attach(optimizer)
+        optimizer.param_groups[0]["lr"] = lr
         steps(model, optimizer, inputs, labels, 3)
         assert same(model, before)
 

@@ -42,7 +42,11 @@ def tensor(data: st.DataObject, shape: tuple[int, ...], dtype: torch.dtype) -> t
 
 METHODS = {
     "decoupled": lambda w, s, p: DecoupledDecay(w, s),
+    "cautious": lambda w, s, p: DecoupledDecay(w, s, cautious=True),
     "scheduled": lambda w, s, p: ScheduledDecay(w, s),
+    "scheduled cautious": lambda w, s, p: ScheduledDecay(w, s, cautious=True),
+    "pnorm cautious": lambda w, s, p: PNormDecay(w, s, p, cautious=True),
+    "prox cautious": lambda w, s, p: PNormProx(w, s, 1, cautious=True),
     "pnorm": lambda w, s, p: PNormDecay(w, s, p),
     "pnorm late": lambda w, s, p: PNormDecay(w, s, p, late=True),
     "pnorm scheduled": lambda w, s, p: PNormDecay(w, s, p, over_time=GradientScale()),

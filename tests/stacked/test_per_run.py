@@ -8,6 +8,9 @@ import torch
 
 from tests.stacked.test_stack import (
     BIG_EPS,
+    CORRECTED,
+    COSINE,
+    MOVING,
     PLAIN,
     POINTS,
     STEPS,
@@ -39,6 +42,9 @@ METHODS = {  # methods with a state per run
     "scheduled": ("regularizer=scheduled", "optimizer=adam"),
     "adams": ("regularizer=l1", "optimizer=adams", "optimizer.weight_decay=0.1"),
     "pruned": ("regularizer=magnitude_pruning", "optimizer=adam"),
+    "cautious": ("regularizer=pnorm", "regularizer.cautious=true", "regularizer.p=1", "optimizer=adam"),
+    "corrected": ("regularizer=decoupled", *CORRECTED),
+    "independent": ("regularizer=cautious", "regularizer/over_time=independent", *COSINE),
     "first": ("regularizer=l1", "regularizer.route=first", *BIG_EPS),
     "second": ("regularizer=l2", "regularizer.route=second", *BIG_EPS),
     "gate over a route": ("regularizer=coherent", "regularizer.route=separate", "regularizer.threshold=0.4", *BIG_EPS),
@@ -157,7 +163,7 @@ def train(of, folder, until=None, **options):
     found = members(of, folder, **options)
     for config, member in zip(of, found, strict=True):
         member.method_key = str((config["regularizer"], config["optimizer"].get("weight_decay") is None))
-        for strength in ("0.5", "0.01", "0.001", "0.0"):
+        for strength in ("0.5", "0.1", "0.01", "0.001", "0.0"):
             member.method_key = member.method_key.replace(f"'strength': {strength}", "")
     asked = iter(range(10**6))
     program = Stack(found, of[0]["train"])
@@ -170,7 +176,7 @@ def train(of, folder, until=None, **options):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_goes_on_exactly_in_its_stack_or_another_and_nearly_alone(name, compose, tmp_path):
-    of = configs(compose, *METHODS[name])
+    of = configs(compose, *METHODS[name], points=MOVING)
     whole = train(of, tmp_path / "whole")
     for folder, parts in {"same": [[0, 1, 2, 3]], "other": [[2], [3, 0, 1]], "third": [[1, 3], [0, 2]]}.items():
         train(of, tmp_path / folder, until=3)
@@ -187,7 +193,7 @@ def test_a_run_goes_on_exactly_in_its_stack_or_another_and_nearly_alone(name, co
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_goes_on_alone_from_a_stack_and_in_a_stack_from_alone(name, compose, tmp_path):
-    of = configs(compose, *METHODS[name])
+    of = configs(compose, *METHODS[name], points=MOVING)
     alone = fit_one_by_one(of, tmp_path / "whole")
     train(of, tmp_path / "stack", until=3)
     fit_one_by_one(of, tmp_path / "alone", until=3)
@@ -249,7 +255,7 @@ def assert_same_runs(together, apart):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_that_diverges_leaves_the_others_as_they_are(name, compose, tmp_path):
-    of = configs(compose, *METHODS[name], points=[*POINTS[:3], ("seed=3", "optimizer.lr=1e20")])
+    of = configs(compose, *METHODS[name], points=[*MOVING[:3], ("seed=3", "optimizer.lr=1e20")])
     with_it, without = train(of, tmp_path / "with"), train(of[:3], tmp_path / "without")
     assert [member.outcome for member in with_it] == [None, None, None, "diverged"]
     for ours, theirs in zip(with_it, without, strict=False):

@@ -27,9 +27,17 @@ POINTS = (  # what may differ within a stack
     ("seed=1", "regularizer.strength=0.5", "optimizer.lr=0.05"),
     ("seed=2", "regularizer.strength=1e-3", "optimizer.lr=0.0"),
 )
+MOVING = (  # for factors relative to the peak of the learning rate: they refuse a peak of 0
+    *POINTS[:2],
+    ("seed=1", "regularizer.strength=0.1", "optimizer.lr=0.05"),
+    ("seed=2", "regularizer.strength=1e-3", "optimizer.lr=0.01"),
+)
 PLAIN = ("regularizer=l2",)
 EARLY = ("regularizer/over_time=early", "++regularizer.over_time.epochs=0.1")
 DELAYED = ("regularizer/over_time=delayed", "++regularizer.over_time.epochs=0.1")
+COSINE = ("lr_schedule=cosine", "lr_schedule.warmup_epochs=0.05")
+CORRECTED = ("regularizer/over_time=corrected", "model.norm=batch", *COSINE)
+INDEPENDENT = ("regularizer/over_time=independent",)
 GATES = {"running_mean": 0.4, "total_gradient": 0.999, "norm_ratio": 20}  # open in some steps and runs, not in all
 ROUTES = [(name, route) for name in ("l2", "l1", "lp") for route in OF_ADAM]
 BIG_EPS = ("optimizer=adam", "optimizer.eps=0.1")  # so that no weight without a gradient takes a step of lr s w / eps
@@ -39,7 +47,14 @@ SETTINGS = {
     "l1": ("regularizer=l1", "optimizer.momentum=0.9"),
     "lp": ("regularizer=lp", "regularizer.p=0.5"),
     "decoupled": ("regularizer=decoupled", "regularizer.scope=all"),
+    "cautious": ("regularizer=cautious", "optimizer.momentum=0.9"),
+    "cautious, adam": ("regularizer=cautious", "optimizer=adam"),
     "scheduled": ("regularizer=scheduled", "optimizer.momentum=0.5"),
+    "scheduled, cautious": ("regularizer=scheduled", "regularizer.cautious=true", *BIG_EPS),
+    "pnorm cautious": ("regularizer=pnorm", "regularizer.cautious=true"),
+    "pnorm late, cautious": ("regularizer=pnorm", "regularizer.late=true", "regularizer.cautious=true"),
+    "soft threshold, cautious": ("regularizer=pnorm_prox", "regularizer.cautious=true", "optimizer.momentum=0.9"),
+    "pruned, cautious": ("regularizer=magnitude_pruning", "regularizer.cautious=true", "regularizer.zeros=0.8"),
     **{f"pnorm {p}": ("regularizer=pnorm", f"regularizer.p={p}") for p in (0.5, 0.8, 1, 1.5, 2, 3)},
     "pnorm late": ("regularizer=pnorm", "regularizer.late=true"),
     "soft threshold": ("regularizer=pnorm_prox", "regularizer.p=1"),
@@ -103,6 +118,23 @@ SETTINGS = {
     "route, adamw": ("regularizer=l2", "regularizer.route=first", "regularizer.scope=all", *BIG_EPS, "optimizer=adamw"),
     "early route": ("regularizer=l2", "regularizer.route=separate", *EARLY, *BIG_EPS),
     "gate over separate": ("regularizer=coherent", "regularizer.route=separate", "regularizer.threshold=0.4", *BIG_EPS),
+    "corrected": ("regularizer=decoupled", *CORRECTED),
+    "corrected, all": ("regularizer=l2", "regularizer/over_time=corrected", "regularizer.over_time.scope=all", *COSINE),
+    "corrected to a given peak": (
+        "regularizer=pnorm",
+        "regularizer.p=1.5",
+        *CORRECTED,
+        "regularizer.over_time.peak_lr=0.1",
+    ),
+    "cautious and corrected": (
+        "regularizer=pnorm",
+        "regularizer.p=1.5",
+        "regularizer.cautious=true",
+        *CORRECTED,
+        *BIG_EPS,
+    ),
+    "independent": ("regularizer=decoupled", *INDEPENDENT, *COSINE),
+    "independent, pathprox": ("regularizer=pathprox", *INDEPENDENT),
     "delayed route": ("regularizer=l2", "regularizer.route=first", *DELAYED, *BIG_EPS),
 }
 
@@ -181,7 +213,8 @@ def test_smoothed_labels_and_averages_are_not_stacked(compose, key):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_stack_records_what_its_runs_do_by_themselves(name, compose, tmp_path):
-    of = configs(compose, *SETTINGS[name])
+    relative = any("=corrected" in word or "=independent" in word for word in SETTINGS[name])
+    of = configs(compose, *SETTINGS[name], points=MOVING if relative else POINTS)
     together, apart = fit_stacked(of, tmp_path / "stack"), fit_one_by_one(of, tmp_path / "single")
     for ours, theirs in zip(together, apart, strict=True):
         assert ours.outcome == theirs.outcome == "done"

@@ -51,7 +51,7 @@ class ControlRun:
         self._experiment, self._settings, self._run, self._recorder = experiment, settings, run, recorder
         self._optimizer, self._config = experiment.optimizer, experiment.data.config
         self._base_lrs = [group["lr"] for group in self._optimizer.param_groups]
-        self._clock = experiment.regularizer.clock = Clock(settings.steps, UPDATES_PER_EPOCH)
+        self._clock = experiment.regularizer.clock = Clock(settings.steps, UPDATES_PER_EPOCH, experiment.lr_factor)
         self._metrics = Metrics(experiment.model, experiment.data, experiment.regularizer)
         self._observes, self._is_finite = False, True
 
@@ -119,7 +119,7 @@ class ControlRun:
 
     def _set_lr(self, step: int) -> None:
         """Set the learning rate of update ``step + 1``."""
-        factor = self._experiment.lr_factor(step, *self._clock)
+        factor = self._clock.lr_factor(step)
         for group, lr in zip(self._optimizer.param_groups, self._base_lrs, strict=True):
             group["lr"] = lr * factor
 

@@ -95,7 +95,7 @@ class OneRun:
         self._group = machine.group
         split = experiment.data.train
         self._batches = Batches(split, settings.batch_size, experiment.seed, self._group.rank, self._group.size)
-        self._clock = Clock(settings.steps, self._batches.steps_per_epoch)
+        self._clock = Clock(settings.steps, self._batches.steps_per_epoch, experiment.lr_factor)
         self._base_lrs = [group["lr"] for group in self._optimizer.param_groups]
         experiment.regularizer.clock = self._clock
         self._average = WeightAverage(experiment.model, settings.average_decay) if settings.average_decay else None
@@ -190,6 +190,6 @@ class OneRun:
 
     def _set_lr(self, step: int) -> None:
         """Set the learning rate of update ``step + 1`` in every group of the optimizer."""
-        factor = self._experiment.lr_factor(step, *self._clock)
+        factor = self._clock.lr_factor(step)
         for group, lr in zip(self._optimizer.param_groups, self._base_lrs, strict=True):
             group["lr"] = lr * factor

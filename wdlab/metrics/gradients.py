@@ -91,7 +91,7 @@ class GradientComparison:
         for section, _, own_product, own_square in self._sums:
             given = section.ascent_sign * section.strength
             group = section.optimizer_group
-            strength = effective_strength(given, method.over_time, method.updates - 1, group, method.clock)
+            strength = effective_strength(given, section.over_time, method.updates - 1, group, method.clock)
             strength = strength.flatten().double() if isinstance(strength, Tensor) else strength
             product = product + strength * own_product
             penalty_square = penalty_square + strength**2 * own_square

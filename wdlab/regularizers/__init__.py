@@ -11,6 +11,7 @@ from wdlab.regularizers.in_loss import L1, L2, Lp
 from wdlab.regularizers.magnitude_pruning import MagnitudePruning
 from wdlab.regularizers.over_time import Delayed, Early, Late, OverTime, ScheduleFactor, WarmUp
 from wdlab.regularizers.pathprox import PathProx
+from wdlab.regularizers.peak_rate import Corrected, Independent
 from wdlab.regularizers.pnorm import PNormDecay, PNormProx
 
 __all__ = [
@@ -18,10 +19,12 @@ __all__ = [
     "L2",
     "CoherenceGate",
     "Coherent",
+    "Corrected",
     "DecoupledDecay",
     "Delayed",
     "Early",
     "GradientScale",
+    "Independent",
     "Late",
     "Lp",
     "MagnitudePruning",

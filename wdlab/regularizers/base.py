@@ -13,18 +13,15 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from wdlab.homogeneous import weights
-from wdlab.regularizers.checks import check_choice
 from wdlab.regularizers.description import describe
 from wdlab.regularizers.gradient_sums import GradientSums
 from wdlab.regularizers.hooks import AttachedMethods, Handle, check_params_in_optimizer
 from wdlab.regularizers.over_time import OverTime, check_over_time, on_device
-from wdlab.regularizers.parameters import DecayedParameters, Params, places_of
+from wdlab.regularizers.parameters import DecayedParameters, Params, params_in_scope, places_of
 from wdlab.regularizers.runs import ActsOnRuns
-from wdlab.regularizers.views import ActiveGroup, GradientSection, ParametersView, effective_strength
+from wdlab.regularizers.views import ActiveGroup, GradientSection, ParametersView, effective_strength, with_factors
 from wdlab.schedules import Clock
 
-SCOPES = ("weights", "all")
 Schedules = OverTime | Iterable[OverTime] | None
 
 
@@ -54,6 +51,7 @@ class Regularizer(ActsOnRuns, DecayedParameters):
 
     times_lr: ClassVar[bool] = True  # True if the decay of a step is multiplied by the learning rate
     stackable: ClassVar[bool] = True
+    cautious: bool = False  # True if only weights are decayed that the optimizer's update does not move away from zero
     minimizes_penalty: bool = False  # True if steps of a constant strength minimize the loss plus ``penalty()``
 
     def __init__(self, params: Params, strength: float = 0.0, over_time: Schedules = None) -> None:
@@ -80,19 +78,18 @@ class Regularizer(ActsOnRuns, DecayedParameters):
             ValueError: for an unknown scope, if all parameters in the scope are frozen, or if the strength is not 0 but
                 ``over_time`` is 0 in every step.
         """
-        check_choice("scope", scope, SCOPES)
-        params = [p for p in (weights(model) if scope == "weights" else model.parameters()) if p.requires_grad]
-        if not params:
-            raise ValueError(f"scope={scope}: nothing to decay, all of it is frozen in {type(model).__name__}")
-        return cls(params, strength=strength, **options)._placed_in(model)
+        return cls(params_in_scope(model, scope), strength=strength, **options)._placed_in(model)
 
     def _placed_in(self, model: nn.Module) -> Self:
         """Record where in the model this method's parameters are, and return the method.
 
         Raises:
-            ValueError: if nothing would be decayed although the strength is not 0.
+            ValueError: if nothing would be decayed although the strength is not 0, or if the model lacks what a factor
+                of ``over_time`` needs.
         """
         self._places = places_of(self.params, model)
+        for schedule in self.over_time:
+            schedule.find_in(model, [p for group in self.groups if group["strength"] != 0 for p in group["params"]])
         if reason := self._reason_to_be_idle():
             raise ValueError(f"strength={self.strength}: would decay nothing, {reason}; strength=0 is without decay")
         return self
@@ -103,7 +100,7 @@ class Regularizer(ActsOnRuns, DecayedParameters):
 
     @property
     def strength_in_force(self) -> float:
-        """The first group's strength in the last step, with the factors of ``over_time``.
+        """The first parameter's strength in the last step, with the factors of ``over_time``.
 
         Before the first step: the strength of the first step, with 1 for the factors that depend on gradients.
         """
@@ -112,8 +109,10 @@ class Regularizer(ActsOnRuns, DecayedParameters):
     @property
     def strength_on_device(self) -> float | Tensor:
         """``strength_in_force`` without waiting for the device: a scalar tensor if a factor is one, else a number."""
-        group = {} if self._view is None else self._view.optimizer_group(self.params[0])
-        return effective_strength(self.strength, self.over_time, max(0, self.updates - 1), group, self.clock)
+        first = self.params[0]
+        group = {} if self._view is None else self._view.optimizer_group(first)
+        factors = [schedule for schedule in self.over_time if schedule.acts_on(first)]
+        return effective_strength(self.strength, factors, max(0, self.updates - 1), group, self.clock)
 
     def describe(self) -> str:
         """Return a text that lists what is decayed and how strongly: a summary in one line, then a line per tensor.
@@ -124,21 +123,12 @@ class Regularizer(ActsOnRuns, DecayedParameters):
         name = type(self).__name__
         if type(self) is Regularizer:
             return f"{name}: decays nothing"
-        remarks = ["multiplied by the learning rate"] if self.times_lr else []
+        remarks = ["multiplied by the learning rate"] * self.times_lr + ["cautious"] * self.cautious
         if self.over_time:
             remarks.append("over time " + " x ".join(map(repr, self.over_time)))
         if reason := self._reason_to_be_idle():
             remarks.append(f"decays nothing: {reason}")
         return describe(name, self._rows(), remarks)
-
-    def _reason_to_be_idle(self) -> str | None:
-        """Return why nothing is decayed although a strength is not 0; None if something is, or all strengths are 0."""
-        if all(group["strength"] == 0 for group in self.groups):
-            return None
-        if not any(p.requires_grad for group in self.groups if group["strength"] != 0 for p in group["params"]):
-            return "all its parameters are frozen"
-        zero = [schedule for schedule in self.over_time if schedule.is_always_zero]
-        return f"over_time={zero[0]!r} is 0 in every step" if zero else None
 
     @property
     def has_objective(self) -> bool:
@@ -177,18 +167,22 @@ class Regularizer(ActsOnRuns, DecayedParameters):
         gradient raises a RuntimeError.
         """
         active = []
-        for params, group, optimizer_group, given, lr in self._bound.sections(self.groups, decayed_only=True):
-            strength = effective_strength(given, self.over_time, self.updates, optimizer_group, self.clock)
+        for params, group, optimizer_group, given, lr, factors in self.sections(decayed_only=True):
+            strength = effective_strength(given, factors, self.updates, optimizer_group, self.clock)
             if isinstance(strength, Tensor) or strength != 0:
                 active.append(ActiveGroup(params, strength, lr, optimizer_group.get("maximize", False), group))
         return active
 
-    def sections(self) -> list[GradientSection]:
+    def sections(self, decayed_only: bool = False) -> list[GradientSection]:
         """Return all parameters with a gradient, one section per group of the method and group of the optimizer.
 
-        Parameters of strength 0 are included. A sparse gradient raises a RuntimeError.
+        A section is divided where ``over_time`` acts on some of its parameters only. A sparse gradient raises a
+        RuntimeError.
+
+        Args:
+            decayed_only: True to leave out groups whose strength is 0.
         """
-        return self._bound.sections(self.groups)
+        return with_factors(self._bound.sections(self.groups, decayed_only), self.over_time, self.params, self._bound)
 
     # -- attachment --------------------------------------------------------------------------------------------------
 

@@ -57,6 +57,13 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
+def check_flag(name: str, value: Any) -> bool:
+    """Return ``value``; raise a ValueError unless it is True or False. ``name`` is for the error message."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r}: must be true or false")
+    return value
+
+
 def is_adam_group(group: dict[str, Any]) -> bool:
     """Return True if a group of an optimizer has the keys of torch's Adam and AdamW, ``betas`` and ``amsgrad``."""
     return "betas" in group and "amsgrad" in group

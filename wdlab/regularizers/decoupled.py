@@ -2,16 +2,19 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from wdlab.regularizers.base import Params, Regularizer, Schedules
+from wdlab.regularizers.base import Params, Schedules
+from wdlab.regularizers.cautious import CanBeCautious
 from wdlab.regularizers.gradient_scale import GradientScale
 from wdlab.regularizers.in_loss import shrink_
 from wdlab.regularizers.over_time import check_over_time
 from wdlab.regularizers.penalties import HalfSquare
+from wdlab.tensors import local_shards, scaled
 
 
-class DecoupledDecay(Regularizer):
+class DecoupledDecay(CanBeCautious):
     """Decoupled weight decay: ``w *= 1 - lr * s`` before the step of any optimizer.
 
     [grade B]
@@ -20,18 +23,32 @@ class DecoupledDecay(Regularizer):
     multiplies the decay. The factor ``1 - lr * s`` is replaced by 0 where it would be negative. The corresponding
     penalty is ``R(w) = |w|^2 / 2``.
 
+    Cautious weight decay (Chen et al. 2025, arXiv 2510.12402) decays only the weights that the optimizer's update does
+    not move away from zero: ``w -= lr s w0`` where ``u * w0 >= 0``, with ``w0`` the weight before the step and ``u``
+    what the optimizer itself subtracts.
+
     Args:
         params, strength, over_time: as in :class:`wdlab.regularizers.Regularizer`.
+        cautious: True for cautious weight decay, which needs the memory for a copy of the weights.
     """
 
     stackable = True
 
-    def __init__(self, params: Params, strength: float, over_time: Schedules = None) -> None:
-        super().__init__(params, strength, over_time)
+    def __init__(self, params: Params, strength: float, over_time: Schedules = None, cautious: bool = False) -> None:
+        super().__init__(params, strength, over_time, cautious)
 
     def before_step(self) -> None:
-        for group in self.active_groups():
-            shrink_(group.params, group.lr * group.strength)
+        super().before_step()
+        if not self.cautious:
+            for group in self.active_groups():
+                shrink_(group.params, group.lr * group.strength)
+
+    def after_step(self) -> None:
+        for group in self.active_groups() if self.cautious else ():
+            rate, weights = group.lr * group.strength, local_shards(group.params)
+            rate = rate.clamp(max=1) if isinstance(rate, Tensor) else min(1.0, rate)
+            decayed = torch._foreach_sub(weights, scaled(self.weights_before(group.params), rate))
+            torch._foreach_copy_(weights, self.where_allowed(group.params, decayed))
 
     def penalty(self) -> Tensor:
         return sum((HalfSquare().value(g["params"]) * g["strength"] for g in self.groups), super().penalty())
@@ -56,9 +73,10 @@ class ScheduledDecay(DecoupledDecay):
 
     Args:
         params, strength, over_time: as in :class:`wdlab.regularizers.Regularizer`.
+        cautious: as in :class:`DecoupledDecay`.
     """
 
     stackable = True
 
-    def __init__(self, params: Params, strength: float, over_time: Schedules = None) -> None:
-        super().__init__(params, strength, (GradientScale(), *check_over_time(over_time)))
+    def __init__(self, params: Params, strength: float, over_time: Schedules = None, cautious: bool = False) -> None:
+        super().__init__(params, strength, (GradientScale(), *check_over_time(over_time)), cautious)

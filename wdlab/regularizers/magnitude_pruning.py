@@ -43,6 +43,7 @@ class MagnitudePruning(DecoupledDecay):
         end: share of the run after which the last pruning takes place, greater than ``begin`` and at most 1.
         ramp: ``cubic``, or ``linear`` for the share ``zeros * k / times`` after pruning k.
         steps: length of the run in updates; None for the length in the method's ``clock``, which ``wdlab.train`` sets.
+        cautious: as in :class:`DecoupledDecay`; for the decay, not for the pruning.
 
     Raises:
         ValueError: for an argument out of its range, or a negative or non-finite strength; at ``attach``, for sharded
@@ -62,6 +63,7 @@ class MagnitudePruning(DecoupledDecay):
         ramp: str = "cubic",
         steps: int | None = None,
         over_time: Schedules = None,
+        cautious: bool = False,
     ) -> None:
         self.zeros = check_number("zeros", zeros, lowest=0.0)
         if self.zeros >= 1:
@@ -75,7 +77,7 @@ class MagnitudePruning(DecoupledDecay):
         self.ramp = check_choice("ramp", ramp, tuple(RAMPS))
         self.steps = None if steps is None else _check_count("steps", steps)
         self._pruned: dict[int, Tensor] = {}  # mask of the pruned weights, by the parameter's index in ``params``
-        super().__init__(params, strength, over_time)
+        super().__init__(params, strength, over_time, cautious)
 
     @property
     def is_off(self) -> bool:
@@ -100,6 +102,7 @@ class MagnitudePruning(DecoupledDecay):
         return "\n".join([decay + pruning, *rows])
 
     def after_step(self) -> None:
+        super().after_step()
         share = self.share_after(self.updates + 1)
         tensors = [t for section in self.sections() for t in section.params] if share else []
         if not tensors:

@@ -3,7 +3,8 @@
 For example ``L1(params, 1e-3, over_time=Early(epochs=5, steps_per_epoch=391))``. A method multiplies several factors.
 The factors in this file depend on the number of updates: ``Early``, ``Late``, ``Delayed``, ``WarmUp``, and
 ``ScheduleFactor`` for any function of ``wdlab.schedules``. The factors ``CoherenceGate`` (P3, in ``coherent.py``) and
-``GradientScale`` (P5, in ``gradient_scale.py``) depend on the gradients.
+``GradientScale`` (P5, in ``gradient_scale.py``) depend on the gradients, ``Corrected`` and ``Independent`` (in
+``peak_rate.py``) on the learning rate.
 """
 
 import functools
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wdlab import schedules
 from wdlab.regularizers.checks import check_number
@@ -44,6 +45,7 @@ class OverTime:
     # True if all runs of a stack have the same factor, or the factor is one per run; each subclass declares it anew
     stackable: ClassVar[bool] = True
     is_always_zero = False  # True if the factor is certain to be 0 in every step
+    is_partial = False  # True if the factor multiplies the strength of some parameters only, see ``acts_on``
 
     @property
     def is_constant(self) -> bool:
@@ -52,6 +54,25 @@ class OverTime:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
+
+    def find_in(self, model: nn.Module, params: Sequence[Tensor]) -> None:
+        """Hook of ``for_model``: find in the model what this factor needs. Does nothing by default.
+
+        Args:
+            model: the network.
+            params: the parameters that the method decays, without those of strength 0.
+
+        Raises:
+            ValueError: if it is not there.
+        """
+
+    def acts_on(self, p: Tensor) -> bool:
+        """Return True if the factor multiplies the strength of ``p``."""
+        return True
+
+    def note_on(self, p: Tensor) -> str:
+        """Return a remark on ``p`` for ``Regularizer.describe``; "" by default."""
+        return ""
 
     def check(self, optimizer: torch.optim.Optimizer, clock: Clock) -> None:
         """Hook of ``attach``: raise a ValueError if this factor cannot be computed. Does nothing by default.

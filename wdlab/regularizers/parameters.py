@@ -5,9 +5,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from wdlab.regularizers.checks import check_strength
+from wdlab.homogeneous import weights
+from wdlab.regularizers.checks import check_choice, check_strength
 from wdlab.regularizers.description import TensorRow
+from wdlab.regularizers.over_time import OverTime
 
+SCOPES = ("weights", "all")
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
 
@@ -37,6 +40,19 @@ def places_of(params: Iterable[Tensor], model: nn.Module) -> list[ParameterPlace
     ]
 
 
+def params_in_scope(model: nn.Module, scope: str) -> list[Tensor]:
+    """Return the parameters of a model that are not frozen: those of ``homogeneous.weights``, or all for ``all``.
+
+    Raises:
+        ValueError: for an unknown scope, or if all parameters in the scope are frozen.
+    """
+    check_choice("scope", scope, SCOPES)
+    params = [p for p in (weights(model) if scope == "weights" else model.parameters()) if p.requires_grad]
+    if not params:
+        raise ValueError(f"scope={scope}: nothing to decay, all of it is frozen in {type(model).__name__}")
+    return params
+
+
 class DecayedParameters:
     """The base class of ``Regularizer``: the parameters to decay, in groups that have one strength each.
 
@@ -47,6 +63,8 @@ class DecayedParameters:
     Raises:
         ValueError: if there are no parameters, and as :meth:`add_param_group`.
     """
+
+    over_time: tuple[OverTime, ...]
 
     def __init__(self, params: Params, strength: float) -> None:
         self._default_strength = check_strength(strength)
@@ -110,8 +128,21 @@ class DecayedParameters:
         for group in self.groups:
             given = group.get("param_names", [""] * len(group["params"]))
             for p, name in zip(group["params"], given, strict=True):
-                rows.append(TensorRow(p, group["strength"], name or names.get(id(p), "")))
+                rows.append(TensorRow(p, group["strength"], name or names.get(id(p), ""), self._note_on(p)))
         return rows
+
+    def _note_on(self, p: Tensor) -> str:
+        """Hook of ``describe``: return a remark on a tensor. By default the remarks of ``over_time``."""
+        return ", ".join(filter(None, (schedule.note_on(p) for schedule in self.over_time)))
+
+    def _reason_to_be_idle(self) -> str | None:
+        """Return why nothing is decayed although a strength is not 0; None if something is, or all strengths are 0."""
+        if all(group["strength"] == 0 for group in self.groups):
+            return None
+        if not any(p.requires_grad for group in self.groups if group["strength"] != 0 for p in group["params"]):
+            return "all its parameters are frozen"
+        zero = [schedule for schedule in self.over_time if schedule.is_always_zero]
+        return f"over_time={zero[0]!r} is 0 in every step" if zero else None
 
     def check_replaced(self, group_of: Mapping[int, dict[str, Any]]) -> None:
         """Check that the optimizer and the model still hold the parameters of this method.

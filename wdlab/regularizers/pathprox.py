@@ -20,7 +20,6 @@ from wdlab.homogeneous import (
 )
 from wdlab.regularizers.base import Regularizer, Schedules
 from wdlab.regularizers.checks import check_strength
-from wdlab.regularizers.description import TensorRow
 from wdlab.regularizers.in_loss import ascent_sign
 from wdlab.regularizers.pathprox_step import (
     SMALLEST_NORM,
@@ -145,8 +144,8 @@ class PathProx(Regularizer):
         paired = {id(p) for p in self._paired}
         return [p for p in params if id(p) not in paired]
 
-    def _rows(self) -> list[TensorRow]:
-        return [row._replace(note="path-norm") if self._is_paired(row.tensor) else row for row in super()._rows()]
+    def _note_on(self, p: Tensor) -> str:
+        return ", ".join(["path-norm"] * self._is_paired(p) + [note for note in [super()._note_on(p)] if note])
 
     def _replaced(self) -> list[str]:
         layers = zip((layer for pair in self.pairs for layer in pair), self._paired, strict=True)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wdlab.regularizers.base import Params, Regularizer, Schedules
+from wdlab.regularizers.base import Params, Schedules
+from wdlab.regularizers.cautious import CanBeCautious
 from wdlab.regularizers.checks import as_number, check_number
 from wdlab.regularizers.penalties import Bridge
 from wdlab.regularizers.pnorm_factors import compiled_shrink_factors, shrink_factors
@@ -17,23 +18,18 @@ from wdlab.regularizers.views import ActiveGroup
 from wdlab.tensors import accumulation_dtype, add_number, add_number_, is_per_run, local_shards, scale_
 
 
-class _Bridged(Regularizer):
+class _Bridged(CanBeCautious):
     """The base class of the methods for ``R(w) = sum |w|^p``, whose groups may have different ``p``.
 
     Args:
         params, strength, over_time: as in :class:`wdlab.regularizers.Regularizer`.
         p: the exponent, for the groups without an own ``p``.
+        cautious: as in :class:`wdlab.regularizers.DecoupledDecay`.
     """
 
-    def __init__(
-        self,
-        params: Params,
-        strength: float,
-        p: float,
-        over_time: Schedules,
-    ) -> None:
+    def __init__(self, params: Params, strength: float, p: float, over_time: Schedules, cautious: bool) -> None:
         self._default_p = self.check_p(p)
-        super().__init__(params, strength, over_time)
+        super().__init__(params, strength, over_time, cautious)
 
     def check_p(self, p: float) -> float:
         """Return ``p`` as a Python number; raise a ValueError if the method does not support this ``p``."""
@@ -69,6 +65,8 @@ class PNormDecay(_Bridged):
         late: True for the factor ``1 / (1 + p lr s |u|^(p-2))``, the late variant in the released code.
         compiled: True to do the arithmetic by ``torch.compile``, in one pass over memory. Needs a C++ compiler on the
             CPU.
+        cautious: True to apply the factor only to weights that the optimizer's update does not move away from zero,
+            as in :class:`wdlab.regularizers.DecoupledDecay`.
 
     Raises:
         ValueError: for a p that is not a finite number > 0, or a negative or non-finite strength.
@@ -84,17 +82,19 @@ class PNormDecay(_Bridged):
         late: bool = False,
         compiled: bool = False,
         over_time: Schedules = None,
+        cautious: bool = False,
     ) -> None:
         self.late, self.compiled = late, compiled
         # (parameters, their factors) per active group, from before_step to after_step
         self._factors: list[tuple[list[Tensor], list[Tensor] | Tensor | float]] = []
         self._scratch: dict[int, Tensor] = {}  # reused memory for the factors on the CPU, by the parameter's id
-        super().__init__(params, strength, p, over_time)
+        super().__init__(params, strength, p, over_time, cautious)
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_factors": [], "_scratch": {}}
 
     def before_step(self) -> None:
+        super().before_step()
         if not self.late:
             self._factors = [(part.params, self._shrink_factors(part)) for part in self.active_groups()]
 
@@ -102,10 +102,14 @@ class PNormDecay(_Bridged):
         if self.late:
             self._factors = [(part.params, self._shrink_factors(part)) for part in self.active_groups()]
         for params, factors in self._factors:
-            if isinstance(factors, list):
-                torch._foreach_mul_(local_shards(params), factors)
+            weights = local_shards(params)
+            if self.cautious:
+                pairs = zip(weights, factors if isinstance(factors, list) else [factors] * len(weights), strict=True)
+                torch._foreach_copy_(weights, self.where_allowed(params, [w * factor for w, factor in pairs]))
+            elif isinstance(factors, list):
+                torch._foreach_mul_(weights, factors)
             else:
-                scale_(local_shards(params), factors)
+                scale_(weights, factors)
         self._factors = []
 
     def _shrink_factors(self, part: ActiveGroup) -> list[Tensor] | Tensor | float:
@@ -144,6 +148,8 @@ class PNormProx(_Bridged):
     Args:
         params, strength, over_time: as in :class:`wdlab.regularizers.Regularizer`.
         p: the exponent, 1 or 1.5. A group may have its own.
+        cautious: True to take the step only for weights that the optimizer's update does not move away from zero, as in
+            :class:`wdlab.regularizers.DecoupledDecay`.
 
     Raises:
         ValueError: for another p, or a negative or non-finite strength.
@@ -157,8 +163,9 @@ class PNormProx(_Bridged):
         strength: float,
         p: float = 1.0,
         over_time: Schedules = None,
+        cautious: bool = False,
     ) -> None:
-        super().__init__(params, strength, p, over_time)
+        super().__init__(params, strength, p, over_time, cautious)
 
     def check_p(self, p: float) -> float:
         number = as_number(p)
@@ -173,7 +180,7 @@ class PNormProx(_Bridged):
                 proxes = (soft_threshold if part.group["p"] == 1 else prox_p_three_halves)(weights, threshold)
                 if isinstance(threshold, Tensor):
                     proxes = [torch.where(threshold > 0, new, w) for new, w in zip(proxes, weights, strict=True)]
-                torch._foreach_copy_(weights, proxes)
+                torch._foreach_copy_(weights, self.where_allowed(part.params, proxes))
 
 
 def soft_threshold(weights: Sequence[Tensor], threshold: float | Tensor) -> list[Tensor]:

@@ -24,6 +24,7 @@ class GradientSection(NamedTuple):
     optimizer_group: dict[str, Any]  # the optimizer's group
     strength: float | Tensor  # without the factors of over_time; for a stack a number per run, (runs, 1, 1)
     lr: float | Tensor  # learning rate of the next update; for a stack a number per run, (runs, 1, 1)
+    over_time: tuple["Factor", ...] = ()  # the factors on the strength of these parameters
 
     @property
     def ascent_sign(self) -> int:
@@ -43,6 +44,13 @@ class ActiveGroup(NamedTuple):
 
 class Factor(Protocol):
     """The protocol of a factor on a strength, which ``OverTime`` implements."""
+
+    @property
+    def is_partial(self) -> bool:
+        """True if the factor multiplies the strength of some parameters only."""
+
+    def acts_on(self, p: Tensor) -> bool:
+        """Return True if the factor multiplies the strength of ``p``."""
 
     def factor(self, step: int, optimizer_group: dict[str, Any], clock: Clock) -> float | Tensor:
         """Return the factor for the next update; ``step`` is the number of updates made so far."""
@@ -100,6 +108,31 @@ def effective_strength(
             return 0.0
         strength = strength * factor
     return strength
+
+
+def with_factors(
+    sections: Sequence[GradientSection], over_time: tuple[Factor, ...], params: Sequence[Tensor], view: ParametersView
+) -> list[GradientSection]:
+    """Return sections with their factors; a section is divided where a factor acts on some of its parameters only.
+
+    Args:
+        sections: sections of a method, without factors.
+        over_time: the factors of the method.
+        params: all parameters of the method.
+        view: the view that the sections are from.
+    """
+    if not over_time:
+        return list(sections)
+    if not any(factor.is_partial for factor in over_time):
+        return [section._replace(over_time=over_time) for section in sections]
+    acting = {id(view.tensor(p)): tuple(factor for factor in over_time if factor.acts_on(p)) for p in params}
+    divided = []
+    for section in sections:
+        parts: dict[tuple[Factor, ...], list[Tensor]] = {}
+        for t in section.params:
+            parts.setdefault(acting[id(t)], []).append(t)
+        divided += [section._replace(params=tensors, over_time=factors) for factors, tensors in parts.items()]
+    return divided
 
 
 class OptimizerView:

@@ -79,7 +79,7 @@ class Stack:
         experiments = self._experiments = [run.experiment for run in runs]
         self._data = experiments[0].data
         self._batches = StackedBatches(self._data.train, settings.batch_size, [e.seed for e in experiments])
-        self._clock = Clock(settings.steps, self._batches.steps_per_epoch)
+        self._clock = Clock(settings.steps, self._batches.steps_per_epoch, experiments[0].lr_factor)
         self._base_lrs = [experiment.optimizer.param_groups[0]["lr"] for experiment in experiments]
         for run in runs:
             run.experiment.regularizer.clock = self._clock
@@ -187,7 +187,7 @@ class Stack:
         return [k for k, run in enumerate(self._runs) if run.outcome is None]
 
     def _lr_factor(self, step: int) -> float:
-        return self._experiments[0].lr_factor(step, *self._clock)
+        return self._clock.lr_factor(step)
 
     def _evaluated(self, step: int) -> ResultsBySplit | None:
         """Return losses and accuracies (runs,) on the whole splits, None if they are not due."""
