@@ -12,17 +12,32 @@ import pytest
 import torch
 from torch import nn
 
-from tests.reference import adams, base, decoupled, in_loss, padam, pathprox, prox, routes, schedules, sgds
+from tests.reference import (
+    adams,
+    base,
+    constrained,
+    decoupled,
+    huber,
+    in_loss,
+    padam,
+    pathprox,
+    prox,
+    routes,
+    schedules,
+    sgds,
+)
 from wdlab.optimizers import SGDS, AdamS, PAdam
 from wdlab.regularizers import (
     L1,
     L2,
     CoherenceGate,
     Coherent,
+    ConstrainedRegularization,
     DecoupledDecay,
     Delayed,
     Early,
     GradientScale,
+    HuberDecay,
     Late,
     Lp,
     PathProx,
@@ -127,6 +142,18 @@ CASES = {
     "PNormDecay on Adam": Case(attached(PNormDecay, ADAM, p=1.3), partial(pnorm_on_adam, p=1.3), BETAS),
     "PNormDecay on SGD": Case(attached(PNormDecay, p=0.8), partial(padam.pnorm_decay, p=0.8), MOMENTUM),
     "PNormDecay, late": Case(attached(PNormDecay, late=True), partial(padam.pnorm_decay, late=True), MOMENTUM),
+    **{
+        f"elastic p-norm, p={p}": Case(
+            attached(PNormDecay, ADAM, p=p, ridge=0.4),
+            partial(pnorm_on_adam, p=p, ridge=0.4),
+            BETAS,
+            has_zeros=p == 0.5,
+        )
+        for p in (0.5, 1, 1.3, 2, 3)
+    },
+    "elastic p-norm, late": Case(
+        attached(PNormDecay, late=True, ridge=2.0), partial(padam.pnorm_decay, late=True, ridge=2.0), MOMENTUM
+    ),
     "PathProx": Case(on_layers, pathprox.pathprox, {}, 0.3, LINEAR),
     "PathProx, zeros": Case(on_layers, pathprox.pathprox, {}, 4.0, LINEAR, has_zeros=True),
     "PathProx, convolutions": Case(on_layers, pathprox.pathprox, {}, 4.0, CONVOLUTIONS, has_zeros=True),
@@ -178,6 +205,18 @@ CASES = {
     "DecoupledDecay on Adam": Case(attached(DecoupledDecay, ADAM), adam_decoupled, BETAS),
     "DecoupledDecay on SGD": Case(attached(DecoupledDecay), sgd_decoupled, MOMENTUM),
     "torch's AdamW": Case(drop_in(ADAMW), adam_decoupled, BETAS),
+    "HuberDecay": Case(attached(HuberDecay, delta=0.3), partial(huber.huber, delta=0.3), MOMENTUM, 3.0),
+    "HuberDecay on Adam": Case(
+        attached(HuberDecay, ADAM, delta=0.3), partial(huber.huber, delta=0.3, base=base.Adam), BETAS, 0.5
+    ),
+    "CPR, warm start": Case(
+        attached(ConstrainedRegularization, ADAM, warm_start=4), partial(constrained.constrained, warm_start=4), BETAS
+    ),
+    "CPR, inflection": Case(
+        attached(ConstrainedRegularization, kappa="inflection", every=3),
+        partial(constrained.constrained, every=3, base=base.SGD),
+        MOMENTUM,
+    ),
     "PNormProx, p=1": Case(attached(PNormProx, p=1), partial(prox.proximal, p=1), MOMENTUM, 3.0, has_zeros=True),
     "PNormProx, p=1.5": Case(attached(PNormProx, p=1.5), partial(prox.proximal, p=1.5), MOMENTUM, 0.5),
 }
@@ -226,3 +265,14 @@ def test_gates_open_and_close(make_gate, float64):
 
     list(in_loss.in_loss(*draw(SHAPES), [0.3 * share for share in SHARES], factor=remembered))
     assert 4 <= sum(factors) <= STEPS - 4
+
+
+@pytest.mark.parametrize("name", ["CPR, warm start", "CPR, inflection"])
+def test_constraints_act(name, float64):
+    """Check that the comparisons above are no empty ones, as a bound that is never reached would make them."""
+    case = CASES[name]
+    of = [case.reference(*draw(SHAPES), [s * share for share in SHARES], **case.settings) for s in (0.0, case.strength)]
+    *_, free = of[0]
+    *_, held = of[1]
+    moved = [not torch.equal(a, b) for a, b in zip(free, held, strict=True)]
+    assert moved[0] and not moved[2] and sum(moved) >= 2

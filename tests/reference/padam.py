@@ -5,7 +5,11 @@ step of the optimizer::
 
     w = u / (1 + p lr s |w0|^(p-2)) = u X / (X + p lr s),          X = |w0|^(2-p)
 
-The late variant has ``u`` in place of ``w0``. pAdam decays tensors of two or more dimensions and no others.
+The late variant has ``u`` in place of ``w0``. The elastic p-norm adds ``r |w|^2 / 2`` to the penalty::
+
+    w = u X / (X (1 + lr r) + p lr s)
+
+pAdam decays tensors of two or more dimensions and no others.
 """
 
 from collections.abc import Sequence
@@ -15,14 +19,14 @@ import torch
 from tests.reference.base import SGD, Adam, Gradients, Steps, Tensors
 
 
-def decayed(u: float, w0: float, p: float, c: float) -> float:
-    """Return one weight after the decay, for ``c = p lr s``."""
+def decayed(u: float, w0: float, p: float, c: float, c2: float = 0.0) -> float:
+    """Return one weight after the decay, for ``c = p lr s`` and ``c2 = lr r``."""
     if c == 0:
-        return u
+        return u / (1 + c2)
     if p >= 2:  # the same where X may be infinite
-        return u / (1 + c * abs(w0) ** (p - 2))
+        return u / (1 + c2 + c * abs(w0) ** (p - 2))
     x = abs(w0) ** (2 - p)
-    return u * x / (x + c)
+    return u * x / (x * (1 + c2) + c)
 
 
 def pnorm_decay(
@@ -32,6 +36,7 @@ def pnorm_decay(
     strengths: Sequence[float],
     p: float = 0.8,
     late: bool = False,
+    ridge: float = 0.0,
     base: type[Adam | SGD] = SGD,
     **settings,
 ) -> Steps:
@@ -42,7 +47,8 @@ def pnorm_decay(
         for w, g, s, optimizer in zip(weights, gradient, strengths, optimizers, strict=True):
             u = w - lr * optimizer.direction(g)
             pairs = zip(u.flatten().tolist(), (u if late else w).flatten().tolist(), strict=True)
-            new.append(torch.tensor([decayed(ui, wi, p, p * lr * s) for ui, wi in pairs]).reshape(w.shape))
+            values = [decayed(ui, wi, p, p * lr * s, lr * ridge) for ui, wi in pairs]
+            new.append(torch.tensor(values).reshape(w.shape))
         weights = new
         yield weights
 

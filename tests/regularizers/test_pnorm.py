@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.problem import zero_gradients
-from wdlab.regularizers import DecoupledDecay, PNormDecay, PNormProx
+from wdlab.regularizers import DecoupledDecay, Early, PNormDecay, PNormProx, WarmUp
 from wdlab.regularizers.penalties import Absolute, Bridge, HalfSquare
 from wdlab.regularizers.pnorm_factors import compiled_shrink_factors, power, shrink_factor, shrink_factors
 
@@ -176,3 +176,70 @@ def test_the_factor_for_compiled_loops_has_no_nan_in_float32(p, c):
     usual = (w == 0) | ((w >= 1e-30) & (w <= 1e30))
     if 1e-8 <= c <= 1:
         assert torch.allclose(found.double()[usual], exact.double()[usual], rtol=1e-4, atol=1e-6)
+
+
+# -- the elastic p-norm
+
+
+@pytest.mark.parametrize("p", [*POWERS, 2])
+def test_the_elastic_factor_is_the_published_one(p, float64):
+    """``w = u X / (X (1 + a r) + p a s)`` with ``X = |w0|^(2-p)``."""
+    a, s, r, g = 0.1, 0.02, 3.0, 0.3
+    after = decayed(lambda w: PNormDecay(w, s, p, ridge=r), lr=a, gradient=g).tolist()
+    for before, found in zip(WEIGHTS[1:], after[1:], strict=True):
+        x = abs(before) ** (2 - p)
+        assert found == pytest.approx((before - a * g) * x / (x * (1 + a * r) + p * a * s), rel=1e-12, abs=1e-300)
+    assert after[0] == (0 if p < 2 else pytest.approx(-a * g / (1 + a * r + (2 * a * s if p == 2 else 0))))
+
+
+@pytest.mark.parametrize("p", [0.5, 0.8, 2])
+def test_the_limits_of_the_elastic_p_norm(p, float64):
+    a, g = 0.1, 0.3
+    without_p = decayed(lambda w: PNormDecay(w, 0.0, p, ridge=3.0), lr=a, gradient=g)
+    assert without_p.tolist() == pytest.approx([(w - a * g) / (1 + a * 3) for w in WEIGHTS], rel=1e-14)
+    first_order = decayed(lambda w: PNormDecay(w, 0.0, p, ridge=0.01), [1.0], lr=a).item()
+    assert first_order == pytest.approx(decayed(lambda w: DecoupledDecay(w, 0.01), [1.0], lr=a).item(), abs=2e-6)
+    plain = decayed(lambda w: PNormDecay(w, 0.2, p), lr=a, gradient=g)
+    assert decayed(lambda w: PNormDecay(w, 0.2, p, ridge=0.0), lr=a, gradient=g).equal(plain)
+    assert decayed(lambda w: PNormDecay(w, 0.2, p, ridge=1e-14), lr=a, gradient=g).allclose(plain, rtol=1e-12)
+
+
+@pytest.mark.parametrize("p", [*POWERS, 2])
+@pytest.mark.parametrize("ridge", [1e-6, 0.3, 1e30])
+def test_compiled_and_tensor_ridges_give_the_same_factors(p, ridge, float64):
+    w = [torch.tensor(WEIGHTS), torch.tensor([[3.0, 0.0]])]
+    for c in (0.0, 0.3, 1e30):
+        plain = shrink_factors(w, c, p, ridge=ridge)
+        plain = plain if isinstance(plain, list) else [torch.full_like(x, plain) for x in w]
+        by_tensor = shrink_factors(w, torch.tensor(c), p, ridge=torch.tensor(ridge))
+        for other in (by_tensor, compiled_shrink_factors(w, c, p, ridge)):
+            other = other if isinstance(other, list) else [other.expand(x.shape) for x in w]
+            assert all(torch.allclose(x, y, rtol=1e-12, atol=0) for x, y in zip(plain, other, strict=True)), c
+
+
+def test_both_strengths_change_over_time(float64):
+    def after(method, steps):
+        w = torch.tensor([0.5], requires_grad=True)
+        optimizer = torch.optim.SGD([w], lr=0.1)
+        method([w]).attach(optimizer)
+        for _ in range(steps):
+            w.grad = torch.zeros_like(w)
+            optimizer.step()
+        return w.item()
+
+    for s in (0.0, 0.2):
+        warm = after(lambda w, s=s: PNormDecay(w, s, 1, ridge=0.6, over_time=WarmUp(steps=2)), 1)
+        assert warm == pytest.approx(after(lambda w, s=s: PNormDecay(w, s / 3, 1, ridge=0.2), 1)) and warm < 0.5
+        early = after(lambda w, s=s: PNormDecay(w, s, 1, ridge=0.6, over_time=Early(steps=1)), 3)
+        assert early == after(lambda w, s=s: PNormDecay(w, s, 1, ridge=0.6), 1)
+
+
+def test_the_ridge_is_in_the_penalty_and_in_the_description():
+    w = torch.tensor([[0.5, -2.0], [0.0, 1.0]], requires_grad=True)
+    assert PNormDecay([w], 0.1, p=1, ridge=0.4).penalty().item() == pytest.approx(0.1 * 3.5 + 0.2 * 5.25)
+    assert "strength 0.1, multiplied by the learning rate, ridge 0.4\n" in PNormDecay([w], 0.1, ridge=0.4).describe()
+    only = PNormDecay([w], 0.0, ridge=0.4)
+    assert not only.is_off and "1 tensor, 4 values" in only.describe() and "ridge 0.4\n" in only.describe()
+    assert PNormDecay([w], 0.0).is_off
+    with pytest.raises(ValueError, match="ridge=-1: must be a finite number >= 0"):
+        PNormDecay([w], 0.1, ridge=-1)

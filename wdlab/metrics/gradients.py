@@ -72,8 +72,8 @@ class GradientComparison:
         """Return the metrics of the step, after the step, (runs,) each.
 
         ``gradient/penalty_norm`` is ``|r|`` with the strength that the step used. ``gradient/coherence`` is the cosine
-        between ``g`` and ``g + r`` (P3, our reading): 1 without a penalty, 0 if ``g`` or ``g + r`` is zero. Each
-        schedule in the method's ``over_time`` adds its own metrics, for example ``gradient/gate``.
+        between ``g`` and ``g + r`` (P3, our reading): 1 without a penalty, 0 if ``g`` or ``g + r`` is zero. The method
+        and each schedule in its ``over_time`` add their own metrics, for example ``gradient/gate``.
         """
         if self._sums:
             values = self._norm_and_coherence()
@@ -82,7 +82,7 @@ class GradientComparison:
             values = {"gradient/penalty_norm": zero, "gradient/coherence": zero}
         for schedule in self._regularizer.over_time:
             values |= {name: value.flatten() for name, value in schedule.metrics().items()}
-        return values
+        return values | {name: value.flatten() for name, value in self._regularizer.metrics().items()}
 
     def _norm_and_coherence(self) -> dict[str, Tensor]:
         method = self._regularizer

@@ -5,8 +5,10 @@ A method works with every optimizer, unless its docstring names the optimizers t
 
 from wdlab.regularizers.base import Regularizer
 from wdlab.regularizers.coherent import CoherenceGate, Coherent
+from wdlab.regularizers.constrained import ConstrainedRegularization
 from wdlab.regularizers.decoupled import DecoupledDecay, ScheduledDecay
 from wdlab.regularizers.gradient_scale import GradientScale
+from wdlab.regularizers.huber import HuberDecay
 from wdlab.regularizers.in_loss import L1, L2, Lp
 from wdlab.regularizers.magnitude_pruning import MagnitudePruning
 from wdlab.regularizers.over_time import Delayed, Early, Late, OverTime, ScheduleFactor, WarmUp
@@ -19,11 +21,13 @@ __all__ = [
     "L2",
     "CoherenceGate",
     "Coherent",
+    "ConstrainedRegularization",
     "Corrected",
     "DecoupledDecay",
     "Delayed",
     "Early",
     "GradientScale",
+    "HuberDecay",
     "Independent",
     "Late",
     "Lp",

@@ -56,8 +56,7 @@ class Regularizer(ActsOnRuns, DecayedParameters):
 
     def __init__(self, params: Params, strength: float = 0.0, over_time: Schedules = None) -> None:
         self.over_time = check_over_time(over_time)
-        self.updates = 0
-        self.clock = Clock()
+        self.updates, self.clock = 0, Clock()
         self.turn: int | None = None  # rank in the order of attachment to the optimizer; None while detached
         self.gradient_sums = GradientSums()
         self._view: ParametersView | None = None
@@ -120,15 +119,14 @@ class Regularizer(ActsOnRuns, DecayedParameters):
         The summary is, for example, "L2: 3 tensors, 4,224 values, strength 0.0001, multiplied by the learning rate".
         A tensor's line has its name (if the name is known), shape, number of values and strength.
         """
-        name = type(self).__name__
         if type(self) is Regularizer:
-            return f"{name}: decays nothing"
+            return "Regularizer: decays nothing"
         remarks = ["multiplied by the learning rate"] * self.times_lr + ["cautious"] * self.cautious
         if self.over_time:
             remarks.append("over time " + " x ".join(map(repr, self.over_time)))
         if reason := self._reason_to_be_idle():
             remarks.append(f"decays nothing: {reason}")
-        return describe(name, self._rows(), remarks)
+        return describe(type(self).__name__, self._rows(), remarks)
 
     @property
     def has_objective(self) -> bool:
@@ -154,6 +152,10 @@ class Regularizer(ActsOnRuns, DecayedParameters):
     def penalty_gradient(self, params: Sequence[Tensor]) -> list[Tensor]:
         """Return ``dR/dp`` for each of ``params`` (if sharded, for the local shard). Callers only read the tensors."""
         return [torch.zeros_like(p) for p in params]
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Return the values of the last step to be logged, by metric name: scalars, for a stack (runs,). {} here."""
+        return {}
 
     def add_to_gradients(self, params: Sequence[Tensor], addends: Sequence[Tensor], factor: float | Tensor) -> None:
         """Add ``factor * addend`` to each ``p.grad`` until the optimizer's step is done, see :class:`GradientSums`."""

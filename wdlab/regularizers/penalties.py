@@ -76,3 +76,29 @@ class Bridge:
         slopes = [slope.nan_to_num_(nan=0.0, posinf=torch.finfo(slope.dtype).max) for slope in slopes]
         torch._foreach_mul_(slopes, torch._foreach_sign(weights))
         return slopes
+
+
+class Huber:
+    """The Huber penalty: the sum of ``w^2 / 2`` where ``|w| <= delta``, else of ``delta (|w| - delta / 2)``.
+
+    Its gradient is ``w``, limited to ``[-delta, delta]``.
+
+    Args:
+        delta: the threshold, > 0.
+    """
+
+    def __init__(self, delta: float) -> None:
+        self.delta = delta
+
+    def value(self, params: Sequence[Tensor]) -> Tensor:
+        sizes = [w.to(accumulation_dtype(w.dtype)).abs() for w in local_shards(params)]
+        inner = [x.clamp(max=self._limit(x.dtype)) for x in sizes]
+        sums = [(low * (x - low / 2)).sum() for x, low in zip(sizes, inner, strict=True)]
+        return over_shards(params, torch.stack(sums)).sum()
+
+    def gradient(self, params: Sequence[Tensor]) -> list[Tensor]:
+        return [w.clamp(-self._limit(w.dtype), self._limit(w.dtype)) for w in local_shards(params)]
+
+    def _limit(self, dtype: torch.dtype) -> float:
+        """Return ``delta``, or the largest number of ``dtype`` if that is smaller."""
+        return min(self.delta, torch.finfo(dtype).max)

@@ -12,9 +12,10 @@ from torch import Tensor
 from wdlab.regularizers.base import Params, Schedules
 from wdlab.regularizers.cautious import CanBeCautious
 from wdlab.regularizers.checks import as_number, check_number
-from wdlab.regularizers.penalties import Bridge
+from wdlab.regularizers.description import TensorRow
+from wdlab.regularizers.penalties import Bridge, HalfSquare
 from wdlab.regularizers.pnorm_factors import compiled_shrink_factors, shrink_factors
-from wdlab.regularizers.views import ActiveGroup
+from wdlab.regularizers.views import ActiveGroup, effective_strength
 from wdlab.tensors import accumulation_dtype, add_number, add_number_, is_per_run, local_shards, scale_
 
 
@@ -59,17 +60,22 @@ class PNormDecay(_Bridged):
     ``1 / (1 + 2 lr s)``. The learning rate multiplies the decay. The released pAdam decays only tensors with at least 2
     dimensions; this class decays all parameters that it is given.
 
+    With a ``ridge`` r this is the elastic p-norm [grade B], with the penalty ``r |w|^2 / 2`` in the same factor:
+    ``w = u X / (X (1 + lr r) + p lr s)`` with ``X = |w0|^(2-p)``. If the strength is 0, this is ``w = u / (1 + lr r)``.
+
     Args:
-        params, strength, over_time: as in :class:`wdlab.regularizers.Regularizer`.
+        params, strength, over_time: as in :class:`wdlab.regularizers.Regularizer`. ``over_time`` changes ``ridge`` too.
         p: the exponent, > 0. A group may have its own, ``{"params": ..., "p": 1.0}``.
         late: True for the factor ``1 / (1 + p lr s |u|^(p-2))``, the late variant in the released code.
         compiled: True to do the arithmetic by ``torch.compile``, in one pass over memory. Needs a C++ compiler on the
             CPU.
         cautious: True to apply the factor only to weights that the optimizer's update does not move away from zero,
             as in :class:`wdlab.regularizers.DecoupledDecay`.
+        ridge: the strength of the squared L2 norm, >= 0, for all groups. The method is off if both strengths are 0.
+            ``penalty_gradient``, which gates and metrics use, is that of ``sum |w|^p`` alone.
 
     Raises:
-        ValueError: for a p that is not a finite number > 0, or a negative or non-finite strength.
+        ValueError: for a p that is not a finite number > 0, or a negative or non-finite strength or ridge.
     """
 
     stackable = True
@@ -83,8 +89,10 @@ class PNormDecay(_Bridged):
         compiled: bool = False,
         over_time: Schedules = None,
         cautious: bool = False,
+        ridge: float = 0.0,
     ) -> None:
         self.late, self.compiled = late, compiled
+        self.ridge = check_number("ridge", ridge, lowest=0.0)
         # (parameters, their factors) per active group, from before_step to after_step
         self._factors: list[tuple[list[Tensor], list[Tensor] | Tensor | float]] = []
         self._scratch: dict[int, Tensor] = {}  # reused memory for the factors on the CPU, by the parameter's id
@@ -92,6 +100,40 @@ class PNormDecay(_Bridged):
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_factors": [], "_scratch": {}}
+
+    @property
+    def is_off(self) -> bool:
+        """True if the method does nothing: all its strengths are 0, and so is ``ridge``."""
+        return super().is_off and self.ridge == 0
+
+    def describe(self) -> str:
+        """Return the text of ``Regularizer.describe``, with the ridge in its first line."""
+        first, *rows = super().describe().splitlines()
+        return "\n".join([f"{first}, ridge {self.ridge:g}" if self.ridge else first, *rows])
+
+    def _rows(self) -> list[TensorRow]:
+        rows = super()._rows()
+        return [r if r.strength or not self.ridge else r._replace(strength=self.ridge, note="ridge") for r in rows]
+
+    def active_groups(self) -> list[ActiveGroup]:
+        """Return the parameters to decay in this step, as ``Regularizer.active_groups``.
+
+        With a ridge, parameters of strength 0 are among them, and each ``group`` has a ``ridge`` with the factors of
+        ``over_time``.
+        """
+        if self.ridge == 0:
+            return super().active_groups()
+        active = []
+        for params, group, optimizer_group, given, lr in self.sections():
+            factor = effective_strength(1.0, self.over_time, self.updates, optimizer_group, self.clock)
+            if isinstance(factor, Tensor) or factor != 0:
+                own = group | {"ridge": self.ridge * factor}
+                active.append(ActiveGroup(params, given * factor, lr, optimizer_group.get("maximize", False), own))
+        return active
+
+    def penalty(self) -> Tensor:
+        """Return ``s sum |w|^p + ridge |w|^2 / 2`` as a scalar tensor."""
+        return super().penalty() + (self.ridge * HalfSquare().value(self.params) if self.ridge else 0)
 
     def before_step(self) -> None:
         super().before_step()
@@ -114,11 +156,11 @@ class PNormDecay(_Bridged):
 
     def _shrink_factors(self, part: ActiveGroup) -> list[Tensor] | Tensor | float:
         """Return the factors ``1 / (1 + p lr s |w|^(p-2))`` for the current weights, as :func:`shrink_factors` does."""
-        p, c = part.group["p"], part.group["p"] * part.lr * part.strength
+        p, c, ridge = part.group["p"], part.group["p"] * part.lr * part.strength, part.lr * part.group.get("ridge", 0.0)
         weights = local_shards(part.params)
-        if self.compiled and not is_per_run(c):
-            return compiled_shrink_factors(weights, c, p)
-        return shrink_factors(weights, c, p, self._memory_for(part.params, weights))
+        if self.compiled and not is_per_run(c) and not is_per_run(ridge):
+            return compiled_shrink_factors(weights, c, p, ridge)
+        return shrink_factors(weights, c, p, self._memory_for(part.params, weights), ridge)
 
     def _memory_for(self, params: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor] | None:
         """Return a tensor for the factors of each weight; None if a weight is not on the CPU.

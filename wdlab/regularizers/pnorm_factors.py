@@ -1,5 +1,7 @@
 """The factor ``1 / (1 + c |w|^(p-2))`` of p-norm weight decay (P2), for uncompiled and for compiled code.
 
+With a ridge, the elastic p-norm, it is ``1 / (1 + ridge + c |w|^(p-2))``.
+
 ``shrink_factors`` computes the factors of a list of tensors by uncompiled operations on the whole list.
 ``shrink_factor`` is one expression that a compiler turns into one loop. In compiled float32 loops on the CPU, ``power``
 replaces a logarithm and an exponential by polynomials.
@@ -18,21 +20,32 @@ MAX_COEFFICIENT = 1e37  # a larger c counts as 1e37, a c below 1e-37 as 0; else 
 
 
 def shrink_factors(
-    weights: Sequence[Tensor], c: float | Tensor, p: float, places: Sequence[Tensor] | None = None
+    weights: Sequence[Tensor],
+    c: float | Tensor,
+    p: float,
+    places: Sequence[Tensor] | None = None,
+    ridge: float | Tensor = 0.0,
 ) -> list[Tensor] | Tensor | float:
-    """Return ``1 / (1 + c |w|^(p-2))`` for each weight, in [0, 1]. No intermediate result overflows.
+    """Return ``1 / (1 + ridge + c |w|^(p-2))`` for each weight, in [0, 1]. No intermediate result overflows.
 
     Args:
         weights: tensors of any shapes.
         c: ``p * lr * s`` >= 0: a number, a scalar tensor, or for a stack a number per run, (runs, 1, 1). If it is 0,
-            every factor is 1.
+            every factor is ``1 / (1 + ridge)``.
         p: the exponent, > 0.
         places: tensors to write the factors to, in the shapes of the weights, at least float32; None for new tensors.
+        ridge: learning rate times the strength of the squared L2 norm, >= 0, in a form that ``c`` may have.
 
     Returns:
         Tensors in the shapes of the weights, at least float32. If p = 2, or if ``c`` is a number below 1e-37: one
-        factor for all weights, in the form of ``c``.
+        factor for all weights, in the form of ``c`` or ``ridge``.
     """
+    if isinstance(ridge, Tensor) or ridge > 0:
+        factors = shrink_factors(weights, _within_ridge(c, ridge), p, places)
+        if not isinstance(factors, list):
+            return factors / (1 + ridge)
+        scale_(factors, 1 / (1 + ridge))
+        return factors
     if p == 2 or (not isinstance(c, Tensor) and c < 1 / MAX_COEFFICIENT):
         return 1 / (1 + c)
     if places is None:
@@ -64,6 +77,11 @@ def shrink_factors(
     return [torch.where(c > 1 / MAX_COEFFICIENT, x, 1) for x in sizes] if isinstance(c, Tensor) else sizes
 
 
+def _within_ridge(c: float | Tensor, ridge: float | Tensor) -> float | Tensor:
+    """Return ``c / (1 + ridge)``: the factor with a ridge is that of this ``c`` without one, over ``1 + ridge``."""
+    return (c.clamp(max=MAX_COEFFICIENT) if isinstance(c, Tensor) else c) / (1 + ridge)
+
+
 def _log(c: float | Tensor) -> float | Tensor:
     return (
         c.clamp(1 / MAX_COEFFICIENT, MAX_COEFFICIENT).log()
@@ -72,21 +90,29 @@ def _log(c: float | Tensor) -> float | Tensor:
     )
 
 
-def compiled_shrink_factors(weights: Sequence[Tensor], c: float | Tensor, p: float) -> list[Tensor]:
+def compiled_shrink_factors(
+    weights: Sequence[Tensor], c: float | Tensor, p: float, ridge: float | Tensor = 0.0
+) -> list[Tensor]:
     """Return the result of ``shrink_factors`` as a list of tensors, by ``torch.compile`` in one pass over each tensor.
 
     Args:
         weights: tensors of any shapes.
         c: ``p * lr * s`` >= 0, a number or a scalar tensor.
         p: the exponent, > 0.
+        ridge: learning rate times the strength of the squared L2 norm, >= 0, a number or a scalar tensor.
     """
+    kept = None
+    if isinstance(ridge, Tensor) or ridge > 0:
+        c, kept = _within_ridge(c, ridge), 1 / (1 + ridge)
+        kept = kept if isinstance(kept, Tensor) else torch.tensor(kept, dtype=torch.float64)
     c = c if isinstance(c, Tensor) else torch.tensor(min(c, MAX_COEFFICIENT), dtype=torch.float64)
-    return compiled(_all_shrink_factors)(list(weights), c, p)
+    return compiled(_all_shrink_factors)(list(weights), c, p, kept)
 
 
-def _all_shrink_factors(weights: list[Tensor], c: Tensor, p: float) -> list[Tensor]:
+def _all_shrink_factors(weights: list[Tensor], c: Tensor, p: float, kept: Tensor | None) -> list[Tensor]:
     within = c.clamp(1 / MAX_COEFFICIENT, MAX_COEFFICIENT)
-    return [torch.where(c > 1 / MAX_COEFFICIENT, shrink_factor(w, within, p), 1.0) for w in weights]
+    factors = [torch.where(c > 1 / MAX_COEFFICIENT, shrink_factor(w, within, p), 1.0) for w in weights]
+    return factors if kept is None else [x * kept for x in factors]
 
 
 def shrink_factor(w: Tensor, c: Tensor, p: float) -> Tensor:
