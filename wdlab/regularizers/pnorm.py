@@ -124,8 +124,8 @@ class PNormDecay(_Bridged):
         if self.ridge == 0:
             return super().active_groups()
         active = []
-        for params, group, optimizer_group, given, lr in self.sections():
-            factor = effective_strength(1.0, self.over_time, self.updates, optimizer_group, self.clock)
+        for params, group, optimizer_group, given, lr, factors in self.sections():
+            factor = effective_strength(1.0, factors, self.updates, optimizer_group, self.clock)
             if isinstance(factor, Tensor) or factor != 0:
                 own = group | {"ridge": self.ridge * factor}
                 active.append(ActiveGroup(params, given * factor, lr, optimizer_group.get("maximize", False), own))
