@@ -12,7 +12,7 @@ CHOICES = {
     "dataset": ("digits",),
     "model": ("mlp", "mlp_factorized"),
     "optimizer": ("sgd", "adam", "amsgrad", "adamw", "adams", "sgds", "padam"),
-    "regularizer": ("none", "l2", "l1", "lp", "decoupled", "pnorm", "pathprox", "coherent", "early"),
+    "regularizer": ("none", "l2", "l1", "lp", "decoupled", "cautious", "pnorm", "pathprox", "coherent", "early"),
     "lr_schedule": ("constant", "cosine"),
     "runtime": ("auto", "cpu"),
     "logger": ("disabled", "offline"),
@@ -190,6 +190,16 @@ def bad_sweep(dice: random.Random, line: Line, _: Path) -> Line:
     return ["-m", *[word for word in line if not word.startswith("seed=")], f"seed={dice.choice(wrong)}"]
 
 
+def bad_search(dice: random.Random, line: Line, _: Path) -> Line:
+    wrong = ["tag(log,interval(0,1))", "interval(1,0)", "interval(0,inf)", "tag(ln,interval(1,2))", "interval(0,1),2"]
+    wrong += ["int(interval(0,0.5))", "interval(1)", "tag(interval(a,b))", "int(interval(0,inf))", "[interval(0,1)]"]
+    good = "optimizer.lr=interval(0.1,0.2)"
+    trials = dice.choice(["0", "-1", "1.5", "many", "null", "1,2", "true", "[2]", "1e3", str(10**30)])
+    words = [[f"optimizer.lr={dice.choice(wrong)}", "hydra.sweeper.trials=2"], [good, f"hydra.sweeper.trials={trials}"]]
+    words += [["hydra.sweeper.trials=2"], [good, "hydra.sweeper.trials=2", "hydra.sweeper.search_seed=-1"]]
+    return ["-m", *[word for word in line if not word.startswith("optimizer.lr=")], *dice.choice(words)]
+
+
 def sweep_without_m(dice: random.Random, line: Line, _: Path) -> Line:
     line = [word for word in line if not word.startswith("seed=")]
     return [*line, dice.choice(["seed=0,1", "seed=range(3)", "seed=choice(1,2)", "model=mlp,vgg11", "seed=glob(*)"])]
@@ -277,6 +287,7 @@ MUTATIONS: list[Mutation] = [
     *(typo_in_key, typo_in_group, unknown_choice, no_value, wrong_type, bad_number, zero_or_too_large, unbalanced),
     *(bad_interpolation, other_alphabet, bad_sign, delete_group, conflicting_group, garbage, unknown_flag),
     *(bad_config_place, bad_config_file, bad_sweep, sweep_without_m, bad_launcher, bad_jobs_file, bad_path),
+    bad_search,
 ]
 
 

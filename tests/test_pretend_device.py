@@ -204,6 +204,7 @@ CASES = {
     },
     **{f"pnorm {p}": METHODS["pnorm"] | {"p": p} for p in (0.5, 1, 1.5, 2, 3)},
     "pnorm late": METHODS["pnorm"] | {"late": True},
+    "cpr inflection": METHODS["cpr"] | {"kappa": "inflection", "every": 2},
     "pnorm_prox 1.5": METHODS["pnorm_prox"] | {"p": 1.5},
     "l1 separate by total_gradient": METHODS["l1"]
     | {"route": "separate", "over_time": OVER_TIME["coherent"] | {"coherence": "total_gradient"}},
@@ -261,7 +262,7 @@ def tolerance_of(case: str, optimizer: str, how: str = "foreach") -> float:
     and adds in one rounding on the CPU, in two elsewhere.
     """
     scaled = optimizer == "adams" or "scheduled" in case or "gradient_scale" in case
-    rounded = optimizer == "padam" or case.split()[0] == "pnorm" or how == "lr on the CPU"
+    rounded = optimizer == "padam" or case.split()[0] in ("pnorm", "elastic_pnorm") or how == "lr on the CPU"
     return 1e-5 if rounded or (scaled and optimizer not in ("sgd", "sgds")) else 0.0
 
 
@@ -445,6 +446,7 @@ def test_products_with_the_hessian_do_not_wait():
     vector = torch.ones(sum(p.numel() for p in parameters)).to(PRETEND)
     with waits() as found:
         product(product(vector))
+        product(product(vector.repeat(2, 1)))
     assert not found
 
 

@@ -14,9 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from scripts import index
-from wdlab import optimizers, regularizers, session
+from wdlab import optimizers, regularizers, search, session
 from wdlab.analysis import declaration
 from wdlab.analysis.tables import FigureFiles
 from wdlab.build import build_parts
@@ -50,12 +51,17 @@ class Command(NamedTuple):
 
     @property
     def jobs(self) -> list[list[str]]:
-        """The overrides of each run that a training command starts; settings of Hydra are left out."""
+        """The overrides of each run that a training command starts; settings of Hydra are left out.
+
+        An experiment's own intervals are left out too.
+        """
         given = [word for word in self.overrides if word != "-m" and not word.startswith("hydra")]
         if "-m" not in self.overrides:
             return [given]
-        keys = [word.partition("=")[::2] for word in given]
-        return [*itertools.product(*([f"{key}={value}" for value in values.split(",")] for key, values in keys))]
+        parsed = OverridesParser.create().parse_overrides(given)
+        searched = any(override.is_interval_sweep() for override in parsed)
+        trials = [int(word.partition("=")[2]) for word in self.overrides if word.startswith("hydra.sweeper.trials=")]
+        return search.expand(parsed, *trials) if searched else search.expand(parsed)
 
 
 def fenced(page: Path, language: str = "") -> list[str]:

@@ -15,7 +15,9 @@ from torch import nn
 from tests.reference import (
     adams,
     base,
+    cautious,
     constrained,
+    corrected,
     decoupled,
     huber,
     in_loss,
@@ -33,11 +35,13 @@ from wdlab.regularizers import (
     CoherenceGate,
     Coherent,
     ConstrainedRegularization,
+    Corrected,
     DecoupledDecay,
     Delayed,
     Early,
     GradientScale,
     HuberDecay,
+    Independent,
     Late,
     Lp,
     PathProx,
@@ -51,6 +55,8 @@ from wdlab.regularizers.routes import ROUTES
 STEPS = 25
 TOLERANCE = 1e-12  # of a tensor's largest value: float64 rounds to 1e-16, and 25 steps have come to 4e-15 at most
 SHAPES = [(3, 4), (5,), (2, 3, 2, 2), (1, 6)]
+NORMALIZED = (True, False, False, True)  # the tensors that count as normalized
+PEAK = 0.1  # the learning rate of the first step, from which on it falls
 SHARES = (1.0, 1.0, 0.0, 3.0)  # of the strength, for each tensor: three groups, one of them without decay
 CONVOLUTIONS = [(4, 2, 3, 3), (4,), (3, 4, 3, 3), (3,), (5, 3, 1, 1), (5,), (2, 5, 3, 3), (2,), (3, 2), (3,)]
 LINEAR = [(4, 3), (4,), (3, 4), (3,), (5, 3), (5,), (2, 5), (2,), (3, 2), (3,)]
@@ -114,6 +120,17 @@ def over_time(make: Callable, optimizer: Callable = SGD, method: Callable = L2) 
     return attached(method, optimizer, over_time=make)
 
 
+def partly_corrected(optimizer: Callable, method: Callable = DecoupledDecay, **own) -> Callable:
+    """A method whose strength is corrected on the tensors that ``NORMALIZED`` names."""
+
+    def build(parameters, strengths, **settings):
+        normalized = [p for p, named in zip(parameters, NORMALIZED, strict=True) if named]
+        make = partial(Corrected, weights=normalized, peak_lr=PEAK)
+        return attached(method, optimizer, over_time=make, **own)(parameters, strengths, **settings)
+
+    return build
+
+
 def under(reference: Callable, make: Callable, **settings) -> Callable:
     """A reference under a factor that is made anew for each run."""
     return lambda *arguments, **shared: reference(*arguments, factor=make(), **settings, **shared)
@@ -127,6 +144,8 @@ def gates(coherence: str, threshold: float) -> tuple[Callable, Callable]:
 MEAN, TOTAL, RATIO = gates("running_mean", 0.75), gates("total_gradient", 0.85), gates("norm_ratio", 1.5)
 adam_decoupled, sgd_decoupled = (partial(decoupled.decoupled, base=kind) for kind in (base.Adam, base.SGD))
 pnorm_on_adam = partial(padam.pnorm_decay, base=base.Adam)
+on_adam, on_sgd = {"base": base.Adam}, {"base": base.SGD}
+peak = partial(Corrected, "all", peak_lr=PEAK), partial(Independent, peak_lr=PEAK)
 
 CASES = {
     "AdamS": Case(drop_in(AdamS), adams.adams, BETAS),
@@ -217,6 +236,65 @@ CASES = {
         partial(constrained.constrained, every=3, base=base.SGD),
         MOMENTUM,
     ),
+    "cautious on Adam": Case(
+        attached(DecoupledDecay, ADAM, cautious=True), partial(cautious.cautious, **on_adam), BETAS
+    ),
+    "cautious on AdamW": Case(
+        attached(DecoupledDecay, partial(ADAMW, weight_decay=0.0), cautious=True),
+        partial(cautious.cautious, **on_adam),
+        BETAS,
+    ),
+    "cautious on SGD": Case(attached(DecoupledDecay, cautious=True), cautious.cautious, MOMENTUM),
+    "cautious under a gate": Case(
+        over_time(MEAN[0], SGD, partial(DecoupledDecay, cautious=True)), under(cautious.cautious, MEAN[1]), MOMENTUM
+    ),
+    "scheduled and cautious": Case(
+        attached(ScheduledDecay, ADAM, cautious=True),
+        under(cautious.cautious, lambda: schedules.GradientScale(**BETAS), **on_adam),
+        BETAS,
+    ),
+    **{
+        f"p-norm and cautious, p={p}": Case(
+            attached(PNormDecay, ADAM, p=p, cautious=True),
+            partial(cautious.cautious, decay=cautious.pnorm(p), **on_adam),
+            BETAS,
+        )
+        for p in (0.8, 1, 2)
+    },
+    "p-norm, late and cautious": Case(
+        attached(PNormDecay, late=True, cautious=True),
+        partial(cautious.cautious, decay=cautious.pnorm(0.8, late=True)),
+        MOMENTUM,
+    ),
+    "soft threshold, cautious": Case(
+        attached(PNormProx, cautious=True),
+        partial(cautious.cautious, decay=cautious.soft_threshold),
+        MOMENTUM,
+        3.0,
+        has_zeros=True,
+    ),
+    **{
+        f"{name} of {which}": Case(
+            build(kind),
+            partial(corrected.corrected, base=form, normalized=normalized),
+            settings,
+        )
+        for which, build, normalized in (
+            ("some", partly_corrected, NORMALIZED),
+            ("all", partial(over_time, peak[0], method=DecoupledDecay), [True] * 4),
+        )
+        for name, kind, form, settings in (
+            ("AdamC", ADAM, base.Adam, BETAS),
+            ("AdamC, by AdamW", partial(ADAMW, weight_decay=0.0), base.Adam, BETAS),
+            ("SGDC", SGD, base.SGD, MOMENTUM),
+        )
+    },
+    "independent on Adam": Case(
+        over_time(peak[1], ADAM, DecoupledDecay), partial(corrected.independent, **on_adam), BETAS
+    ),
+    "independent on SGD": Case(
+        over_time(peak[1], SGD, DecoupledDecay), partial(corrected.independent, **on_sgd), MOMENTUM
+    ),
     "PNormProx, p=1": Case(attached(PNormProx, p=1), partial(prox.proximal, p=1), MOMENTUM, 3.0, has_zeros=True),
     "PNormProx, p=1.5": Case(attached(PNormProx, p=1.5), partial(prox.proximal, p=1.5), MOMENTUM, 0.5),
 }
@@ -231,7 +309,7 @@ def draw(shapes: list[tuple[int, ...]]) -> tuple[base.Tensors, list[base.Tensors
     weights, stays = ([torch.randn(shape, generator=generator) for shape in shapes] for _ in range(2))
     scales = [0.2 if step % 5 < 2 else 0.6 for step in range(STEPS)]
     gradients = [[scale * (g + torch.randn(g.shape, generator=generator)) for g in stays] for scale in scales]
-    return weights, gradients, [0.1 * 0.95**step for step in range(STEPS)]
+    return weights, gradients, [PEAK * 0.95**step for step in range(STEPS)]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import tempfile
 
 import pytest
 import torch
@@ -32,7 +33,9 @@ def trained(config):
 
 
 @needs_rl
-def test_a_run_has_records_a_checkpoint_and_a_score_and_is_not_trained_twice(compose):
+def test_a_run_has_records_a_checkpoint_and_a_score_and_is_not_trained_twice(compose, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary := tmp_path / "temporary"))
+    temporary.mkdir()
     config = compose(*CARTPOLE, "regularizer=l2", "regularizer.route=separate")
     lines, state = trained(config)
     assert [line["step"] for line in lines] == [0, 10, 15, 20, 30]
@@ -45,6 +48,7 @@ def test_a_run_has_records_a_checkpoint_and_a_score_and_is_not_trained_twice(com
     written = directory.metrics.read_bytes()
     assert directory.read("summary.json")["score/mean_return"] == lines[-1]["score/mean_return"]
     assert session.run(config) == "done" and directory.metrics.read_bytes() == written
+    assert not list(temporary.glob("SB3-*"))  # the library's logger makes one for each run
 
 
 @needs_rl

@@ -125,11 +125,14 @@ METHODS = {
     "scheduled": (regularizers.ScheduledDecay, {}),
     "pnorm": (regularizers.PNormDecay, {"p": 0.5}),
     "pnorm_prox": (regularizers.PNormProx, {"p": 1.5}),
+    "elastic_pnorm": (regularizers.PNormDecay, {"p": 0.5, "ridge": 0.1}),
+    "huber": (regularizers.HuberDecay, {}),
+    "cpr": (regularizers.ConstrainedRegularization, {"warm_start": 1}),
     "pathprox": (regularizers.PathProx, {}),
     "coherent": (regularizers.Coherent, {"coherence": "norm_ratio"}),
     "early": (regularizers.L2, {"over_time": regularizers.Early(steps=1)}),
 }
-WITH_OBJECTIVE = {"none", "l2", "l1", "lp", "pnorm_prox", "pathprox"}
+WITH_OBJECTIVE = {"none", "l2", "l1", "lp", "pnorm_prox", "huber", "pathprox"}
 STEP = {
     *("gradient/loss_norm", "gradient/penalty_norm", "gradient/coherence", "update/relative"),
     *("scale_invariant/gradient_times_weight", "scale_invariant/angular_update", "scale_invariant/effective_lr"),
@@ -166,9 +169,11 @@ def test_every_metric_of_every_method_is_finite(name):
         for step in range(3):
             make_step(metrics, optimizer, *data.train.examples(slice(0, 8)))
             values = metrics.measure(whole_splits=step == 1, sharpness=step == 2)
-            gate = {"gradient/gate"} if name == "coherent" else set()
+            own = {"coherent": {"gradient/gate"}, "cpr": {"constraint/active", "constraint/multiplier"}}.get(
+                name, set()
+            )
             fuller = [set(), SPLITS | (OBJECTIVES if name in WITH_OBJECTIVE else set()), SHARPNESS][step]
-            assert values.keys() == STEP | STATE | gate | fuller
+            assert values.keys() == STEP | STATE | own | fuller
             assert {key for key, value in values.items() if not math.isfinite(value)} == set()
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from wdlab.metrics import sharpness
+from wdlab.models import GPT, MLP, FactorizedMLP, ResNet
 
 
 def symmetric(*eigenvalues, seed=0):
@@ -126,6 +127,104 @@ def test_a_trace_takes_as_many_probes_as_its_error_asks_for():
     assert abs(mean - matrix.trace().item()) < 3 * error
     calls.clear()
     assert sharpness.estimate_trace(product, 300, matrix, (10, 12))[1] > 0.05 * mean and len(calls) == 12
+
+
+def gradients_of(loss, parameters):
+    slopes = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
+    return dict(zip(parameters, slopes, strict=True))
+
+
+def test_rows_are_multiplied_by_a_known_hessian():
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(6, generator=generator, dtype=torch.float64, requires_grad=True)
+    y = torch.randn(2, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    unread = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    a, b = symmetric(1.0, 2.0, -3.0, 0.5, 4.0, 0.0), torch.tensor([[2.0, 0.0, -1.0], [5.0, 1.0, 3.0]]).double()
+    hessian = torch.block_diag(a, torch.diag(b.flatten()), torch.zeros(2, 2))
+    gradients = gradients_of(x @ a @ x / 2 + (b * y.square()).sum() / 2, [x, y, unread])
+    product = sharpness.hessian_product(gradients, [x, y, unread])
+    rows = torch.randn(5, 14, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(product(rows), rows @ hessian)
+    torch.testing.assert_close(torch.stack([product(row) for row in rows]), rows @ hessian)
+    estimate = sharpness.estimate_trace(product, 14, rows, (4, 30), together=7)
+    assert estimate == pytest.approx(sharpness.estimate_trace(lambda v: hessian @ v, 14, rows, (4, 30)), rel=1e-12)
+    diagonal = sharpness.hessian_product(gradients, [y])  # z . H z is the trace for every z of signs
+    assert sharpness.estimate_trace(diagonal, 6, rows, (4, 30), together=7) == pytest.approx((10.0, 0.0))
+
+
+KINDS = {
+    "plain": lambda: MLP((1, 4, 4), 3, 8, 3),
+    "batch norm": lambda: MLP((1, 4, 4), 3, 8, 3, norm="batch"),
+    "factorized": lambda: FactorizedMLP((1, 4, 4), 3, 8, 4),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_sharpness_of_an_mlp_is_that_of_products_one_by_one(kind, monkeypatch):
+    torch.manual_seed(0)
+    model, inputs, labels = KINDS[kind](), torch.randn(12, 1, 4, 4), torch.randint(3, (12,))
+    parameters, weights = list(model.parameters()), [p for p in model.parameters() if p.dim() == 2]
+    rows, grad = [], torch.autograd.grad
+
+    def counting(*args, **kwargs):
+        rows.append(len(args[2][0]) if kwargs.get("is_grads_batched") else 1)
+        return grad(*args, **kwargs)
+
+    monkeypatch.setattr(torch.autograd, "grad", counting)
+    together = sharpness.measure_sharpness(model, inputs, labels, parameters, weights)
+    assert max(rows) >= 20
+    rows.clear()
+    monkeypatch.setattr(sharpness, "TOGETHER_VALUES", 0)
+    one_by_one = sharpness.measure_sharpness(model, inputs, labels, parameters, weights)
+    assert max(rows) == 1
+    for key, value in together.items():
+        rounding = 1e-5 * abs(one_by_one[key.removesuffix("_error")])
+        assert value == pytest.approx(one_by_one[key], rel=1e-5, abs=rounding)
+
+
+def test_only_small_mlps_have_vectors_multiplied_together():
+    class Own(MLP):
+        pass
+
+    def together(model, examples=100):
+        return sharpness._vectors_together(model, list(model.parameters()), examples)
+
+    small = ((1, 8, 8), 10, 64, 3)
+    assert together(MLP(*small, norm="batch")) == 2**21 // (9098 + 100 * 404) >= sharpness.TRACE_PROBES[0]
+    for other in (Own(*small), MLP((1, 28, 28), 10, 400, 6), ResNet((3, 8, 8), 3, 2, 8), GPT((6,), 5, 8, 1, 2)):
+        assert together(other) == 1
+    assert together(MLP(*small), examples=10_000) == 1
+
+
+@pytest.mark.parametrize("together", [1, 3, 8, 400])
+def test_a_trace_does_not_depend_on_how_many_vectors_are_multiplied_together(together):
+    generator = torch.Generator().manual_seed(1)
+    matrix = torch.randint(-3, 4, (300, 300), generator=generator).double()
+    matrix = matrix + matrix.T + 9 * torch.eye(300, dtype=torch.float64)  # whole numbers: no rounding
+    counts = []
+
+    def product(v):
+        counts.append(len(v) if v.dim() == 2 else 1)
+        return v @ matrix
+
+    signs = torch.Generator().manual_seed(0)
+    naive, needed = [], 0
+    while not needed:
+        z = torch.randint(2, (300,), generator=signs).double() * 2 - 1
+        naive.append((z @ matrix @ z).item())
+        values = torch.tensor(naive, dtype=torch.float64)
+        if len(naive) >= 8 and values.std() / len(naive) ** 0.5 <= 0.05 * values.mean():
+            needed = len(naive)
+    assert needed > 30
+    found = sharpness.estimate_trace(product, 300, matrix, (8, 400), together)
+    assert found == (values.mean().item(), values.std().item() / math.sqrt(needed))
+    assert counts[0] == min(together, 8) and max(counts) <= together
+    assert needed <= sum(counts) < 1.5 * needed + 1
+    if together == 1:
+        assert sum(counts) == needed
+    counts.clear()
+    sharpness.estimate_trace(product, 300, matrix, (8, 12), together)
+    assert sum(counts) == 12
 
 
 def test_parameters_that_the_loss_does_not_read_have_no_curvature():

@@ -7,10 +7,12 @@ from wdlab.regularizers import (
     L2,
     CoherenceGate,
     Coherent,
+    ConstrainedRegularization,
     Corrected,
     DecoupledDecay,
     Early,
     GradientScale,
+    HuberDecay,
     Independent,
     Lp,
     MagnitudePruning,
@@ -42,6 +44,9 @@ METHODS = {
     "pnorm scheduled": lambda model: PNormDecay.for_model(model, STRENGTH, over_time=GradientScale()),
     "pnorm prox": lambda model: PNormProx.for_model(model, STRENGTH),
     "pruning": lambda model: MagnitudePruning.for_model(model, STRENGTH, zeros=0.5, steps=8),
+    "elastic": lambda model: PNormDecay.for_model(model, STRENGTH, ridge=0.5),
+    "huber": lambda model: HuberDecay.for_model(model, STRENGTH),
+    "constrained": lambda model: ConstrainedRegularization.for_model(model, 1.0, warm_start=1),
     "pathprox": lambda model: PathProx.for_model(model, STRENGTH),
 }
 IN_THE_GRADIENT = ("l2", "l2 second", "l2 gated", "l1 early", "lp", "coherent", "projected", "pathprox")

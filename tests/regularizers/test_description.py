@@ -28,7 +28,8 @@ def test_a_summary_and_a_line_for_each_tensor():
 def test_every_method_describes_what_it_decays(name):
     model = network()
     summary, *lines = made(name, model).describe().splitlines()
-    assert ": 3 tensors, 62 values, strength 0.02, multiplied by the learning rate" in summary
+    said = "strength 1" if name == "constrained" else "strength 0.02, multiplied by the learning rate"
+    assert f": 3 tensors, 62 values, {said}" in summary
     assert [line.split()[0] for line in lines if line] == sorted(f"{i}.weight" for i in (0, 2, 4))
 
 

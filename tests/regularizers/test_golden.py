@@ -1,7 +1,8 @@
 """Step-by-step agreement with the authors' released optimizers (grade A), in float64.
 
-The vectors lie beside the checkout. A method only declares itself in ``METHODS``: how it is built from the vectors of a
-parameter list, as a drop-in optimizer and attached to torch's own, or from the vectors of a network (PathProx).
+The vectors lie beside the checkout, and in ``tests/released``. A method only declares itself in ``METHODS``: how it is
+built from the vectors of a parameter list, as a drop-in optimizer and attached to torch's own, or from the vectors of a
+network (PathProx).
 """
 
 import json
@@ -19,8 +20,8 @@ from wdlab.records.identity import PROJECT
 from wdlab.regularizers import ConstrainedRegularization, PathProx, PNormDecay, ScheduledDecay
 
 GOLDEN = PROJECT.parent / "shared" / "golden"
+VECTORS = sorted([*GOLDEN.glob("*.json"), *(PROJECT / "tests" / "released").glob("*.json")])
 TOLERANCE = 1e-9
-pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"needs the released optimizers' vectors in {GOLDEN}")
 
 
 def drop_in(make: Callable, strength: str = "weight_decay") -> Callable:
@@ -87,7 +88,8 @@ def cases(methods) -> list:
     return [
         pytest.param(build, path, id=f"{name}-{path.stem}")
         for name, (prefix, build) in methods.items()
-        for path in sorted(GOLDEN.glob(f"{prefix}_*.json"))
+        for path in VECTORS
+        if path.stem.startswith(f"{prefix}_")
     ]
 
 
@@ -139,4 +141,10 @@ def test_agrees_with_the_released_steps_on_a_network(build, vectors, float64):
 
 def test_every_vector_has_a_method():
     prefixes = {prefix for prefix, _ in (*METHODS.values(), *NETWORK_METHODS.values())}
-    assert {path.stem.split("_")[0] for path in GOLDEN.glob("*.json")} <= prefixes
+    assert {path.stem.split("_")[0] for path in VECTORS} <= prefixes
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"needs the released optimizers' vectors in {GOLDEN}")
+def test_every_method_has_a_vector():
+    prefixes = {prefix for prefix, _ in (*METHODS.values(), *NETWORK_METHODS.values())}
+    assert {path.stem.split("_")[0] for path in VECTORS} == prefixes

@@ -13,8 +13,11 @@ from wdlab.optimizers import SGDS, AdamS, PAdam
 from wdlab.regularizers import (
     L2,
     CoherenceGate,
+    ConstrainedRegularization,
     DecoupledDecay,
     Early,
+    HuberDecay,
+    Independent,
     Lp,
     MagnitudePruning,
     PNormDecay,
@@ -75,7 +78,11 @@ METHODS = {
     "pruning": lambda model, number: MagnitudePruning.for_model(
         model, VALUE, zeros=number(0.5), begin=number(0.25), end=number(0.75), steps=4
     ),
+    "elastic": lambda model, number: PNormDecay.for_model(model, VALUE, ridge=number(0.5)),
+    "huber": lambda model, number: HuberDecay.for_model(model, VALUE, delta=number(0.125)),
+    "constrained": lambda model, number: ConstrainedRegularization.for_model(model, VALUE, warm_start=number(2.0)),
     "early": lambda model, number: DecoupledDecay.for_model(model, VALUE, over_time=Early(steps=number(2))),
+    "peak": lambda model, number: DecoupledDecay.for_model(model, VALUE, over_time=Independent(peak_lr=number(2.0))),
     "gate": lambda model, number: L2.for_model(
         model, VALUE, over_time=CoherenceGate(threshold=number(-0.5), momentum=number(0.5))
     ),

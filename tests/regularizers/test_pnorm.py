@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.problem import zero_gradients
+from wdlab.build import build_parts
 from wdlab.regularizers import DecoupledDecay, Early, PNormDecay, PNormProx, WarmUp
 from wdlab.regularizers.penalties import Absolute, Bridge, HalfSquare
 from wdlab.regularizers.pnorm_factors import compiled_shrink_factors, power, shrink_factor, shrink_factors
@@ -234,12 +235,20 @@ def test_both_strengths_change_over_time(float64):
         assert early == after(lambda w, s=s: PNormDecay(w, s, 1, ridge=0.6), 1)
 
 
+def test_a_ridge_alone_is_corrected_too(compose):
+    options = ("regularizer.strength=0", "regularizer.cautious=true", "regularizer/over_time=corrected")
+    text = build_parts(compose("regularizer=elastic_pnorm", *options, "model.norm=batch")).regularizer.describe()
+    assert ", ridge 0.01, multiplied by the learning rate, cautious, over time Corrected" in text
+    assert [line.endswith("corrected") for line in text.splitlines()[1:]] == [True, True, True, False]
+
+
 def test_the_ridge_is_in_the_penalty_and_in_the_description():
     w = torch.tensor([[0.5, -2.0], [0.0, 1.0]], requires_grad=True)
     assert PNormDecay([w], 0.1, p=1, ridge=0.4).penalty().item() == pytest.approx(0.1 * 3.5 + 0.2 * 5.25)
     assert "strength 0.1, multiplied by the learning rate, ridge 0.4\n" in PNormDecay([w], 0.1, ridge=0.4).describe()
     only = PNormDecay([w], 0.0, ridge=0.4)
-    assert not only.is_off and "1 tensor, 4 values" in only.describe() and "ridge 0.4\n" in only.describe()
+    assert not only.is_off
+    assert only.describe().startswith("PNormDecay: 1 tensor, 4 values, ridge 0.4, multiplied by the learning rate\n")
     assert PNormDecay([w], 0.0).is_off
     with pytest.raises(ValueError, match="ridge=-1: must be a finite number >= 0"):
         PNormDecay([w], 0.1, ridge=-1)

@@ -27,7 +27,7 @@ from tests.stacked.test_stack import (
 from wdlab import loop
 from wdlab.build import build_experiment
 from wdlab.models.mlp import MLP
-from wdlab.regularizers import L1, L2, CoherenceGate, DecoupledDecay, GradientScale
+from wdlab.regularizers import L1, L2, CoherenceGate, ConstrainedRegularization, DecoupledDecay, GradientScale
 from wdlab.regularizers.runs import products_of_runs, square_sums_of_runs
 from wdlab.schedules import Clock
 from wdlab.stacked.eligibility import why_not_stacked
@@ -42,6 +42,7 @@ METHODS = {  # methods with a state per run
     "scheduled": ("regularizer=scheduled", "optimizer=adam"),
     "adams": ("regularizer=l1", "optimizer=adams", "optimizer.weight_decay=0.1"),
     "pruned": ("regularizer=magnitude_pruning", "optimizer=adam"),
+    "constrained": ("regularizer=cpr", "optimizer=adam"),
     "cautious": ("regularizer=pnorm", "regularizer.cautious=true", "regularizer.p=1", "optimizer=adam"),
     "corrected": ("regularizer=decoupled", *CORRECTED),
     "independent": ("regularizer=cautious", "regularizer/over_time=independent", *COSINE),
@@ -143,6 +144,45 @@ def test_a_scale_survives_gradients_whose_squares_float32_does_not_hold():
     assert stack.runs[0].strength_on_device == pytest.approx(0.5 / 1e25)
 
 
+@pytest.mark.parametrize("options", [{"warm_start": 2}, {"kappa": "inflection", "every": 2}])
+def test_the_constraints_of_each_run_are_its_own(options):
+    """Three runs whose weights grow at different speeds, next to each of them alone."""
+
+    def grow(tensors, count):
+        with torch.no_grad():
+            for t in tensors:
+                t.mul_(1.5 if count < 5 else 1.2)
+
+    def method(model):
+        return ConstrainedRegularization.for_model(model, 1.0, **options)
+
+    stack = FourRuns(method, strengths=(0.01, 0.0, 0.002))
+    alone = [copy.deepcopy(model) for model in stack.models[1:]]
+    methods = [
+        ConstrainedRegularization.for_model(m, s, **options) for m, s in zip(alone, (0.01, 0.0, 0.002), strict=True)
+    ]
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in alone]
+    for one, optimizer in zip(methods, optimizers, strict=True):
+        one.attach(optimizer)
+    stack.draw(0)
+    for count in range(12):
+        grow(stack.network.parameters, count)
+        stack.step(count)
+        for model, optimizer in zip(alone, optimizers, strict=True):
+            grow(model.parameters(), count)
+            for p in model.parameters():
+                p.grad = torch.zeros_like(p)
+            optimizer.step()
+    for ours, one, model, theirs in zip(stack.runs, methods, stack.models[1:], alone, strict=True):
+        assert_nearly_equal(ours.state_dict().get("constraints"), one.state_dict().get("constraints"))
+        assert ours.metrics().keys() == one.metrics().keys()
+        for name, value in one.metrics().items():
+            assert ours.metrics()[name].item() == pytest.approx(value.item(), rel=1e-5)
+        for p, q in zip(model.parameters(), theirs.parameters(), strict=True):
+            assert p.allclose(q, rtol=1e-5)
+    assert [method.metrics()["constraint/active"].item() for method in methods] == [1, 0, 1]
+
+
 def test_the_sums_of_a_run_do_not_depend_on_its_neighbours():
     torch.manual_seed(0)
     left, right = ([torch.randn(5, *s) for s in ((200, 301), (1, 77), (90, 1), *[(8, 9)] * 30)] for _ in range(2))
@@ -219,6 +259,9 @@ MIXED = {  # methods that share a stack, each with its optimizer's kind
         ("regularizer=coherent", "regularizer.coherence=norm_ratio"),
         ("regularizer=magnitude_pruning", "regularizer.zeros=0.5"),
         ("regularizer=magnitude_pruning", "regularizer.zeros=0.9"),
+        ("regularizer=elastic_pnorm", "regularizer.ridge=0.1"),
+        ("regularizer=huber", "regularizer.delta=0.05"),
+        ("regularizer=cpr",),
     ],
     "adams": [PLAIN, ("regularizer=none",), ("regularizer=coherent", "regularizer.route=first")],
 }

@@ -37,6 +37,7 @@ EARLY = ("regularizer/over_time=early", "++regularizer.over_time.epochs=0.1")
 DELAYED = ("regularizer/over_time=delayed", "++regularizer.over_time.epochs=0.1")
 COSINE = ("lr_schedule=cosine", "lr_schedule.warmup_epochs=0.05")
 CORRECTED = ("regularizer/over_time=corrected", "model.norm=batch", *COSINE)
+CORRECTED_ALL = ("regularizer/over_time=corrected", "regularizer.over_time.scope=all", *COSINE)
 INDEPENDENT = ("regularizer/over_time=independent",)
 GATES = {"running_mean": 0.4, "total_gradient": 0.999, "norm_ratio": 20}  # open in some steps and runs, not in all
 ROUTES = [(name, route) for name in ("l2", "l1", "lp") for route in OF_ADAM]
@@ -60,6 +61,9 @@ SETTINGS = {
     "soft threshold": ("regularizer=pnorm_prox", "regularizer.p=1"),
     "three halves": ("regularizer=pnorm_prox", "regularizer.p=1.5"),
     "pruned": ("regularizer=magnitude_pruning", "regularizer.zeros=0.8", "optimizer=adam"),
+    "elastic": ("regularizer=elastic_pnorm", "regularizer.ridge=0.3"),
+    "huber": ("regularizer=huber", "regularizer.delta=0.05"),
+    "constrained": ("regularizer=cpr",),
     "pathprox": ("regularizer=pathprox",),
     "pathprox with biases": ("regularizer=pathprox", "regularizer.regularize_bias=true"),
     "pathprox, five layers": ("regularizer=pathprox", "model.depth=5"),
@@ -119,20 +123,14 @@ SETTINGS = {
     "early route": ("regularizer=l2", "regularizer.route=separate", *EARLY, *BIG_EPS),
     "gate over separate": ("regularizer=coherent", "regularizer.route=separate", "regularizer.threshold=0.4", *BIG_EPS),
     "corrected": ("regularizer=decoupled", *CORRECTED),
-    "corrected, all": ("regularizer=l2", "regularizer/over_time=corrected", "regularizer.over_time.scope=all", *COSINE),
+    "corrected, all": ("regularizer=l2", *CORRECTED_ALL),
     "corrected to a given peak": (
         "regularizer=pnorm",
         "regularizer.p=1.5",
         *CORRECTED,
         "regularizer.over_time.peak_lr=0.1",
     ),
-    "cautious and corrected": (
-        "regularizer=pnorm",
-        "regularizer.p=1.5",
-        "regularizer.cautious=true",
-        *CORRECTED,
-        *BIG_EPS,
-    ),
+    "cautious and corrected": ("regularizer=pnorm", "regularizer.cautious=true", *CORRECTED_ALL),
     "independent": ("regularizer=decoupled", *INDEPENDENT, *COSINE),
     "independent, pathprox": ("regularizer=pathprox", *INDEPENDENT),
     "delayed route": ("regularizer=l2", "regularizer.route=first", *DELAYED, *BIG_EPS),

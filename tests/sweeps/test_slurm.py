@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tests.conftest import PROJECT
 from tests.test_train import same_ending
@@ -19,6 +20,7 @@ from wdlab.engine import device
 from wdlab.errors import ConfigError
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import compose_config, run_name
+from wdlab.search import expand
 
 SCRIPT = PROJECT / "scripts" / "slurm" / "single_node.sh"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
@@ -143,6 +145,24 @@ def test_drained_requeued_out_of_time_and_still_bitwise_that_of_local(cluster, l
         assert f"{run.name}: started" in output and f"{run.name}: resumed at step" in output
     assert all(session["threads"] == 1 for run in there for session in sessions(run))
     assert {path.name for path in cluster.home.iterdir()} == {"jobs.json", "cluster", "local"}
+
+
+def test_a_search_whose_command_is_killed_ends_with_the_same_runs(cluster):
+    search = ("optimizer.lr=tag(log,interval(1e-3,1))", "hydra.sweeper.trials=2", "seed=0,1", f"train.steps={SHORT}")
+    folder = cluster.home / "search" / "runs"
+    command = (*search, "paths.runs=search/runs", *SLURM)
+    killed = cluster.sweep(*command)
+    array = array_of(killed)
+    until(lambda: any(RunDirectory(folder, path.name).finished for path in folder.glob("digits-*")))
+    killed.kill()
+    cluster.ask("scancel", array)
+    until(lambda: not cluster.states())
+    sweep = cluster.sweep(*command)
+    printed, errors = sweep.communicate(timeout=300)
+    assert sweep.returncode == 0 and "4 runs: " in printed and "sweep: 4 done" in printed, printed + errors
+    values = expand(OverridesParser.create().parse_overrides(search[:1]), trials=2)
+    jobs = [[*value, f"seed={seed}", search[-1]] for value in values for seed in (0, 1)]
+    assert {path.name for path in folder.glob("digits-*")} == {directory(folder, job).name for job in jobs}
 
 
 @pytest.mark.long

@@ -28,6 +28,8 @@ METHOD = re.compile(r"^\| (`.*?) \|.*\| (.*?) ?\|$", re.MULTILINE)  # the first 
 PROOFS = {
     "tests/regularizers/test_golden.py": "the authors' released steps",
     "tests/test_reference.py": "a naive loop of the published algorithm",
+    "tests/regularizers/test_constrained.py": "closed forms and limits",
+    "tests/regularizers/test_huber.py": "closed forms and limits",
     "tests/regularizers/test_in_loss.py": "closed forms and limits",
     "tests/regularizers/test_magnitude_pruning.py": "closed forms and limits",
     "tests/regularizers/test_over_time.py": "closed forms and limits",

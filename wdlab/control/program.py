@@ -83,6 +83,7 @@ class ControlRun:
         """Make DQN with the network and the optimizer of the experiment, and the environments to evaluate in."""
         from stable_baselines3 import DQN
         from stable_baselines3.common.env_util import make_vec_env
+        from stable_baselines3.common.logger import Logger
         from stable_baselines3.common.utils import get_parameters_by_name
 
         config, settings, experiment = self._config, self._settings, self._experiment
@@ -109,6 +110,7 @@ class ControlRun:
         dqn.batch_norm_stats, dqn.batch_norm_stats_target = (
             get_parameters_by_name(network, ["running_"]) for network in (dqn.q_net, dqn.q_net_target)
         )
+        dqn.set_logger(Logger(folder=None, output_formats=[]))  # DQN's own makes a folder for temporary files
         steps = config["learning_starts"] + settings.steps * config["steps_per_update"]
         _, self._callback = dqn._setup_learn(steps)
         self._evaluation = make_vec_env(config["environment"], n_envs=config["episodes"])

@@ -9,14 +9,13 @@ from torch import Tensor, nn
 
 from wdlab.data import Data, Split
 from wdlab.homogeneous import homogeneous_pairs, if_traceable, normalized_weights, unit_path_norms, weights
-from wdlab.metrics import lipschitz, norms, objective, scale_invariant, sharpness, sparsity
-from wdlab.metrics.full_gradient import measure_full_gradient
+from wdlab.metrics import norms, objective, scale_invariant, sparsity
+from wdlab.metrics.costly import measure_costly
 from wdlab.metrics.gradients import GradientComparison, MethodOfRuns
 from wdlab.regularizers import Regularizer
 from wdlab.regularizers.checks import is_sgd_group
 
 SHARPNESS_EXAMPLES = 1000  # training examples in the loss whose Hessian is measured
-LIPSCHITZ_EXAMPLES = 32  # test examples for the lower bound
 
 
 class _Entry(NamedTuple):
@@ -199,7 +198,9 @@ class MetricsOfRuns:
             values |= self._evaluations(evaluated)
         objectives = self._objectives(values) if whole_splits else []
         lines = self._lines([*of_step, *self._entries(values), *objectives, *self._entries(also or {})])
-        return [lines[k] | self._costly(self.models[k], sharpness, full_gradient) for k in which]
+        models = [self.models[k] for k in which]
+        costly = measure_costly(models, self.data, self.sharpness_examples, sharpness, full_gradient)
+        return [lines[k] | numbers for k, numbers in zip(which, costly, strict=True)]
 
     def _parts(self) -> list[list[Tensor]]:
         """Return the weights as rows, in lists to be processed together: one weight per list on the CPU, else all.
@@ -254,23 +255,6 @@ class MetricsOfRuns:
         if any(isinstance(number, Tensor) for number in numbers):
             return torch.stack([torch.as_tensor(n, dtype=torch.float64, device=device).reshape(()) for n in numbers])
         return torch.tensor(numbers, dtype=torch.float64).to(device, non_blocking=True)
-
-    def _costly(self, model: nn.Module, sharp: bool, full_gradient: bool) -> dict[str, float]:
-        """Return the metrics that take as long as many steps, as far as they are asked for."""
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        trained = [w for w in weights(model) if w.requires_grad]
-        values = measure_full_gradient(model, self.data.train, parameters, trained) if full_gradient else {}
-        if not sharp:
-            return values
-        inputs, labels = self.data.train.examples(slice(0, self.sharpness_examples))
-        values |= sharpness.measure_sharpness(model, inputs, labels, parameters, trained)
-        images, _ = self.data.test.examples(slice(0, LIPSCHITZ_EXAMPLES))
-        if images.is_floating_point():
-            values["lipschitz/lower"] = lipschitz.lower_bound(model, images)
-            upper = lipschitz.upper_bound(model, images[:1])
-            if upper is not None:
-                values["lipschitz/upper"] = upper
-        return values
 
 
 class Metrics(MetricsOfRuns):

@@ -20,22 +20,22 @@ SMALLEST_GROWTH = 0.01  # relative growth between two samples below which no bou
 class ConstrainedRegularization(CanBeCautious):
     """Constrained parameter regularization, CPR: decay only of those weight tensors that exceed a bound of their own.
 
-    [grade B]
+    [grade A: released AdamCPR, step by step]
 
     Franke et al., NeurIPS 2024, arXiv 2311.09058. Each tensor has a bound ``kappa`` on ``R(u)``, the mean of ``u^2``
     over its elements, and a Lagrange multiplier ``m``, at first 0. After each step of any optimizer, which results in
     the weights ``u``, there is an update ``m = max(0, m + R(u) - kappa)`` and a decay ``w = u (1 - 2 s m)``, whose
     factor is replaced by 0 where it would be negative. Before ``kappa`` is set, nothing is decayed.
 
-    This is the rule of the released AdamCPR (``pytorch-cpr`` 0.3.1, ``reg_function="l2"``), whose ``lagmul`` is ``s m``
-    and whose ``kappa_update`` is ``s``, 1 in the paper. The learning rate does not multiply the decay, as by default in
-    the release. ``kappa`` is set in one of two ways:
+    This is the rule of the released AdamCPR (``pytorch-cpr`` 0.3.1, ``reg_function="l2"``, with ``foreach``). Its
+    ``lagmul`` is ``s m`` here, and its ``kappa_update`` is ``s``, 1 in the paper. The learning rate does not multiply
+    the decay, as by default in the release. ``kappa`` is set in one of two ways:
 
     - ``warm_start``: to ``R(u)`` after ``warm_start`` updates.
     - ``inflection``: to ``R(u)`` when the growth of the tensor's norm slows down. A moving average of the norm, over
       ``every / 2`` updates, is sampled each ``every`` updates. The bound is set at the first sample at which the
-      relative growth since the last sample is smaller than it was at the last sample, and above 1 %. This takes four
-      samples or more.
+      relative growth since the last sample is smaller than it was at the last sample, and above 1 %. There is no bound
+      before update ``4 every``.
 
     In a step whose strength is 0, by ``over_time``, neither multipliers nor bounds are changed.
 
@@ -116,7 +116,7 @@ class ConstrainedRegularization(CanBeCautious):
             shares = (1 - 2 * strength * states[:, 0]).clamp(min=0)
             self._states = self._states | dict(zip(places, states.unbind(), strict=True))
             weights = local_shards(part.params)
-            factors = [x[:, None, None].to(w.dtype) if x.dim() else x for x, w in zip(shares, weights, strict=True)]
+            factors = [as_factor(share, w) for share, w in zip(shares, weights, strict=True)]
             if self.cautious:
                 new = [w * factor for w, factor in zip(weights, factors, strict=True)]
                 torch._foreach_copy_(weights, self.where_allowed(part.params, new))
@@ -156,33 +156,32 @@ class ConstrainedRegularization(CanBeCautious):
 
     def penalty(self) -> Tensor:
         """Return the sum of ``s m |w|^2`` over the tensors, with the multipliers of now, as a scalar tensor."""
-        multipliers = self._multipliers()
         strengths = [group["strength"] for group in self.groups for _ in group["params"]]
-        factors = torch.stack(multipliers) * torch.tensor(strengths, dtype=torch.float64).to(multipliers[0].device)
-        return (square_sums(self.params).double() * factors).sum()
+        squares = square_sums(self.params).double() * self._of_all()[:, 0]
+        return sum(s * square for s, square in zip(strengths, squares, strict=True))
 
     def penalty_gradient(self, params: Sequence[Tensor]) -> list[Tensor]:
         tensor = self._bound.tensor if self.is_attached else lambda w: w
-        of = {id(tensor(p)): m for p, m in zip(self.params, self._multipliers(), strict=True)}
-        slopes = []
-        for p, w in zip(params, local_shards(params), strict=True):
-            m = of[id(p)]
-            slopes.append(w * (2 * (m[:, None, None] if m.dim() else m)).to(w.dtype))
-        return slopes
-
-    def _multipliers(self) -> list[Tensor]:
-        """Return the multiplier of each of ``params``, float64, each a scalar tensor, or for a stack (runs,)."""
-        runs = self.view.runs if self.is_attached else None
-        zero = torch.zeros(() if runs is None else (runs,), dtype=torch.float64, device=self.params[0].device)
-        return [self._states[i][0] if i in self._states else zero for i in range(len(self.params))]
+        of = {id(tensor(p)): 2 * state[0] for p, state in zip(self.params, self._of_all(), strict=True)}
+        factors = [of[id(p)] for p in params]
+        weights = local_shards(params)
+        return [w * as_factor(factor, w) for factor, w in zip(factors, weights, strict=True)]
 
     def metrics(self) -> dict[str, Tensor]:
-        """Return ``constraint/active``, the share of tensors with a positive multiplier, and ``constraint/multiplier``.
+        """Return the share of active constraints and the mean multiplier, as scalar tensors, or for a stack (runs,).
 
-        The latter is the mean of ``m`` over all tensors. Both are scalar tensors, or for a stack (runs,).
+        A constraint is active if its multiplier is greater than a millionth of the bound, which rounding is not.
         """
-        multipliers = torch.stack(self._multipliers())
-        return {"constraint/active": (multipliers > 0).double().mean(0), "constraint/multiplier": multipliers.mean(0)}
+        multipliers, kappas = self._of_all().unbind(1)[:2]
+        active = (multipliers > 1e-6 * kappas).double().mean(0)
+        return {"constraint/active": active, "constraint/multiplier": multipliers.mean(0)}
+
+    def _of_all(self) -> Tensor:
+        """Return the states of ``params``, (parameters, 5), or for a stack (parameters, 5, runs)."""
+        runs = self.view.runs if self.is_attached else None
+        none = torch.zeros(() if runs is None else (runs,), dtype=torch.float64, device=self.params[0].device)
+        states = [self._states.get(i) for i in range(len(self.params))]
+        return torch.stack([new_state(none) if state is None else state for state in states])
 
     def gather_runs(self, runs: Sequence[Self]) -> None:
         super().gather_runs(runs)
@@ -215,3 +214,8 @@ def new_state(square: Tensor) -> Tensor:
     """
     none = torch.full_like(square, math.inf)
     return torch.stack([torch.zeros_like(square), none, square.sqrt(), none, -none])
+
+
+def as_factor(number: Tensor, weight: Tensor) -> Tensor:
+    """Return a scalar tensor unmodified, and a number per run, (runs,), as a factor on a weight of the stack."""
+    return number[:, None, None].to(weight.dtype) if number.dim() else number

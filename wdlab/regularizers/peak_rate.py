@@ -35,6 +35,7 @@ class OfPeakRate(OverTime):
     def __init__(self, peak_lr: float | None = None) -> None:
         self.peak_lr = None if peak_lr is None else check_number("peak_lr", peak_lr, above=0.0)
         self._lrs: dict[Tensor, float] = {}  # learning rate at ``attach`` by the first parameter of the group
+        self._order: list[Tensor] = []  # these parameters in the order of the groups of the last optimizer
         self._loaded: list[float] = []  # learning rates that were loaded, per group, and not yet assigned to groups
         self._view: ParametersView | None = None  # only for a stack: its view, and the value in ``_lrs`` of each run
         self._lr_of_runs: Tensor | None = None
@@ -43,25 +44,29 @@ class OfPeakRate(OverTime):
         return f"{type(self).__name__}({'' if self.peak_lr is None else f'peak_lr={self.peak_lr:g}'})"
 
     def check(self, optimizer: torch.optim.Optimizer, clock: Clock) -> None:
+        # In a run of wdlab.train the first attachment, by build_parts, counts: later the schedule has changed the lrs.
         if self._loaded or clock.lr_schedule is None:
+            self._order = []
             self._record(optimizer.param_groups)
-        # else the check of the config has attached the method before the schedule changed the learning rates
         if any(as_number(self._peak(group, clock)) == 0 for group in optimizer.param_groups):
-            raise ValueError(f"{type(self).__name__}: the peak learning rate of the optimizer is 0; give it as peak_lr")
+            raise ValueError(f"over_time={self!r}: the peak learning rate of the optimizer is 0; give it as peak_lr")
 
     def _record(self, groups: Sequence[dict[str, Any]]) -> None:
         """Record the learning rates of groups of the optimizer; in place of them those that were loaded, if any."""
         loaded, self._loaded = self._loaded, []
-        for i, group in enumerate(groups):
-            if group["params"]:
-                self._lrs[group["params"][0]] = loaded[i] if i < len(loaded) else as_number(group["lr"])
+        for i, group in enumerate(group for group in groups if group["params"]):
+            self._lrs[group["params"][0]] = loaded[i] if i < len(loaded) else as_number(group["lr"])
+            self._order.append(group["params"][0])
 
     def observe(self, method: ObservedMethod) -> None:
         if method.view.runs is None:
             groups = method.optimizer.param_groups
             new = [group for group in groups if group["params"] and group["params"][0] not in self._lrs]
-            if self._loaded or new:  # a state was loaded, or a group added, while the method was attached
-                self._record(groups if self._loaded else new)
+            if self._loaded:  # while the method was attached
+                self._order = []
+                self._record(groups)
+            elif new:
+                self._record(new)
 
     def _peak(self, group: dict[str, Any], clock: Clock) -> float | Tensor:
         """Return ``a_max`` of a group of the optimizer; for a stack a number per run, (runs, 1, 1)."""
@@ -77,11 +82,11 @@ class OfPeakRate(OverTime):
 
     def gather_runs(self, method: ObservedMethod, runs: Sequence[Self]) -> None:
         self._view = method.view
-        lrs = [next(iter(run._loaded or run._lrs.values())) for run in runs]
-        self._lr_of_runs = gathered(lrs, method.tensors[0].new_empty(len(runs), 1, 1))
+        lrs = [run.state_dict()["lrs"] for run in runs]
+        self._lr_of_runs = gathered([lr for (lr,) in lrs], method.tensors[0].new_empty(len(runs), 1, 1))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"lrs": list(self._loaded or self._lrs.values())}
+        return {"lrs": list(self._loaded) or [self._lrs[p] for p in self._order]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._loaded = list(state["lrs"])
@@ -150,8 +155,8 @@ class Corrected(OfPeakRate):
         decayed = {id(p) for p in params}
         if params and not any(id(w) in decayed for w in found):
             raise ValueError(
-                "scope='normalized': no decayed layer is followed directly by a batch or instance norm in "
-                f"{type(model).__name__}; scope='all' corrects all parameters"
+                f"over_time={self!r}: no decayed layer of {type(model).__name__} is followed directly by a batch or "
+                "instance norm; scope=all corrects all parameters"
             )
         self.weights, self._ids = [*(self.weights or ()), *found], None
 
@@ -159,8 +164,8 @@ class Corrected(OfPeakRate):
         super().check(optimizer, clock)
         if self.is_partial and self.weights is None:
             raise ValueError(
-                "scope='normalized': the normalized weights are not known; give Corrected(weights=...), make the "
-                "method by for_model, or use scope='all'"
+                f"over_time={self!r}: the normalized weights are not known; give them as weights, make the method by "
+                "for_model, or use scope='all'"
             )
 
     def factor(self, step: int, optimizer_group: dict[str, Any], clock: Clock = Clock()) -> float | Tensor:  # noqa: B008

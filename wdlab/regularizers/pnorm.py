@@ -109,11 +109,13 @@ class PNormDecay(_Bridged):
     def describe(self) -> str:
         """Return the text of ``Regularizer.describe``, with the ridge in its first line."""
         first, *rows = super().describe().splitlines()
-        return "\n".join([f"{first}, ridge {self.ridge:g}" if self.ridge else first, *rows])
+        if self.ridge:
+            alone = super().is_off
+            first = first.replace(", strength ", ", ridge ", 1) if alone else f"{first}, ridge {self.ridge:g}"
+        return "\n".join([first, *rows])
 
     def _rows(self) -> list[TensorRow]:
-        rows = super()._rows()
-        return [r if r.strength or not self.ridge else r._replace(strength=self.ridge, note="ridge") for r in rows]
+        return [row if row.strength else row._replace(strength=self.ridge) for row in super()._rows()]
 
     def active_groups(self) -> list[ActiveGroup]:
         """Return the parameters to decay in this step, as ``Regularizer.active_groups``.

@@ -178,11 +178,7 @@ class Sweep(Sweeper):
             ConfigError: for an interval or a number of trials that cannot be used, or if ``params`` or the file has
                 another form.
         """
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        if not isinstance(self.params, Mapping):
-            raise ConfigError(f"hydra.sweeper.params={self.params}: must be a group of keys")
-        swept = [f"{key}={values}" for key, values in self.params.items()]
-        grid = search.expand(parser.parse_overrides([*swept, *arguments]), self.trials, self.search_seed)
+        grid = self._grid(arguments)
         if self.jobs is None:
             return grid
         try:
@@ -196,3 +192,32 @@ class Sweep(Sweeper):
             if "interval(" in override:
                 raise ConfigError(f"hydra.sweeper.jobs={self.jobs}: {override}: an interval cannot be in the file")
         return [[*point, *job] for point in grid for job in listed]
+
+    def _grid(self, arguments: list[str]) -> list[list[str]]:
+        """Return the overrides of every trial and point of the grid; of several experiments, one after another.
+
+        Hydra composes the sweep's own config without an override that is swept over. So ``hydra.sweeper.params`` of
+        each of several experiments is taken from a config with this experiment.
+
+        Args:
+            arguments: the overrides of the command line.
+
+        Raises:
+            ConfigError: as :meth:`_job_overrides`.
+        """
+        loader = self.hydra_context.config_loader
+        parser = OverridesParser.create(config_loader=loader)
+        last = {override.get_key_element(): override for override in parser.parse_overrides(arguments)}
+        chosen = last.get("+experiment")
+        lines, params = [arguments], [self.params]
+        if chosen is not None and chosen.is_discrete_sweep():
+            experiments = [f"+experiment={name}" for name in chosen.sweep_string_iterator()]
+            lines = [[*arguments, one] for one in experiments]
+            params = [loader.load_sweep_config(self.config, [one]).hydra.sweeper.params or {} for one in experiments]
+        grid = []
+        for line, swept in zip(lines, params, strict=True):
+            if not isinstance(swept, Mapping):
+                raise ConfigError(f"hydra.sweeper.params={swept}: must be a group of keys")
+            overrides = parser.parse_overrides([*(f"{key}={values}" for key, values in swept.items()), *line])
+            grid += search.expand(overrides, self.trials, self.search_seed)
+        return grid
