@@ -11,7 +11,7 @@ UPDATE ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup status index report site notebooks lab bench test test-faults lint
+.PHONY: help setup status index report which-decay site notebooks lab bench test test-faults lint
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-zA-Z%-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ index: $(READY)  ## the README's table of figures, from their declarations and v
 
 report: $(READY)  ## results/REPORT.md and report.json: what reproduced, at which scale, how surely
 	@$(BIN)/python -m scripts.report
+
+which-decay: $(READY)  ## docs/which_decay.md: which methods may be the best, from the tables of study1
+	@$(BIN)/python -m scripts.which_decay
 
 site: $(READY)  ## the report, the docs and the notebooks as pages in site/: open site/index.html in a browser
 	@$(BIN)/python -m scripts.static_site

@@ -87,12 +87,15 @@ def reproduce(
     """
     declared = declaration.read(figure, scale)
     runs = declaration.figure_runs(declared, results / "runs")
-    distinct = {run.directory.name: run for run in runs}.values()  # panels may share a run
-    missing = [run for run in distinct if not run.directory.finished]
-    text = f"{len(distinct)} runs, {len(missing)} to do" if runs else f"simulated, no runs; {declared['at']['time']}"
+    distinct, missing = missing_of(runs)
+    text = f"{distinct} runs, {len(missing)} to do" if runs else f"simulated, no runs; {declared['at']['time']}"
     print(f"{figure} at {scale} scale: {text}", flush=True)
-    if missing:
+    while missing:
         run_missing(missing, launcher, scale, logger, results)
+        runs = declaration.figure_runs(declared, results / "runs")  # with those that the trials of a search decide
+        distinct, missing = missing_of(runs)
+        if missing:
+            print(f"{figure} at {scale} scale, the chosen settings: {distinct} runs, {len(missing)} to do", flush=True)
     earlier = tables.FigureFiles.of(figure, scale, results)
     aside = not update and earlier.table.exists() and earlier.verdicts.exists()
     files, judged = figures.write(declared, runs, results / LOCAL if aside else results)
@@ -100,6 +103,12 @@ def reproduce(
     if aside:
         print_comparison(files, earlier, results)
     return files
+
+
+def missing_of(runs: list[declaration.FigureRun]) -> tuple[int, list[declaration.FigureRun]]:
+    """Return the number of different runs, since panels may share a run, and those that are not finished."""
+    distinct = {run.directory.name: run for run in runs}.values()
+    return len(distinct), [run for run in distinct if not run.directory.finished]
 
 
 def reproduce_all(scale: str, launcher: str, logger: str, results: Path, update: bool = False) -> list[str]:

@@ -87,6 +87,64 @@ def test_files_from_elsewhere_are_left_alone_until_they_are_to_be_replaced(short
     assert files.table.read_bytes() == made and "UPDATE=1" not in capfd.readouterr().out
 
 
+@pytest.fixture
+def searching(monkeypatch):
+    """A study with two methods of two trials each, of 20 steps."""
+    lr = "optimizer.lr=tag(log,interval(1e-3,1e-1))"
+    methods = {"none": [lr, "regularizer=none"], "L2": [lr, "regularizer=l2", "regularizer.strength=interval(0,1e-3)"]}
+    search = {"trials": 2, "seeds": [100], "choose": {"lowest": "val/loss"}, "judged": ["train.full_gradient_every=20"]}
+    panel = {
+        "panel": "digits",
+        "title": "Digits",
+        "shared": ["model=mlp", *SHORT],
+        "search": search | {"methods": methods},
+    }
+    declared = copy.deepcopy(declaration.read("fig3", "quick"))
+    loss = next(claim for claim in declared["claims"] if "choose" not in claim)
+    end = {"statistic": {"name": "value_at", "step": "last"}, "metric": "test/loss", "panels": ["digits"]}
+    claim = {key: value for key, value in loss.items() if key not in ("scales", "changed", "difference")}
+    declared["claims"] = [claim | end | {"a": {"method": "L2"}, "b": {"method": "none"}}]
+    declared["at"] |= {"seeds": [0, 1, 2], "panels": [panel]}
+    declared |= {"name": "study1", "plot": f"{__name__}.drawn_as_points", "lines": "last"}
+    monkeypatch.setattr(declaration, "read", lambda *_: declared)
+    return declared
+
+
+def drawn_as_points(rows, panels):
+    figure, axes = plt.subplots()
+    axes.plot(rows["trial"], rows["test/loss"], ".")
+    return figure
+
+
+def test_a_search_trains_its_trials_and_then_the_chosen_settings(searching, in_process, tmp_path, monkeypatch):
+    """If it ends between the two, it resumes there."""
+    trained, run_with = [], reproduce.run_with
+
+    def run_once(launcher, runs, *rest):
+        trained.append([run.searched["stage"] for run in runs])
+        return 1 if len(trained) == 2 else run_with(launcher, runs, *rest)
+
+    monkeypatch.setattr(reproduce, "run_with", run_once)
+    with pytest.raises(RunFailed, match="6 runs are not finished"):
+        reproduce.reproduce("study1", "quick", "local", "disabled", tmp_path)
+    files = reproduce.reproduce("study1", "quick", "local", "disabled", tmp_path)
+    assert trained == [["trial"] * 4, ["judged"] * 6, ["judged"] * 6]
+    table = pd.read_csv(files.table)
+    assert list(table.columns[:5]) == ["panel", "method", "stage", "trial", "run"]
+    assert table.groupby("stage")["seed"].unique().map(sorted).to_dict() == {"judged": [0, 1, 2], "trial": [100]}
+    assert table["gradient/full_norm"].notna().equals(table["stage"] == "judged")
+    trials = table[table["stage"] == "trial"].set_index(["method", "trial"])["val/loss"]
+    for method, of_method in table[table["stage"] == "judged"].groupby("method"):
+        assert set(of_method["trial"]) == {trials[method].idxmin()}
+    judged = json.loads(files.verdicts.read_text())
+    (claim,) = judged["claims"]
+    expected = table[table["stage"] == "judged"].groupby("method")["test/loss"].mean()
+    assert claim["n"] == 3 and claim["a_mean"] == pytest.approx(expected["L2"])
+    assert judged["panels"]["digits"]["seeds"] == [0, 1, 2] and judged["runs"] == {"done": 10}
+    assert "3 seeds" in figures.caption(searching, table)
+    assert tables.holds_the_declared_runs(searching, files)
+
+
 def test_a_verdict_is_in_capitals_in_front_of_its_sentence(tmp_path, capsys):
     claim = {"panel": "mlp", "verdict": "direction only", "exploratory": True, "sentence": "One is above. " * 20}
     judged = {
@@ -326,7 +384,8 @@ def test_every_kind_of_run_at_paper_scale_takes_a_step(name, tiny_data, tmp_path
     monkeypatch.setattr(sharpness, "EIGENVALUE_PRODUCTS", 2)
     monkeypatch.setattr(sharpness, "TRACE_PROBES", (2, 2))
     for overrides in kinds(name, PARTS).values():
-        take_a_step(overrides, tiny_data, tmp_path, f"model.width={NARROW}", "train.sharpness_examples=4")
+        steps = ["train.steps=2"] * ("regularizer=cpr" in overrides)  # the first one only measures
+        take_a_step(overrides, tiny_data, tmp_path, f"model.width={NARROW}", "train.sharpness_examples=4", *steps)
 
 
 def test_a_figure_that_is_not_there_is_refused():

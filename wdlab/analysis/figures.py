@@ -1,8 +1,10 @@
 """A figure made from its declaration: tables, one picture, verdicts. Called by ``scripts`` and ``notebook``.
 
-A panel of a declaration has ``vary`` or ``simulate``. ``vary`` is a list of lines; the panel has one run for each line
-and each seed (a line with ``a=1,2`` counts as two lines). ``simulate`` names a function that computes rows of the table
-without training. ``derived`` adds columns to the table, each with a formula of other columns; a panel may have its own.
+A panel of a declaration has ``vary``, ``search`` or ``simulate``. ``vary`` is a list of lines; the panel has a run for
+each line and each seed (a line with ``a=1,2`` counts as two lines). ``search`` has trials of each method, and runs of
+the setting that is chosen of them; claims are about the latter, see :mod:`wdlab.analysis.declaration`. ``simulate``
+names a function that computes rows of the table without training. ``derived`` adds columns to the table, each with a
+formula of other columns; a panel may have its own.
 ``measure`` names a function that measures a checkpoint (a probe); its results for all runs are a second table.
 ``names`` are the names of groups in sentences about claims.
 """
@@ -53,6 +55,7 @@ def caption(declared: Mapping[str, Any], rows: pd.DataFrame) -> str:
 
     ``caption`` is declared for all scales; a scale may have another one, which follows it.
     """
+    rows = selection.judged(rows)
     counts = sorted(set(rows.groupby("panel")["seed"].nunique()))
     shown = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     over = declared.get("over", "seeds")
@@ -85,6 +88,8 @@ def verdicts(
         has a ``sentence``.
     """
     over, scale, judged = declared.get("over", "seeds"), declared["scale"], []
+    rows = selection.judged(rows)
+    probes = probes if probes is None else selection.judged(probes)
     for claim in declared["claims"]:
         source = probes if claim.get("of") == "measured" else rows
         for panel in claim["panels"]:

@@ -34,6 +34,11 @@ def last_lines(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values("step", kind="stable").groupby(of_a_run, sort=False).tail(1)
 
 
+def judged(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a figure's table without those of the trials of a search, which no claim is about."""
+    return rows[rows["stage"] != "trial"] if "stage" in rows else rows
+
+
 def diverged(rows: pd.DataFrame) -> set[str]:
     """Return the names of the runs in a figure's table whose last log line has no finite train loss.
 

@@ -1,6 +1,7 @@
 """The two tables of a figure: one of its runs and simulations, one of probes (measurements of its checkpoints)."""
 
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from wdlab.analysis import load, selection
-from wdlab.analysis.declaration import FigureRun, figure_runs
+from wdlab.analysis.declaration import Ends, FigureRun, figure_runs
 from wdlab.records.directory import RunDirectory
 from wdlab.records.files import write_atomically
 
@@ -49,13 +50,30 @@ def holds_the_declared_runs(declared: Mapping[str, Any], files: FigureFiles) -> 
     table = pd.read_csv(files.table)
     simulated = {panel["panel"] for panel in declared["at"]["panels"] if "simulate" in panel}
     of_runs = ~table["panel"].isin(simulated)
-    return set(table.loc[~of_runs, "panel"]) == simulated and set(table.loc[of_runs, "run"]) == {
-        run.directory.name for run in figure_runs(declared, "")
+    trained = table[of_runs]
+    return set(table.loc[~of_runs, "panel"]) == simulated and set(trained["run"]) == {
+        run.directory.name for run in figure_runs(declared, "", _ends_in(trained))
     }
+
+
+def _ends_in(rows: pd.DataFrame) -> Ends:
+    """Return the function by which ``figure_runs`` finds the last value of a column in the rows of finished runs."""
+    if "stage" not in rows:
+        return lambda *_: None
+    last, lost = selection.last_lines(rows).drop_duplicates("run").set_index("run"), selection.diverged(rows)
+
+    def end_of(directory: RunDirectory, column: str) -> float | None:
+        name = directory.name
+        return None if name not in last.index else math.nan if name in lost else float(last.loc[name, column])
+
+    return end_of
 
 
 def run_table(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFrame:
     """Return the tidy table of a figure's runs and simulations, with the panel in the first column.
+
+    The runs of a search have three more columns: the ``method``, the ``stage`` (``trial`` or ``judged``), and the
+    number of the ``trial``, or of that which was chosen.
 
     Args:
         declared: the declaration, as ``declaration.read`` returns it.
@@ -68,7 +86,7 @@ def run_table(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFram
     """
     parts = []
     if runs:
-        panels = pd.DataFrame([{"panel": run.panel, "run": run.directory.name} for run in runs])
+        panels = pd.DataFrame([{"panel": run.panel, **run.searched, "run": run.directory.name} for run in runs])
         rows = load(runs[0].directory.path.parent, panels["run"].unique())
         parts.append(panels.merge(rows, on="run", how="left"))
     for panel in declared["at"]["panels"]:
