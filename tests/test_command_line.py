@@ -10,7 +10,7 @@ TINY = ("train.steps=10", "train.log_every=10", "train.eval_every=10", "model.wi
 
 def test_help_and_cfg_job_print_and_train_nothing(command, tmp_path):
     help_text = command("--help")
-    assert help_text.returncode == 0 and "regularizer: coherent, decoupled," in help_text.stdout
+    assert help_text.returncode == 0 and "regularizer: cautious, coherent, cpr, decoupled," in help_text.stdout
     config = command("--cfg", "job", "regularizer=l2")
     assert config.returncode == 0 and "_target_: wdlab.regularizers.L2.for_model" in config.stdout
     assert list(tmp_path.iterdir()) == []
@@ -57,7 +57,7 @@ def test_paired_settings_come_from_a_list_of_jobs(command, tmp_path):
 
 
 BAD = {
-    "regularizer=foo": "regularizer=foo: does not exist; available: coherent, decoupled, delayed, early, l1, l2",
+    "regularizer=foo": "regularizer=foo: does not exist; available: cautious, coherent, cpr, decoupled, delayed",
     "regularizer.strenght=1": "regularizer.strenght: unknown key; did you mean strength? allowed: strength, scope",
     "regularizer.strength=-1": "regularizer.strength=-1: must be a finite number >= 0",
     "dataset=mnist": "dataset=mnist: not found under data and the download failed (<urlopen error",

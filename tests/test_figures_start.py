@@ -11,7 +11,7 @@ from wdlab.metrics import sharpness
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import compose_config
 
-FIGURES = ("fig8", "fig9", "fig10", "fig11", "fig12", "fig13", "fig14", "fig15", "fig16", "fig17", "fig18")
+FIGURES = ("fig8", "fig9", "fig10", "fig11", "fig12", "fig13", "fig14", "fig15", "fig16", "fig17", "fig18", "study2")
 LEVELS = re.compile(
     r"(optimizer|regularizer|dataset|lr_schedule)\.[\w.]*(strength|zeros|threshold|epochs|lr|size|noise|milestones)="
 )
@@ -44,6 +44,14 @@ def methods(name: str) -> list[tuple[str, ...]]:
     return list(first.values())
 
 
+def without_delay(overrides: tuple[str, ...]) -> list[str]:
+    """What lets a decay begin at once that would begin after the only step, which is an error."""
+    if not {"regularizer=delayed", "regularizer/over_time=delayed", "regularizer/over_time=late"} & {*overrides}:
+        return []
+    in_steps = any(word.startswith("regularizer.over_time.steps=") for word in overrides)
+    return [f"regularizer.over_time.{'steps' if in_steps else 'epochs'}=0"]
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_method_of_the_paper_scale_takes_a_step(name, tiny_data, tmp_path, monkeypatch):
     monkeypatch.setattr(sharpness, "EIGENVALUE_PRODUCTS", 2)
@@ -54,6 +62,7 @@ def test_every_method_of_the_paper_scale_takes_a_step(name, tiny_data, tmp_path,
         short += [f"{key}=1" for key in probes if any(word.startswith(f"{key}=") for word in overrides)]
         text = TEXT if "dataset=tinyshakespeare" in overrides else ()
         short += ["dataset.train_size=null"]  # the tiny data have fewer examples
+        short += without_delay(overrides)
         config = compose_config([*overrides, *TINY, *text, *short])
         session.run(config)
         run = RunDirectory.of(config)

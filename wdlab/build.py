@@ -4,6 +4,7 @@ import contextlib
 import functools
 import re
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -72,7 +73,8 @@ def build_parts(config: Mapping[str, Any]) -> Parts:
     regularizer = _instantiate(config, "regularizer", model=model)
     with _as_config_error("regularizer"):
         regularizer.clock = Clock(config["train"]["steps"], 1)  # the loop sets the true length of an epoch
-        regularizer.attach(optimizer).remove()
+        with warnings.catch_warnings(action="ignore"):  # where nothing is decayed, ``validation`` raises an error
+            regularizer.attach(optimizer).remove()
     lr_factor = _instantiate(config, "lr_schedule")
     with _as_config_error("lr_schedule"):
         lr_factor(0, config["train"]["steps"], 1)

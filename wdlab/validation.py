@@ -11,7 +11,7 @@ import torch
 
 from wdlab import data, metrics, process, settings
 from wdlab.build import Parts, build_parts
-from wdlab.control import check_environment
+from wdlab.control import UPDATES_PER_EPOCH, check_environment
 from wdlab.engine import device, parallel
 from wdlab.errors import CheckpointError, ConfigError, explain, unknown_key
 from wdlab.interpolations import plain
@@ -19,6 +19,7 @@ from wdlab.records import wandb_mirror
 from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import SCIENTIFIC_KEYS
 from wdlab.regularizers import Regularizer
+from wdlab.schedules import Clock
 from wdlab.settings import Settings
 
 # the keys that a config may have; +key=value can add others
@@ -56,10 +57,32 @@ def check_config(config: Mapping[str, Any], here: bool = True, directory: RunDir
             f"regularizer/over_time: {changing[0]!r} has no strength to change with "
             f"regularizer={config['regularizer']['name']}; give a method too, such as regularizer=l2"
         )
+    if type(built.regularizer) is Regularizer and not built.regularizer.is_off:
+        raise ConfigError(
+            f"regularizer.strength={built.regularizer.strength}: decays nothing with "
+            f"regularizer={config['regularizer']['name']}; give a method too, such as regularizer=l2"
+        )
     _try_forward(built.model, config, checked, ranks)
-    data.check_data_and_batch_size(config["dataset"], checked.paths.data, checked.train.batch_size, ranks)
+    batch_size = checked.train.batch_size
+    examples = data.check_data_and_batch_size(config["dataset"], checked.paths.data, batch_size, ranks)
+    per_epoch = UPDATES_PER_EPOCH if examples is None else examples // batch_size
+    _check_decays(built.regularizer, Clock(checked.train.steps, per_epoch, built.lr_factor))
     check_data_unchanged(config, directory or RunDirectory.of(config))
     return built
+
+
+def _check_decays(regularizer: Regularizer, clock: Clock) -> None:
+    """Raise a ConfigError if a method decays nothing in a run although its strength is not 0.
+
+    Args:
+        regularizer: the method, whose clock is set.
+        clock: the length of the run and of an epoch.
+    """
+    regularizer.clock = clock
+    try:
+        regularizer.check_decays()
+    except ValueError as error:
+        raise ConfigError(f"regularizer.{error}") from error
 
 
 def check_and_build(

@@ -71,7 +71,7 @@ def angle(old, new):
     old, new = torch.tensor(old, dtype=torch.float64), torch.tensor(new, dtype=torch.float64)
     old, new, update = ([rows] for rows in norms.as_rows([old, new, new - old]))
     products = norms.each_dot(update, old)
-    return scale_invariant.angular_update(*map(norms.each_norm, (old, new, update)), products).item()
+    return scale_invariant.angles(*map(norms.each_norm, (old, new, update)), products).item()
 
 
 def test_angles_in_radians():

@@ -46,6 +46,7 @@ VARIANTS = {
     "pathprox compiled": ("pathprox", {"compiled": True}),
     "pathprox early": ("pathprox", {"over_time": over("Early", steps=2)}),
     "pathprox coherent": ("pathprox", {"over_time": over("CoherenceGate", coherence="norm_ratio", threshold=0.01)}),
+    "delayed": ("delayed", {"over_time": over("Delayed", epochs=1)}),  # the default is longer than a run of these tests
     **{
         f"{name} cautious": (name.split()[0], {"cautious": True, **options})
         for name, options in {
@@ -67,7 +68,7 @@ VARIANTS = {
     "l1 coherent": ("l1", {"over_time": over("CoherenceGate")}),
 }
 NAMES = sorted(path.stem for path in (CONFIGS / "regularizer").glob("*.yaml"))
-CASES = [*NAMES, *VARIANTS]
+CASES = list(dict.fromkeys([*NAMES, *VARIANTS]))
 DOING = [case for case in CASES if case != "none"]
 NOT_COMPILED = [case for case in DOING if "compiled" not in case]
 OPTIMIZERS = {

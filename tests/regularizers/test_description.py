@@ -11,8 +11,20 @@ from wdlab.build import build_parts
 from wdlab.errors import ConfigError
 from wdlab.optimizers import SGDS, AdamS, PAdam
 from wdlab.records.identity import compose_config
-from wdlab.regularizers import L2, CoherenceGate, Early, PathProx, Regularizer, WarmUp
+from wdlab.regularizers import (
+    L2,
+    CoherenceGate,
+    Delayed,
+    Early,
+    Late,
+    PathProx,
+    Regularizer,
+    ScheduleFactor,
+    WarmUp,
+)
 from wdlab.regularizers.description import describe_weight_decay
+from wdlab.schedules import Clock
+from wdlab.validation import check_config
 
 
 def test_a_summary_and_a_line_for_each_tensor():
@@ -117,3 +129,68 @@ def test_in_a_config_it_is_an_error_that_names_the_key():
     overrides = ["dataset=digits", "regularizer=l2", "regularizer/over_time=early", "regularizer.over_time.epochs=0"]
     with pytest.raises(ConfigError, match=r"regularizer\.strength=0\.\d+: would decay nothing, over_time=Early"):
         build_parts(compose_config(overrides))
+
+
+NEVER = {  # factors that are 0 in each of the 10 steps of a run with 4 steps per epoch, and others that are not
+    "late, in epochs": (
+        [Late(epochs=2.5)],
+        r"Late\(epochs=2.5\) is 0 in all 10 steps of the run, of which an epoch has 4",
+    ),
+    "late, in steps": ([Late(steps=10)], r"Late\(steps=10\) is 0 in all 10 steps"),
+    "one after the other": ([Early(steps=3), Delayed(steps=3)], r"Early\(steps=3\) x Delayed\(steps=3\) is 0"),
+    "a schedule": ([ScheduleFactor(lambda *_: 0.0)], r"ScheduleFactor\(<lambda>\) is 0"),
+    "gated too": ([CoherenceGate(), Late(epochs=3)], r"over_time=Late\(epochs=3\) is 0"),
+    "the last step": ([Late(steps=9)], None),
+    "the first step": ([Early(steps=0.5)], None),
+    "a step between": ([Early(steps=4), Delayed(steps=3)], None),
+    "rising": ([WarmUp(epochs=100)], None),
+}
+
+
+@pytest.mark.parametrize("case", NEVER)
+def test_a_run_that_ends_before_its_decay_begins_is_seen(case):
+    factors, message = NEVER[case]
+    model = network()
+    method = L2.for_model(model, 0.1, over_time=factors)  # the length of the run is not known here
+    method.clock = Clock(10, 4)
+    if message is None:
+        method.check_decays()
+        assert "decays nothing" not in method.describe()
+        return
+    with pytest.raises(ValueError, match=rf"strength=0.1: would decay nothing, .*{message}.*; strength=0 is without"):
+        method.check_decays()
+    assert "decays nothing: over_time=" in method.describe()
+    with pytest.warns(UserWarning, match=f"L2 decays nothing: .*{message}"):
+        method.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+    unknown = L2.for_model(model, 0.1, over_time=factors)
+    unknown.clock = Clock(10, None)
+    unknown.check_decays()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            "regularizer=delayed",
+            r"strength=0.0001: would decay nothing, over_time=Delayed\(epochs=5\) is 0 in all 20 steps",
+        ),
+        (
+            "regularizer=l2 regularizer/over_time=late regularizer.over_time.epochs=1.2",
+            r"strength=\S+: would decay nothing",
+        ),
+        ("regularizer=pathprox model.norm=batch", r": MLP has no pair Linear-ReLU-Linear"),
+        (
+            "regularizer=none regularizer.strength=0.1",
+            r"strength=0.1: decays nothing with regularizer=none; give a method",
+        ),
+    ],
+)
+def test_a_run_that_would_decay_nothing_is_refused_before_training(compose, overrides, message):
+    with pytest.raises(ConfigError, match=rf"^regularizer\.?{message}"), warnings.catch_warnings():
+        warnings.simplefilter("error")  # one error, and no warning before it
+        check_config(compose(*overrides.split()))
+
+
+def test_a_decay_that_begins_in_the_last_step_is_accepted(compose):
+    overrides = ("regularizer=l2", "regularizer/over_time=late", "regularizer.over_time.epochs=1.05")
+    check_config(compose(*overrides))  # 20 steps, 18 of them an epoch

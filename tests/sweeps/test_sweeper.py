@@ -189,13 +189,13 @@ def test_a_key_that_every_swept_choice_has_can_be_given(command, monkeypatch, sw
 
 
 def test_such_a_sweep_trains_and_is_found_again(command, tmp_path):
-    sweep = ("-m", "regularizer=l2", "regularizer/over_time=early,late", "regularizer.over_time.epochs=5")
+    sweep = ("-m", "regularizer=l2", "regularizer/over_time=early,late", "regularizer.over_time.epochs=0.1")
     code, told, complaint = command(*sweep)
     assert code == 0 and "2 done" in told, told + complaint
     assert "2 finished before" in command(*sweep)[1]
     for name in names(tmp_path / "results" / "runs"):
         written = RunDirectory(tmp_path / "results" / "runs", name).read_config()
-        assert written["regularizer"]["over_time"]["epochs"] == 5
+        assert written["regularizer"]["over_time"]["epochs"] == 0.1
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,6 @@ stable-baselines3 and gymnasium are imported where a run begins, since they are 
 """
 
 from wdlab.control.checks import check_environment
-from wdlab.control.program import ControlRun
+from wdlab.control.program import UPDATES_PER_EPOCH, ControlRun
 
-__all__ = ["ControlRun", "check_environment"]
+__all__ = ["UPDATES_PER_EPOCH", "ControlRun", "check_environment"]

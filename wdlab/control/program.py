@@ -13,7 +13,7 @@ import torch
 
 from wdlab.engine.experiment import Experiment
 from wdlab.engine.observer import is_due
-from wdlab.metrics import Metrics
+from wdlab.metrics import Metrics, equilibrium
 from wdlab.records import checkpoint
 from wdlab.records.directory import RunDirectory
 from wdlab.records.recorder import Recorder
@@ -177,6 +177,9 @@ class ControlRun:
             "environment_steps": self._dqn.num_timesteps,
         }
         line |= self._metrics.measure(whole_splits=False)
+        line |= equilibrium.of_line(
+            self._experiment.regularizer, self._optimizer.param_groups[0], UPDATES_PER_EPOCH, line
+        )
         if step:
             line["train/td_loss"] = self._loss
         if is_due(self._settings, "eval_every", step):

@@ -53,7 +53,9 @@ def load(config: Mapping[str, Any], root: str | Path, device: torch.device) -> D
     return _load_text(config, root, device) if is_text(config) else _load_images(config, root, device)
 
 
-def check_data_and_batch_size(config: Mapping[str, Any], root: str | Path, batch_size: int, ranks: int = 1) -> None:
+def check_data_and_batch_size(
+    config: Mapping[str, Any], root: str | Path, batch_size: int, ranks: int = 1
+) -> int | None:
     """Check a data set and the batch size. The data set is downloaded if its files are missing.
 
     Args:
@@ -62,6 +64,9 @@ def check_data_and_batch_size(config: Mapping[str, Any], root: str | Path, batch
         batch_size: examples per step; at most the number of training examples, and a multiple of ``ranks``.
         ranks: number of processes that share a batch.
 
+    Returns:
+        The number of training examples; None for an environment.
+
     Raises:
         DataError: if the files are missing and cannot be downloaded, or if their contents contradict the config. For
             missing files the message is one line that names the files and the folder to put them in.
@@ -69,12 +74,13 @@ def check_data_and_batch_size(config: Mapping[str, Any], root: str | Path, batch
     """
     check_description(config)
     if is_environment(config):
-        return
+        return None
     if is_text(config):
         examples = len(load(config, root, torch.device("cpu")).train)
     else:
         examples = len(_split_rows(_images_as_described(config, root)[1], config)[0])
     check_batch_size(batch_size, examples, ranks)
+    return examples
 
 
 def checksum(config: Mapping[str, Any], root: str | Path) -> str:

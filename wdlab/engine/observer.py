@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wdlab.engine.averaging import WeightAverage
 from wdlab.engine.experiment import Experiment
-from wdlab.metrics import SHARPNESS_EXAMPLES, MethodOfRuns, MetricsOfRuns, ResultsBySplit
+from wdlab.metrics import SHARPNESS_EXAMPLES, MethodOfRuns, MetricsOfRuns, ResultsBySplit, equilibrium
 from wdlab.records import checkpoint
 from wdlab.records.directory import RunDirectory
 from wdlab.records.recorder import Recorder
@@ -121,9 +121,11 @@ class RunObserver:
         lines = self._metrics.measure(*also_due, evaluated, on_device, which)
         are_finite = []
         for k, values in zip(which, lines, strict=True):
-            lr, strength = self._runs[k].experiment.optimizer.param_groups[0]["lr"], strengths[k]
+            experiment, strength = self._runs[k].experiment, strengths[k]
+            group = experiment.optimizer.param_groups[0]
             losses_are_finite, read = bool(values.pop("finite")), values.pop("strength", None)
-            line = clock | {"lr": lr, "strength": read if isinstance(strength, Tensor) else strength} | values
+            line = clock | {"lr": group["lr"], "strength": read if isinstance(strength, Tensor) else strength} | values
+            line |= equilibrium.of_line(experiment.regularizer, group, self._steps_per_epoch, line)
             self._runs[k].recorder.log(line)
             are_finite.append(losses_are_finite and all(math.isfinite(values.get(key, 0.0)) for key in FINITE_KEYS))
         return are_finite

@@ -11,6 +11,7 @@ from wdlab.data import Data, Split
 from wdlab.homogeneous import homogeneous_pairs, if_traceable, normalized_weights, unit_path_norms, weights
 from wdlab.metrics import norms, objective, scale_invariant, sparsity
 from wdlab.metrics.costly import measure_costly
+from wdlab.metrics.equilibrium import ROTATION
 from wdlab.metrics.gradients import GradientComparison, MethodOfRuns
 from wdlab.regularizers import Regularizer
 from wdlab.regularizers.checks import is_sgd_group
@@ -115,8 +116,9 @@ class MetricsOfRuns:
         }
         if self._normalized:
             power = 2 if is_sgd_group(self._regularizers[0].optimizer.param_groups[0]) else 1
-            of_layers = torch.stack([self._old_norms[:, k] for k in self._normalized], dim=1)
+            of_layers, slopes = self._of_normalized(self._old_norms), self._of_normalized(of_weights)
             values["scale_invariant/log_effective_lr"] = scale_invariant.log_effective_lr(lrs, of_layers, power)
+            values["gradient/over_weights"] = scale_invariant.root_mean_square(slopes / of_layers)
         self._of_step = self._entries(values)
 
     def _comparison(self, one: MethodOfRuns, norms_of: Mapping[int, Tensor]) -> GradientComparison:
@@ -135,17 +137,22 @@ class MetricsOfRuns:
             torch._foreach_mul_(old, part)
             products += [product.sum(1) for product in old]
             state.add(part, self._stacked, old)
-        update_norms, products, *self._state = _per_tensor(lengths, products, *state)
+        update_norms, products, *self._state = norms.per_tensor(lengths, products, *state)
         products, new_norms = -products - update_norms.square(), self._state[0]
         for one, comparison in zip(self._methods, self._comparisons, strict=True):
             self._of_step += [_Entry(name, one.rows, value) for name, value in comparison.values().items()]
+        angles = scale_invariant.angles(self._old_norms, new_norms, update_norms, products)
         values = {
             "update/relative": norms.total_norm(update_norms) / norms.total_norm(self._old_norms),
-            "scale_invariant/angular_update": scale_invariant.angular_update(
-                self._old_norms, new_norms, update_norms, products
-            ),
+            "scale_invariant/angular_update": angles.mean(1),
         }
+        if self._normalized:
+            values[ROTATION] = scale_invariant.root_mean_square(self._of_normalized(angles))
         self._of_step += self._entries(values)
+
+    def _of_normalized(self, of_weights: Tensor) -> Tensor:
+        """Return the columns (runs, layers) of the normalized layers, of values (runs, weights)."""
+        return torch.stack([of_weights[:, k] for k in self._normalized], dim=1)
 
     def _entries(self, values: Mapping[str, Tensor]) -> list[_Entry]:
         """Return metrics of all runs, (runs,) each, as entries of the log lines."""
@@ -181,7 +188,7 @@ class MetricsOfRuns:
             sums = _Sums([], [], [])
             for part in parts:
                 sums.add(part, self._stacked)
-            state = _per_tensor(*sums)
+            state = norms.per_tensor(*sums)
         self._of_step, self._state = [], None
         l2, l1, zeros = state
         values = {
@@ -274,9 +281,3 @@ class Metrics(MetricsOfRuns):
         """Return the metrics of the model, with the arguments of ``MetricsOfRuns.measure``."""
         (line,) = super().measure(*args, **kwargs)
         return line
-
-
-def _per_tensor(*lists: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Return lists of one tensor (runs,) per weight as one tensor each, float64 (runs, weights)."""
-    together = torch.stack([value for values in lists for value in values], dim=1).double()
-    return together.unflatten(1, (len(lists), -1)).unbind(1)

@@ -80,3 +80,9 @@ def path_norm(paths: Sequence[Tensor]) -> Tensor:
         paths: ``|w| |v|`` of the units of each pair of layers, (runs, units).
     """
     return torch.cat(list(paths), dim=1).double().sum(1)
+
+
+def per_tensor(*lists: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return lists of one tensor (runs,) per weight as one tensor each, float64 (runs, weights)."""
+    together = torch.stack([value for values in lists for value in values], dim=1).double()
+    return together.unflatten(1, (len(lists), -1)).unbind(1)

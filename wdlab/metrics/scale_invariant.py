@@ -24,8 +24,8 @@ def gradient_times_weight(gradient_norms: Tensor, weight_norms: Tensor) -> Tenso
     return (gradient_norms * weight_norms).sum(1)
 
 
-def angular_update(weight_norms: Tensor, new_norms: Tensor, update_norms: Tensor, products: Tensor) -> Tensor:
-    """Return the mean over layers l of the angle in radians between ``w_l`` before and after a step: (runs,).
+def angles(weight_norms: Tensor, new_norms: Tensor, update_norms: Tensor, products: Tensor) -> Tensor:
+    """Return the angle in radians between each layer's ``w_l`` before and after a step: (runs, layers).
 
     The angle is unchanged by ``w_l -> c w_l`` together with ``lr -> c^2 lr``. The angle is computed from the part
     of the update that is perpendicular to the weight, since the cosine of a tiny angle is 1 in floating point. The
@@ -39,8 +39,13 @@ def angular_update(weight_norms: Tensor, new_norms: Tensor, update_norms: Tensor
     """
     along = products / weight_norms
     across = (update_norms.square() - along.square()).clamp(min=0).sqrt()
-    angles = torch.atan2(across, weight_norms + along)
-    return torch.where(weight_norms * new_norms == 0, 0.0, angles).mean(1)
+    turned = torch.atan2(across, weight_norms + along)
+    return torch.where(weight_norms * new_norms == 0, 0.0, turned)
+
+
+def root_mean_square(values: Tensor) -> Tensor:
+    """Return the root of the mean over layers of the squares of ``values`` (runs, layers): (runs,)."""
+    return values.square().mean(1).sqrt()
 
 
 def effective_lr(lr: float | Tensor, weight_norm: Tensor) -> Tensor:

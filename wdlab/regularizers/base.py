@@ -89,8 +89,7 @@ class Regularizer(ActsOnRuns, DecayedParameters):
         self._places = places_of(self.params, model)
         for schedule in self.over_time:
             schedule.find_in(model, [row.tensor for row in self._rows() if row.strength != 0])
-        if reason := self._reason_to_be_idle():
-            raise ValueError(f"strength={self.strength}: would decay nothing, {reason}; strength=0 is without decay")
+        self.check_decays()
         return self
 
     def _check_added(self, tensors: Sequence[Tensor]) -> None:

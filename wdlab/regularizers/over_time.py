@@ -8,6 +8,7 @@ The factors in this file depend on the number of updates: ``Early``, ``Late``, `
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Protocol, Self
 
@@ -234,6 +235,26 @@ class WarmUp(_WithLength):
 
     stackable = True
     function = staticmethod(schedules.warm_up)
+
+
+def why_always_zero(over_time: Sequence[OverTime], clock: Clock) -> str | None:
+    """Return why the product of factors is 0 in every step, None if it may be another number in some step.
+
+    Args:
+        over_time: the factors.
+        clock: the length of the run and of an epoch. If both are known, factors that are 0 until the run has ended
+            count too, for example a delay that is longer than the run.
+    """
+    if zero := [schedule for schedule in over_time if schedule.is_always_zero]:
+        return f"over_time={zero[0]!r} is 0 in every step"
+    scheduled = [schedule for schedule in over_time if isinstance(schedule, ScheduleFactor)]
+    if not scheduled or clock.steps is None or clock.steps_per_epoch is None:
+        return None
+    steps = itertools.chain((clock.steps - 1, 0), range(1, clock.steps - 1))  # in most runs one of these two suffices
+    if any(all(schedule.factor(step, {}, clock) != 0 for schedule in scheduled) for step in steps):
+        return None
+    length = f"in all {clock.steps:,} steps of the run, of which an epoch has {clock.steps_per_epoch:,}"
+    return f"over_time={' x '.join(map(repr, scheduled))} is 0 {length}"
 
 
 def check_over_time(over_time: OverTime | Iterable[OverTime] | None) -> tuple[OverTime, ...]:

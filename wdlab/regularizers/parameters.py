@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from wdlab.homogeneous import weights
 from wdlab.regularizers.checks import check_choice, check_strength
 from wdlab.regularizers.description import TensorRow
-from wdlab.regularizers.over_time import OverTime
+from wdlab.regularizers.over_time import OverTime, why_always_zero
+from wdlab.schedules import Clock
 
 SCOPES = ("weights", "all")
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
@@ -65,6 +66,7 @@ class DecayedParameters:
     """
 
     over_time: tuple[OverTime, ...]
+    clock: Clock
 
     def __init__(self, params: Params, strength: float) -> None:
         self._default_strength = check_strength(strength)
@@ -121,6 +123,14 @@ class DecayedParameters:
         """True if the method does nothing, since all its strengths are 0."""
         return all(group["strength"] == 0 for group in self.groups)
 
+    def check_decays(self) -> None:
+        """Raise a ValueError if nothing will be decayed although a strength is not 0.
+
+        Steps of a run are looked at if the method's ``clock`` has the length of the run and of an epoch.
+        """
+        if reason := self._reason_to_be_idle():
+            raise ValueError(f"strength={self.strength}: would decay nothing, {reason}; strength=0 is without decay")
+
     def _rows(self) -> list[TensorRow]:
         """Return a row of ``describe`` for each tensor, in the order of ``params``."""
         names = {id(place.tensor): place.name for place in reversed(self._places)}
@@ -141,8 +151,7 @@ class DecayedParameters:
             return None
         if not any(p.requires_grad for group in self.groups if group["strength"] != 0 for p in group["params"]):
             return "all its parameters are frozen"
-        zero = [schedule for schedule in self.over_time if schedule.is_always_zero]
-        return f"over_time={zero[0]!r} is 0 in every step" if zero else None
+        return why_always_zero(self.over_time, self.clock)
 
     def check_replaced(self, group_of: Mapping[int, dict[str, Any]]) -> None:
         """Check that the optimizer and the model still hold the parameters of this method.
