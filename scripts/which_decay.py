@@ -93,10 +93,8 @@ def _advice(made: Sequence[Task]) -> Iterator[str]:
     times = {method: sum(method in task.best for task in made) for method in everywhere}
     most = max(times.values())
     safe = ", ".join(f"*{method}*" for method, number in times.items() if number == most)
-    yield (
-        f"- **A safe choice.** May be the best in {'every task' if most == count else f'{most} of {count}'}, in the order of their "
-        f"mean ranks: {safe}."
-    )
+    where = "every task" if most == count else f"{most} of {count}"
+    yield f"- **A safe choice.** May be the best in {where}, in the order of their mean ranks: {safe}."
     sizes = "; ".join(f"{task.size(task.found.loc[USUAL, 'behind'])} on {task.title}" for task in made)
     yield (
         f"- **If you use {USUAL} already.** It may be the best in {times[USUAL]} of {count}. Its mean is behind the "
