@@ -20,6 +20,7 @@ PAGE = PROJECT / "docs" / "which_decay.md"
 STUDY = "study1"
 SCALES = ("cpu", "quick", "paper")  # in the order of the page
 NONE, USUAL = "none", "AdamW"  # the methods that the advice compares others with
+FEW = 4  # trials
 SPARSE = 0.5  # share of zero weights from which on a method is recommended to those who want zeros
 
 
@@ -87,31 +88,30 @@ def _advice(made: Sequence[Task]) -> Iterator[str]:
     behind = [task for task in made if NONE not in task.best]
     lost = "; ".join(f"{task.size(task.found.loc[NONE, 'behind'])} on {task.title}" for task in behind)
     yield f"- **Decay at all?** No decay is worse than the best in {len(behind)} of {count}{f' ({lost})' * bool(lost)}."
-    everywhere = [method for method in made[0].found.index if all(method in task.found.index for task in made)]
+    ranked = ranking.ranks({task.title: task.found for task in made})["mean"]
+    everywhere = list(ranked.dropna().index)
     times = {method: sum(method in task.best for task in made) for method in everywhere}
     most = max(times.values())
     safe = ", ".join(f"*{method}*" for method, number in times.items() if number == most)
-    yield f"- **A safe choice.** May be the best in {'every task' if most == count else f'{most} of {count}'}: {safe}."
+    where = "every task" if most == count else f"{most} of {count}"
+    yield f"- **A safe choice.** May be the best in {where}, in the order of their mean ranks: {safe}."
     sizes = "; ".join(f"{task.size(task.found.loc[USUAL, 'behind'])} on {task.title}" for task in made)
     yield (
-        f"- **If you use {USUAL} already.** It may be the best in {times[USUAL]} of {count}. Its mean is behind that "
-        f"of the best by {sizes}."
+        f"- **If you use {USUAL} already.** It may be the best in {times[USUAL]} of {count}. Its mean is behind the "
+        f"best mean by {sizes}."
     )
+    yield f"- **With few trials.** The best scores to expect of {FEW} trials, next to those of {USUAL} and no decay:"
     for task in made:
-        budget = task.curves[USUAL].index[1]
-        of_few = {method: curve[budget] for method, curve in task.curves.items()}
+        of_few = {method: curve[FEW] for method, curve in task.curves.items()}
         sign = ranking.metric_of(task.panel)[1]
         easiest = sorted(of_few, key=lambda method: (-sign * of_few[method], method))[:3]
-        yield (
-            f"- **With {budget} trials only**, {task.title}: expect most of "
-            f"{', '.join(f'*{method}* ({task.value(of_few[method])})' for method in easiest)}; "
-            f"{USUAL} {task.value(of_few[USUAL])}, no decay {task.value(of_few[NONE])}."
-        )
+        named = ", ".join(f"*{method}* {task.value(of_few[method])}" for method in easiest)
+        yield f"  - {task.title}: {named}; {USUAL} {task.value(of_few[USUAL])}, no decay {task.value(of_few[NONE])}."
+    yield "- **If you want zeros.** The methods that may be the best and set most weights to zero, with the share:"
     for task in made:
         zeros = _medians(task, "sparsity/weights")
         sparse = [f"*{method}* ({100 * zeros[method]:.0f} %)" for method in task.best if zeros[method] >= SPARSE]
-        named = ", ".join(sparse) or "none of the methods that may be the best has them"
-        yield f"- **If you want zeros**, {task.title}: {named}."
+        yield f"  - {task.title}: {', '.join(sparse) or 'none'}."
 
 
 def _number(count: int, noun: str) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from scripts import reproduce
-from tests.test_figures_start import ENVIRONMENTS
+from tests.test_figures_start import ENVIRONMENTS, without_delay
 from tests.test_figures_start import FIGURES as STARTED
 from wdlab import session
 from wdlab.analysis import declaration, figures, selection, tables
@@ -385,7 +385,8 @@ def test_every_kind_of_run_at_paper_scale_takes_a_step(name, tiny_data, tmp_path
     monkeypatch.setattr(sharpness, "TRACE_PROBES", (2, 2))
     for overrides in kinds(name, PARTS).values():
         steps = ["train.steps=2"] * ("regularizer=cpr" in overrides)  # the first one only measures
-        take_a_step(overrides, tiny_data, tmp_path, f"model.width={NARROW}", "train.sharpness_examples=4", *steps)
+        changes = (*steps, *without_delay(overrides))
+        take_a_step(overrides, tiny_data, tmp_path, f"model.width={NARROW}", "train.sharpness_examples=4", *changes)
 
 
 def test_a_figure_that_is_not_there_is_refused():
