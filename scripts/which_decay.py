@@ -91,20 +91,20 @@ def _advice(made: Sequence[Task]) -> Iterator[str]:
     ranked = ranking.ranks({task.title: task.found for task in made})["mean"]
     everywhere = list(ranked.dropna().index)
     times = {method: sum(method in task.best for task in made) for method in everywhere}
-    most = max(times.values())
-    safe = ", ".join(f"*{method}*" for method, number in times.items() if number == most)
-    where = "every task" if most == count else f"{most} of {count}"
-    yield f"- **A safe choice.** May be the best in {where}, in the order of their mean ranks: {safe}."
+    by_count = [(number, [m for m in everywhere if times[m] == number]) for number in sorted({*times.values()})[::-1]]
+    named = [f"in {number} of {count} {_list(methods)}" for number, methods in by_count if 2 * number > count]
+    yield f"- **Safe choices.** By the number of tasks in which they may be the best: {'; '.join(named)}."
     sizes = "; ".join(f"{task.size(task.found.loc[USUAL, 'behind'])} on {task.title}" for task in made)
     yield (
         f"- **If you use {USUAL} already.** It may be the best in {times[USUAL]} of {count}. Its mean is behind the "
         f"best mean by {sizes}."
     )
-    yield f"- **With few trials.** The best scores to expect of {FEW} trials, next to those of {USUAL} and no decay:"
+    yield f"- **With few trials.** The best scores to expect of {FEW} trials, next to {USUAL} and no decay:"
     for task in made:
         of_few = {method: curve[FEW] for method, curve in task.curves.items()}
         sign = ranking.metric_of(task.panel)[1]
-        easiest = sorted(of_few, key=lambda method: (-sign * of_few[method], method))[:3]
+        others = [method for method in of_few if method not in (USUAL, NONE)]
+        easiest = sorted(others, key=lambda method: (-sign * of_few[method], method))[:3]
         named = ", ".join(f"*{method}* {task.value(of_few[method])}" for method in easiest)
         yield f"  - {task.title}: {named}; {USUAL} {task.value(of_few[USUAL])}, no decay {task.value(of_few[NONE])}."
     yield "- **If you want zeros.** The methods that may be the best and set most weights to zero, with the share:"
@@ -112,6 +112,11 @@ def _advice(made: Sequence[Task]) -> Iterator[str]:
         zeros = _medians(task, "sparsity/weights")
         sparse = [f"*{method}* ({100 * zeros[method]:.0f} %)" for method in task.best if zeros[method] >= SPARSE]
         yield f"  - {task.title}: {', '.join(sparse) or 'none'}."
+
+
+def _list(methods: Sequence[str]) -> str:
+    """Return names of methods in italics, separated by commas."""
+    return ", ".join(f"*{method}*" for method in methods)
 
 
 def _number(count: int, noun: str) -> str:
@@ -155,9 +160,8 @@ def _task(task: Task) -> str:
         lines.append(cells)
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     unit = "percent" if task.panel.get("percent") else "nats"
-    best = ", ".join(f"*{method}*" for method in task.best)
     return (
-        f"### {task.title}\n\n{len(task.best)} of {len(task.found)} methods may be the best: {best}.\n\n"
+        f"### {task.title}\n\n{len(task.best)} of {len(task.found)} methods may be the best: {_list(task.best)}.\n\n"
         f"`{column}` in {unit}; {trials} trials for each method, {seeds} seeds of the chosen setting. *Of k*: the "
         f"score to expect of the best on validation of k trials.\n\n{table}"
     )

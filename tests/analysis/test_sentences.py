@@ -68,6 +68,7 @@ def test_a_number_that_only_a_rule_sets_is_not_told_as_measured(never, start):
 
 def test_what_is_the_same_in_all_seeds_has_no_interval():
     assert "Measured: equal in each of 5 seeds, which" in told(interval=(0.0, 0.0))
+    assert "Measured: equal (95 % interval" in told(interval=(-0.1, 0.1 + 1e-17), mean_difference=1e-17)
     assert "Measured: 50 % lower in each of 5 seeds, " in told(difference="of logarithms", interval=np.log((0.5, 0.5)))
 
 

@@ -48,6 +48,7 @@ OUTSIDE = {
 }
 OF_THE_GRID = "% of the grid"  # a unit
 FACTOR = 1.99  # a ratio from which on differences of logarithms are told as factors
+ROUNDING = 1e-12  # a mean of differences up to this size is rounding, and told as equal
 
 
 def sentence(judged: Mapping[str, Any], over: str, names: Mapping[str, Mapping[str, Any]] | None = None) -> str:
@@ -110,7 +111,7 @@ def _is_number(judged: Mapping[str, Any]) -> bool:
 
 def _difference(judged: Mapping[str, Any], difference: float) -> str:
     """Return a difference in words: ``12 % lower``, ``0.8 points higher``, ``3 times as high``, ``equal``."""
-    return " ".join(_words(judged, difference)) if difference else "equal"
+    return " ".join(_words(judged, difference)) if abs(difference) > ROUNDING else "equal"
 
 
 def _words(judged: Mapping[str, Any], difference: float) -> tuple[str, str]:
