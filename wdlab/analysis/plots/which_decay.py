@@ -4,6 +4,7 @@ Called by ``figures``, which reads its name in ``configs/figure``. A plot is a f
 declarations of the panels. It returns the picture.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,20 +14,21 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from wdlab.analysis import ranking, selection
 from wdlab.analysis.style import PALETTE
 
 BLUE, GREY = PALETTE[0], "0.6"
 WIDTHS = (2.6, 2.6, 1, 1, 1, 1)  # of the axes of a task
-LINE, MARGIN = 0.165, 2.6  # height of a method in inches; room for titles and labels of a task, in methods
+LINE, MARGIN = 0.165, 3.6  # height of a method in inches; room for titles and labels of a task, in methods
 BESIDE = {  # what is shown beside the score: its title, and whether its axis is logarithmic
     "sparsity/weights": ("zero weights", False),
     "norm/weight_l2": ("norm of weights", True),
     "gradient/full_norm": ("gradient norm", True),
     "sharpness/top_eigenvalue": ("sharpness", True),
 }
+LABELS = 3  # on an axis beside the scores, at most
 MARKERS = ("o", "s", "D", "^", "v")  # of the tasks
 
 
@@ -51,7 +53,7 @@ def study1(table: pd.DataFrame, panels: Sequence[Mapping[str, Any]]) -> Figure:
     grid = figure.add_gridspec(len(lines), len(WIDTHS), width_ratios=WIDTHS, height_ratios=lines)
     for place, panel in enumerate(panels):
         axes = [figure.add_subplot(grid[place, column]) for column in range(len(WIDTHS))]
-        _task(axes, table, panel, found[panel["panel"]], is_first=place == 0)
+        _task(axes, table, panel, found[panel["panel"]])
     if len(panels) > 1:
         axes = [figure.add_subplot(grid[-1, columns]) for columns in (slice(0, 2), slice(2, None))]
         _ranks(*axes, ranking.ranks(found), [panel["title"] for panel in panels])
@@ -59,9 +61,7 @@ def study1(table: pd.DataFrame, panels: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def _task(
-    axes: Sequence[Axes], table: pd.DataFrame, panel: Mapping[str, Any], found: pd.DataFrame, is_first: bool
-) -> None:
+def _task(axes: Sequence[Axes], table: pd.DataFrame, panel: Mapping[str, Any], found: pd.DataFrame) -> None:
     """Draw the axes of a task.
 
     Args:
@@ -69,7 +69,6 @@ def _task(
         table: the rows of the study.
         panel: the declaration of the task's panel.
         found: what ``ranking.against_best`` returns of the task.
-        is_first: whether the task is the first row of the picture.
     """
     for one in axes:
         _lines_of_methods(one, list(found.index) if one is axes[0] else [], len(found))
@@ -84,26 +83,27 @@ def _task(
     for one, (column, (title, is_logarithmic)) in zip(axes[2:], BESIDE.items(), strict=True):
         if column in rows:
             _measured(one, rows, column, list(found.index), is_logarithmic)
-        one.set_title(title if is_first else "", fontsize=8.5)
+        one.set_title(title, fontsize=8.5)
     if ranking.metric_of(panel)[1] < 0:
         axes[0].invert_xaxis()
     for one in axes[:2]:
         one.set_xlabel(panel["score"])
         if panel.get("percent"):
             one.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g}")
-    axes[0].set_title(panel["title"], loc="left", fontweight="bold", pad=16 if is_first else None)
-    axes[1].set_title("the best of 1, 2, 4, ... trials" if is_first else "", fontsize=8.5)
+    axes[0].set_title(panel["title"], loc="left", fontweight="bold", pad=16)
+    axes[1].set_title("the best of 1, 2, 4, ... trials", fontsize=8.5)
+    axes[1].xaxis.set_major_locator(MaxNLocator(LABELS + 1))
 
 
 def _budgets(axes: Axes, curves: Sequence[pd.Series], panel: Mapping[str, Any]) -> None:
     """Draw the expected score by number of trials of each method, as circles that grow with the number.
 
-    The frame begins where a single trial of the middle method would end, so that methods which fail at most settings do
-    not squeeze the others. An arrow at its edge stands for scores outside.
+    The frame holds all trials of each method, and begins no later than where a single trial of the middle method ends.
+    Methods that fail at most settings do not squeeze the others. An arrow at its edge stands for scores outside.
     """
     sign = ranking.metric_of(panel)[1]
     scores = sign * np.array([curve.to_numpy() for curve in curves])
-    least, most = np.median(scores[:, 0]), scores.max()
+    least, most = min(np.median(scores[:, 0]), scores[:, -1].min()), scores.max()
     least -= 0.15 * (most - least)
     for line, of_method in enumerate(scores):
         inside = of_method >= least
@@ -134,8 +134,23 @@ def _measured(axes: Axes, rows: pd.DataFrame, column: str, methods: Sequence[str
             axes.plot(values.median(), line, "D", color="black", ms=3)
     if is_logarithmic:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(numticks=4))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        _label_few(axes)
+
+
+def _label_few(axes: Axes) -> None:
+    """Give a logarithmic axis two or three labels: powers of ten, or 1, 2 and 5 times them if few powers are inside."""
+    low, high = axes.get_xlim()
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    inside = [d * 10.0**k for k in decades for d in (1, 2, 5) if low <= d * 10.0**k <= high]
+    powers = [10.0**k for k in decades if low <= 10.0**k <= high]
+    ticks = powers if len(powers) > 1 else inside
+    few = ticks[:: math.ceil(len(ticks) / LABELS)]
+    if powers == ticks:
+        axes.set_xticks(few)
+    else:
+        axes.set_xticks(few, [f"{tick:g}" for tick in few])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _ranks(axes: Axes, beside: Axes, ranks: pd.DataFrame, titles: Sequence[str]) -> None:
@@ -170,7 +185,7 @@ def _legend(figure: Figure) -> None:
     drawn = {"color": BLUE, "marker": "o", "ms": 5, "linewidth": 1.6}
     handles = [
         Line2D([], [], **drawn, label="may be the best"),
-        Line2D([], [], **drawn, mfc="white", label="is not the best"),
+        Line2D([], [], **drawn, mfc="white", label="not among these"),
         Line2D([], [], marker="|", color=GREY, linestyle="", ms=5, label="a seed"),
         Line2D([], [], marker="o", color="black", mfc="white", linestyle="", ms=5, label="larger: more trials"),
         Line2D([], [], marker="D", color="black", ms=3, linewidth=1.2, label="median, and range over seeds"),
