@@ -21,7 +21,9 @@ STUDY = "study1"
 SCALES = ("cpu", "quick", "paper")  # in the order of the page
 NONE, USUAL = "none", "AdamW"  # the methods that the advice compares others with
 FEW = 4  # trials
-SPARSE = 0.5  # share of zero weights from which on a method is recommended to those who want zeros
+SPARSE = 0.5  # share of zero weights from which on a method is named to those who want zeros
+AT_EDGE = "†"  # beside a setting beyond which no trial lies
+SEARCHED = ("optimizer.lr", "regularizer.strength", "regularizer.warm_start")
 
 
 class Task(NamedTuple):
@@ -51,13 +53,37 @@ class Task(NamedTuple):
         """The methods that may be the best, the best mean first."""
         return list(self.found.index[self.found["may_be_best"]])
 
-    def value(self, score: float) -> str:
-        """Return a score with as many digits as seeds can tell apart."""
-        return f"{100 * score:.1f}" if self.panel.get("percent") else f"{score:.3f}"
+    @property
+    def close(self) -> list[str]:
+        """The methods that are surely close to the best: by less than the smallest difference of the claims."""
+        return list(self.found.index[self.found["behind_high"] <= self.smallest])
+
+    @property
+    def smallest(self) -> float:
+        """The smallest difference that counts in the claims about this task."""
+        column, _ = ranking.metric_of(self.panel)
+        return next(
+            claim["smallest_difference"]
+            for claim in declaration.read(STUDY, self.scale)["claims"]
+            if claim["metric"] == column and self.panel["panel"] in claim["panels"]
+        )
+
+    def value(self, score: float, digits: int = 1) -> str:
+        """Return a score as text; ``digits`` after the point if it is a percentage, else three."""
+        rounded = round(100 * score, digits) if self.panel.get("percent") else round(score, digits := 3)
+        return f"{rounded + 0.0:.{digits}f}"  # no minus before a zero
 
     def size(self, difference: float) -> str:
         """Return a difference of two scores with its unit."""
         return f"{self.value(difference)} {'points' if self.panel.get('percent') else 'nats'}"
+
+    def behind(self, method: str) -> str:
+        """Return how far a method is behind the best, with the simultaneous interval; a dash for the best itself."""
+        row = self.found.loc[method]
+        if method == self.found.index[0]:
+            return "-"
+        middle, low, high = (self.value(row[name], 2) for name in ("behind", "behind_low", "behind_high"))
+        return f"{middle} [{low}, {high}]"
 
 
 def tasks(results: Path = RESULTS) -> list[Task]:
@@ -77,29 +103,37 @@ def page(made: Sequence[Task]) -> str:
     """Return the page in Markdown, with links relative to ``docs``."""
     by_scale = {scale: [task for task in made if task.scale == scale] for scale in SCALES}
     parts = [part for of_scale in by_scale.values() for part in _scale(of_scale)]
-    first = next(of_scale for of_scale in by_scale.values() if of_scale)
-    return Template(TEMPLATE.read_text()).substitute(advice="\n".join(_advice(first)), tasks="\n\n".join(parts)) + "\n"
+    return Template(TEMPLATE.read_text()).substitute(advice="\n".join(_advice(made)), tasks="\n\n".join(parts)) + "\n"
 
 
 def _advice(made: Sequence[Task]) -> Iterator[str]:
-    """Yield what the tasks of a scale tell someone who has to choose."""
-    count, scale = len(made), made[0].scale
-    yield f"From the {_number(count, 'task')} at `{scale}` scale:\n"
+    """Yield what the tasks tell someone who has to choose."""
+    count = len(made)
+    scales = " and ".join(f"{sum(t.scale == s for t in made)} at `{s}` scale" for s in SCALES if s in {*_scales(made)})
+    yield f"From {_number(count, 'task')}, {scales}. In brackets are simultaneous intervals.\n"
     behind = [task for task in made if NONE not in task.best]
-    lost = "; ".join(f"{task.size(task.found.loc[NONE, 'behind'])} on {task.title}" for task in behind)
-    yield f"- **Decay at all?** No decay is worse than the best in {len(behind)} of {count}{f' ({lost})' * bool(lost)}."
-    ranked = ranking.ranks({task.title: task.found for task in made})["mean"]
-    everywhere = list(ranked.dropna().index)
-    times = {method: sum(method in task.best for task in made) for method in everywhere}
-    by_count = [(number, [m for m in everywhere if times[m] == number]) for number in sorted({*times.values()})[::-1]]
-    named = [f"in {number} of {count} {_list(methods)}" for number, methods in by_count if 2 * number > count]
-    yield f"- **Safe choices.** By the number of tasks in which they may be the best: {'; '.join(named)}."
-    sizes = "; ".join(f"{task.size(task.found.loc[USUAL, 'behind'])} on {task.title}" for task in made)
+    yield f"- **Decay at all?** No decay is worse than the best in {len(behind)} of {count}:"
+    for task in behind:
+        at_edge = f". {_edge_of_none(task)}" if _edge_of_none(task) else ""
+        yield f"  - {task.title}: by {task.behind(NONE)} {_unit(task)}{at_edge}."
+    ranked = ranking.ranks({f"{task.scale} {task.title}": task.found for task in made})["mean"].dropna()
     yield (
-        f"- **If you use {USUAL} already.** It may be the best in {times[USUAL]} of {count}. Its mean is behind the "
-        f"best mean by {sizes}."
+        "- **Safe choices.** The number of tasks in which a method may be the best, and in which it is surely close to "
+        f"it (at most {' or '.join(dict.fromkeys(task.size(task.smallest) for task in made))} behind):"
     )
-    yield f"- **With few trials.** The best scores to expect of {FEW} trials, next to {USUAL} and no decay:"
+    times = {m: (sum(m in t.best for t in made), sum(m in t.close for t in made)) for m in ranked.index}
+    for pair in sorted({*times.values()}, reverse=True):
+        if 2 * pair[0] > count:
+            named = _list([method for method in times if times[method] == pair])
+            yield f"  - {pair[0]} and {pair[1]} of {count}: {named}."
+    yield f"- **If you use {USUAL} already.** It may be the best in {times[USUAL][0]} of {count}. Behind the best:"
+    yield from (
+        f"  - {task.title}: by {task.behind(USUAL)} {_unit(task)}." for task in made if task.found.index[0] != USUAL
+    )
+    yield (
+        f"- **With few trials.** The best scores to expect of {FEW} trials, on the one seed on which settings were "
+        f"chosen (not comparable with the means below), next to {USUAL} and no decay:"
+    )
     for task in made:
         of_few = {method: curve[FEW] for method, curve in task.curves.items()}
         sign = ranking.metric_of(task.panel)[1]
@@ -107,11 +141,41 @@ def _advice(made: Sequence[Task]) -> Iterator[str]:
         easiest = sorted(others, key=lambda method: (-sign * of_few[method], method))[:3]
         named = ", ".join(f"*{method}* {task.value(of_few[method])}" for method in easiest)
         yield f"  - {task.title}: {named}; {USUAL} {task.value(of_few[USUAL])}, no decay {task.value(of_few[NONE])}."
-    yield "- **If you want zeros.** The methods that may be the best and set most weights to zero, with the share:"
+    yield f"- **If you want zeros.** The methods with at least {100 * SPARSE:.0f} % zeros, and how far behind they are:"
     for task in made:
         zeros = _medians(task, "sparsity/weights")
-        sparse = [f"*{method}* ({100 * zeros[method]:.0f} %)" for method in task.best if zeros[method] >= SPARSE]
-        yield f"  - {task.title}: {', '.join(sparse) or 'none'}."
+        sparse = [f"*{m}* ({100 * zeros[m]:.0f} %) {task.behind(m)}" for m in task.found.index if zeros[m] >= SPARSE]
+        yield f"  - {task.title}: {'; '.join(sparse) or 'none'}."
+
+
+def _edge_of_none(task: Task) -> str:
+    """Return a sentence if the best trial of no decay has the lowest learning rate of its trials, else ""."""
+    lowest = _trials(task, NONE)["optimizer.lr"].min()
+    chosen = _judged(task, NONE)["optimizer.lr"].iloc[0]
+    if chosen > lowest:
+        return ""
+    return "Its best trial has the lowest learning rate of all its trials, so a lower one may do better"
+
+
+def _scales(made: Sequence[Task]) -> list[str]:
+    """Return the scale of each task."""
+    return [task.scale for task in made]
+
+
+def _unit(task: Task) -> str:
+    """Return the unit of differences of scores."""
+    return "points" if task.panel.get("percent") else "nats"
+
+
+def _trials(task: Task, method: str) -> pd.DataFrame:
+    """Return the last line of each trial of a method."""
+    last = selection.last_lines(task.rows[task.rows["method"] == method])
+    return last[last["stage"] == "trial"]
+
+
+def _judged(task: Task, method: str) -> pd.DataFrame:
+    """Return the last line of each judged run of a method."""
+    return selection.judged(selection.last_lines(task.rows[task.rows["method"] == method]))
 
 
 def _list(methods: Sequence[str]) -> str:
@@ -147,24 +211,41 @@ def _task(task: Task) -> str:
     trials, seeds = task.panel["search"]["trials"], judged["seed"].nunique()
     budgets = list(next(iter(task.curves.values())).index)
     zeros, norm = (_medians(task, name) for name in ("sparsity/weights", "norm/weight_l2"))
-    lr = judged.groupby("method")["optimizer.lr"].first()
     head = ["method", "mean [95 %]", "behind the best [simultaneous 95 %]", "may be the best"]
-    head += [f"of {budget}" for budget in budgets] + ["zeros", "norm", "learning rate"]
+    head += [f"of {budget}" for budget in budgets] + ["zeros", "norm", "learning rate", "strength"]
     lines = [head, ["---"] * len(head)]
     for method, row in task.found.iterrows():
-        behind = f"{task.value(row['behind'])} [{task.value(row['behind_low'])}, {task.value(row['behind_high'])}]"
-        cells = [method, f"{task.value(row['mean'])} [{task.value(row['low'])}, {task.value(row['high'])}]", behind]
-        cells += ["yes" if row["may_be_best"] else ""]
+        cells = [method, f"{task.value(row['mean'])} [{task.value(row['low'])}, {task.value(row['high'])}]"]
+        cells += [task.behind(method), "yes" if row["may_be_best"] else ""]
         cells += [task.value(task.curves[method][budget]) for budget in budgets]
-        cells += [f"{100 * zeros[method]:.0f} %", f"{norm[method]:.3g}", f"{lr[method]:.2g}"]
+        cells += [f"{100 * zeros[method]:.0f} %", f"{norm[method]:.3g}", *_setting(task, method)]
         lines.append(cells)
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    values = ranking.scores(task.rows, task.panel)
+    sign = ranking.metric_of(task.panel)[1]
+    without = [int(ranking.against_best(values.drop(index=seed), sign)["may_be_best"].sum()) for seed in values.index]
+    margin = ((task.found["behind_high"] - task.found["behind_low"]) / 2).iloc[1:].median()
     unit = "percent" if task.panel.get("percent") else "nats"
     return (
-        f"### {task.title}\n\n{len(task.best)} of {len(task.found)} methods may be the best: {_list(task.best)}.\n\n"
+        f"### {task.title}\n\n{len(task.best)} of {len(task.found)} methods may be the best: {_list(task.best)}. "
+        f"Without any one of the seeds it would be {min(without)} to {max(without)} methods. The intervals reach "
+        f"{task.size(margin)} to either side (their median); {task.size(task.smallest)} count in claims.\n\n"
         f"`{column}` in {unit}; {trials} trials for each method, {seeds} seeds of the chosen setting. *Of k*: the "
-        f"score to expect of the best on validation of k trials.\n\n{table}"
+        f"score to expect of the best on validation of k trials, on the one seed of the trials. {AT_EDGE}: no trial "
+        f"lies beyond.\n\n{table}"
     )
+
+
+def _setting(task: Task, method: str) -> tuple[str, str]:
+    """Return the chosen learning rate and strength (or warm start) of a method, marked if no trial lies beyond it."""
+    trials, chosen = _trials(task, method), _judged(task, method).iloc[0]
+    marked = {}
+    for column in SEARCHED:
+        if trials.get(column) is not None and trials[column].nunique() > 1:
+            is_last = chosen[column] in (trials[column].min(), trials[column].max())
+            marked[column] = f"{chosen[column]:.2g}{AT_EDGE if is_last else ''}"
+    lr, *other = marked.values()
+    return lr, (f"warm start {other[0]}" if SEARCHED[2] in marked else other[0]) if other else ""
 
 
 def write(results: Path = RESULTS) -> None:
