@@ -190,6 +190,7 @@ def from_yaml(group: str) -> dict[str, dict]:
 
 METHODS, OPTIMIZERS = from_yaml("regularizer"), from_yaml("optimizer")
 OVER_TIME = from_yaml("regularizer/over_time")
+SET = {"epochs": 1, "scope": "all"}  # in place of the values in the files: runs are short, and have no batch norm
 CASES = {
     **METHODS,
     **{
@@ -199,7 +200,7 @@ CASES = {
     },
     **{f"coherent by {c}": METHODS["coherent"] | {"coherence": c} for c in ("total_gradient", "norm_ratio")},
     **{
-        f"{name} {kind}": METHODS[name] | {"over_time": node | ({"epochs": 1} if "epochs" in node else {})}
+        f"{name} {kind}": METHODS[name] | {"over_time": node | {key: SET[key] for key in SET if key in node}}
         for name, (kind, node) in itertools.product(("pnorm", "pathprox"), OVER_TIME.items())
     },
     **{f"pnorm {p}": METHODS["pnorm"] | {"p": p} for p in (0.5, 1, 1.5, 2, 3)},

@@ -63,8 +63,8 @@ def test_a_folder_without_runs_is_told(tmp_path):
 
 
 def test_schedules_of_strength_are_in_the_table(compose, tmp_path):
-    for over_time in ("constant", "early", "late"):
-        session.run(compose("regularizer=l2", f"regularizer/over_time={over_time}"))
+    for over_time in (["constant"], ["early"], ["late", "regularizer.over_time.epochs=1"]):
+        session.run(compose("regularizer=l2", f"regularizer/over_time={over_time[0]}", *over_time[1:]))
     table = load(tmp_path / "runs")
     assert set(table["regularizer.over_time"]) == {"constant", "early", "late"}
 
