@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override
 
 from wdlab.errors import ConfigError
@@ -38,7 +39,8 @@ def expand(overrides: Sequence[Override], trials: int | None = None, seed: int =
     Raises:
         ConfigError: for an interval without a number of trials, and for the reverse; for a number of trials or a seed
             that is no whole number or out of range; for an interval that is empty, infinite, one of several values of
-            its key, tagged with another word than ``log``, or tagged with ``log`` and not positive.
+            its key, tagged with another word than ``log``, or tagged with ``log`` and not positive; for one in ``int``
+            of which an end is no whole number.
     """
     last = {override.get_key_element(): override for override in overrides}
     intervals = {key: override for key, override in last.items() if override.is_interval_sweep()}
@@ -98,6 +100,10 @@ def _check_interval(override: Override) -> None:
         raise ConfigError(f"{given}: an interval cannot be one of several values; give key=interval(a,b)")
     if not isinstance(interval, IntervalSweep):
         return
+    if isinstance(interval.start, int):  # Hydra's int() has cut the ends to whole numbers
+        exact = OverridesParser.create().parse_override(given.replace("int(", "float(")).value()
+        if (exact.start, exact.end) != (interval.start, interval.end):
+            raise ConfigError(f"{given}: the ends of an interval in int(...) must be whole numbers")
     if unknown := sorted(interval.tags - TAGS):
         raise ConfigError(f"{given}: unknown tag {unknown[0]}; allowed: {', '.join(TAGS)}")
     if not -math.inf < interval.start < interval.end < math.inf:
