@@ -159,6 +159,7 @@ def test_no_torch_is_imported():
     [
         ("a=interval(0,1)", None, "a=interval(0,1): an interval needs a number of trials, such as hydra.sweeper."),
         ("a=0,1", 4, "hydra.sweeper.trials=4: no key has an interval, such as "),
+        ("+experiment=e", 4, "hydra.sweeper.trials=4: no key has an interval in +experiment=e, such as "),
         ("a=interval(0,1)", 0, f"hydra.sweeper.trials=0: must be a whole number from 1 to {MOST_TRIALS}"),
         ("a=interval(0,1)", 1.5, "hydra.sweeper.trials=1.5: must be a whole number"),
         ("a=interval(0,1)", True, "hydra.sweeper.trials=True: must be a whole number"),

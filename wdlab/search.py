@@ -46,7 +46,7 @@ def expand(overrides: Sequence[Override], trials: int | None = None, seed: int =
     intervals = {key: override for key, override in last.items() if override.is_interval_sweep()}
     for override in last.values():
         _check_interval(override)
-    _check_trials(intervals, trials, seed)
+    _check_trials(intervals, trials, seed, last.get("+experiment"))
     choices = {key: _choices(key, override) for key, override in last.items() if key not in intervals}
     jobs = []
     for point in _points(len(intervals), trials or 1, seed):
@@ -112,8 +112,8 @@ def _check_interval(override: Override) -> None:
         raise ConfigError(f"{given}: an interval with the tag log must be > 0")
 
 
-def _check_trials(intervals: dict[str, Override], trials: Any, seed: Any) -> None:
-    """Check the number of trials and the seed.
+def _check_trials(intervals: dict[str, Override], trials: Any, seed: Any, experiment: Override | None) -> None:
+    """Check the number of trials and the seed. An error for the lack of an interval names the experiment.
 
     Raises:
         ConfigError: as :func:`expand`.
@@ -126,6 +126,8 @@ def _check_trials(intervals: dict[str, Override], trials: Any, seed: Any) -> Non
         line = next(iter(intervals.values())).input_line
         raise ConfigError(f"{line}: an interval needs a number of trials, such as hydra.sweeper.trials=16")
     if trials is not None and not intervals:
+        where = f" in {experiment.input_line}" if experiment else ""
         raise ConfigError(
-            f"hydra.sweeper.trials={trials}: no key has an interval, such as optimizer.lr=tag(log,interval(1e-3,1))"
+            f"hydra.sweeper.trials={trials}: no key has an interval{where}, "
+            "such as optimizer.lr=tag(log,interval(1e-3,1))"
         )

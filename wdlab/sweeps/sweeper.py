@@ -178,9 +178,17 @@ class Sweep(Sweeper):
             ConfigError: for an interval or a number of trials that cannot be used, or if ``params`` or the file has
                 another form.
         """
-        grid = self._grid(arguments)
+        listed = self._listed()
+        return [[*point, *job] for point in self._grid(arguments) for job in listed]
+
+    def _listed(self) -> list[list[str]]:
+        """Return the override lists of the file ``jobs``, one empty list if there is no file.
+
+        Raises:
+            ConfigError: if the file has another form or contains an interval.
+        """
         if self.jobs is None:
-            return grid
+            return [[]]
         try:
             listed = json.loads(Path(self.jobs).read_text())
         except (OSError, ValueError, TypeError) as error:
@@ -191,7 +199,7 @@ class Sweep(Sweeper):
         for override in itertools.chain.from_iterable(listed):
             if "interval(" in override:
                 raise ConfigError(f"hydra.sweeper.jobs={self.jobs}: {override}: an interval cannot be in the file")
-        return [[*point, *job] for point in grid for job in listed]
+        return listed
 
     def _grid(self, arguments: list[str]) -> list[list[str]]:
         """Return the overrides of every trial and point of the grid; of several experiments, one after another.
