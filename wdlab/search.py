@@ -1,4 +1,4 @@
-"""Random search: the runs that a command line with intervals, such as ``lr=interval(0,1)``, stands for.
+"""Quasi-random search: the runs that a command line with intervals, such as ``lr=interval(0,1)``, stands for.
 
 The values of the intervals are points of a scrambled Sobol sequence, which fill a box more evenly than random points.
 They depend on the intervals and on the seed alone, so the same command stands for the same runs, and a command with
