@@ -80,10 +80,19 @@ class Sweep(Sweeper):
         composer = Composer(self.hydra_context.config_loader, self.config)
         by_run: dict[Path, SweepJob] = {}  # two combinations of values may make the same run
         jobs = []
-        for number, overrides in enumerate(self._job_overrides(arguments)):
+        lines = self._job_overrides(arguments)
+        for number, overrides in enumerate(lines):
             if number == MANY_JOBS:
                 process.resume_collections()
-            job = composer.job(overrides, number)
+            try:
+                job = composer.job(overrides, number)
+            except Exception as error:
+                told = explain(error) or ""
+                swept = [word for word in overrides if any(word not in line for line in lines)]
+                choices = " ".join(composer.chosen(swept))
+                if "unknown key" not in told or not choices:
+                    raise
+                raise ConfigError(f"{told} ({choices})") from error
             jobs.append(by_run.setdefault(job.directory.path.absolute(), job))
         if not jobs:
             raise ConfigError("-m: this sweep is empty, no combination of values is left")
