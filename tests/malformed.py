@@ -192,7 +192,7 @@ def bad_sweep(dice: random.Random, line: Line, _: Path) -> Line:
 
 def bad_search(dice: random.Random, line: Line, _: Path) -> Line:
     wrong = ["tag(log,interval(0,1))", "interval(1,0)", "interval(0,inf)", "tag(ln,interval(1,2))", "interval(0,1),2"]
-    wrong += ["int(interval(0,0.5))", "interval(1)", "tag(interval(a,b))", "int(interval(0,inf))", "[interval(0,1)]"]
+    wrong += ["int(interval(0,1.5))", "interval(1)", "tag(interval(a,b))", "int(interval(0,inf))", "[interval(0,1)]"]
     good = "optimizer.lr=interval(0.1,0.2)"
     trials = dice.choice(["0", "-1", "1.5", "many", "null", "1,2", "true", "[2]", "1e3", str(10**30)])
     words = [[f"optimizer.lr={dice.choice(wrong)}", "hydra.sweeper.trials=2"], [good, f"hydra.sweeper.trials={trials}"]]

@@ -122,6 +122,13 @@ BAD = {
     "hydra/launcher=joblib": "hydra/launcher=joblib: is for sweeps; give -m too",
     "hydra.sweeper.jobs=jobs.json": "hydra.sweeper.jobs=jobs.json: is for sweeps; give -m too",
     "--nothing": "command line: unrecognized arguments: --nothing",
+    "seed=1 -m regularizer=l2,l1": "command line: unrecognized arguments: regularizer=l2,l1; options such as -m stand",
+    "seed=0,1": "seed=0,1: several values are for a command line with -m; a list is key=[a,b], a text key='a,b'",
+    "seed=range(3)": "seed=range(3): several values are for a command line with -m; a list is",
+    "optimizer.lr=interval(1e-3,1)": "optimizer.lr=interval(1e-3,1): is a search; give -m and hydra.sweeper.trials=16",
+    "trials=4": "trials: unknown key; did you mean hydra.sweeper.trials? allowed: seed, train",
+    "-m trials=4": "trials: unknown key; did you mean hydra.sweeper.trials? allowed: seed, train",
+    "-m optimizer.lr=[interval(0,1),1]": "optimizer.lr=[interval(0,1),1]: an interval cannot be inside a list",
     "=3": "command line:",
 }
 

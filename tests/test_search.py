@@ -64,6 +64,10 @@ def test_whole_numbers_tagged_log_are_as_frequent_in_every_octave(form):
     assert np.abs(octaves - 128).max() <= 1
 
 
+def test_the_ends_of_whole_numbers_can_be_written_as_any_number():
+    assert texts("int(interval(start=1e1,end=2_0.0))", 8) == texts("int(interval(10,20))", 8)
+
+
 def test_several_intervals_fill_their_box():
     """Every cell of a grid of 4 x 4 x 4 has its share of the points: the distance to the mean is at most a point."""
     points = jobs("a=interval(0,4)", "b=interval(0,4)", "c=interval(0,4)", trials=1024)
@@ -155,6 +159,7 @@ def test_no_torch_is_imported():
     [
         ("a=interval(0,1)", None, "a=interval(0,1): an interval needs a number of trials, such as hydra.sweeper."),
         ("a=0,1", 4, "hydra.sweeper.trials=4: no key has an interval, such as "),
+        ("+experiment=e", 4, "hydra.sweeper.trials=4: no key has an interval in +experiment=e, such as "),
         ("a=interval(0,1)", 0, f"hydra.sweeper.trials=0: must be a whole number from 1 to {MOST_TRIALS}"),
         ("a=interval(0,1)", 1.5, "hydra.sweeper.trials=1.5: must be a whole number"),
         ("a=interval(0,1)", True, "hydra.sweeper.trials=True: must be a whole number"),
@@ -162,10 +167,13 @@ def test_no_torch_is_imported():
         ("a=interval(0,1)", 10**40, "hydra.sweeper.trials=1000"),
         ("a=1", 0, "hydra.sweeper.trials=0: must be a whole number"),
         ("a=tag(log,interval(0,1))", 4, "a=tag(log,interval(0,1)): an interval with the tag log must be > 0"),
-        ("a=tag(log,int(interval(0.5,9)))", 4, "a=tag(log,int(interval(0.5,9))): an interval with the tag log must"),
+        ("a=tag(log,int(interval(0,9)))", 4, "a=tag(log,int(interval(0,9))): an interval with the tag log must"),
         ("a=interval(1,1)", 4, "a=interval(1,1): the interval must be from a finite number to a larger one"),
         ("a=interval(2,1)", 4, "a=interval(2,1): the interval must be"),
-        ("a=int(interval(0.2,0.9))", 4, "a=int(interval(0.2,0.9)): the interval must be"),
+        ("a=int(interval(3,3))", 4, "a=int(interval(3,3)): the interval must be"),
+        ("a=int(interval(8.5,9.4))", 4, "a=int(interval(8.5,9.4)): the ends of an interval in int(...) must be whole"),
+        ("a=int(tag(log,interval(1e-3,1)))", 4, "a=int(tag(log,interval(1e-3,1))): the ends of an interval in int("),
+        ("a=tag(log,int(interval(1,9.5)))", 4, "a=tag(log,int(interval(1,9.5))): the ends of an interval in int("),
         ("a=interval(0,inf)", 4, "a=interval(0,inf): the interval must be"),
         ("a=interval(nan,1)", 4, "a=interval(nan,1): the interval must be"),
         ("a=tag(logit,interval(0,1))", 4, "a=tag(logit,interval(0,1)): unknown tag logit; allowed: log"),

@@ -29,6 +29,7 @@ class RunFailed(WdlabError):
     """A run that failed or diverged, or a sweep with such runs."""
 
 
+SWEEPER_KEYS = ("jobs", "trials", "search_seed")  # under hydra.sweeper
 HIDDEN = ("basic", "submitit_local", "submitit_slurm")  # launchers of Hydra that wdlab has others for
 NAME_RULE = "a name: letters, digits, dots, dashes, underscores"
 
@@ -53,7 +54,7 @@ def explain(error: BaseException) -> str | None:
         group, _, name = error.missing_cfg_file.rpartition("/")
         options = [option for option in error.options if group != "hydra/launcher" or option not in HIDDEN]
         return f"{group}={name}: does not exist; available: {', '.join(options)}"
-    refused = _unknown_key(error) or _refused_by_schema(error)
+    refused = _unknown_key(error) or _refused_by_schema(error) or _several_values(error)
     if refused is not None:
         return refused
     if isinstance(error, OverrideParseException):
@@ -106,6 +107,8 @@ def unknown_key(full_key: str, siblings: list[str]) -> str:
         siblings: the allowed keys at this place, without their path.
     """
     similar = difflib.get_close_matches(full_key.rpartition(".")[2], siblings, n=1)
+    if full_key in SWEEPER_KEYS:
+        similar = [f"hydra.sweeper.{full_key}"]
     hint = f"did you mean {similar[0]}? " if similar else ""
     return f"{full_key}: unknown key; {hint}allowed: {', '.join(siblings) or 'none'}"
 
@@ -125,6 +128,19 @@ def _refused_by_schema(error: BaseException) -> str | None:
     if isinstance(cause, ConfigTypeError):
         return f"{cause.full_key}: cannot be deleted; must be {allowed[cause.key]}"
     return _one_line(f"{cause.full_key}={cause.value}: must be {allowed[cause.key]}")
+
+
+def _several_values(error: BaseException) -> str | None:
+    """Return the line to print for Hydra's error about several values or an interval where a sweep is none, else None.
+
+    An example of Hydra's own message is ``Sweep parameters 'seed=range(3)' requires --multirun``.
+    """
+    found = re.match(r"(?:Sweep parameters|Ambiguous value for argument) '(.*)'(?: requires --multirun|\n)", str(error))
+    if found is None:
+        return None
+    if "interval(" in found[1]:
+        return f"{found[1]}: is a search; give -m and hydra.sweeper.trials=16"
+    return f"{found[1]}: several values are for a command line with -m; a list is key=[a,b], a text key='a,b'"
 
 
 def _one_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Random search: the runs that a command line with intervals, such as ``lr=interval(0,1)``, stands for.
+"""Quasi-random search: the runs that a command line with intervals, such as ``lr=interval(0,1)``, stands for.
 
 The values of the intervals are points of a scrambled Sobol sequence, which fill a box more evenly than random points.
 They depend on the intervals and on the seed alone, so the same command stands for the same runs, and a command with
@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override
 
 from wdlab.errors import ConfigError
@@ -38,13 +39,14 @@ def expand(overrides: Sequence[Override], trials: int | None = None, seed: int =
     Raises:
         ConfigError: for an interval without a number of trials, and for the reverse; for a number of trials or a seed
             that is no whole number or out of range; for an interval that is empty, infinite, one of several values of
-            its key, tagged with another word than ``log``, or tagged with ``log`` and not positive.
+            its key, tagged with another word than ``log``, or tagged with ``log`` and not positive; for one in ``int``
+            of which an end is no whole number.
     """
     last = {override.get_key_element(): override for override in overrides}
     intervals = {key: override for key, override in last.items() if override.is_interval_sweep()}
     for override in last.values():
         _check_interval(override)
-    _check_trials(intervals, trials, seed)
+    _check_trials(intervals, trials, seed, last.get("+experiment"))
     choices = {key: _choices(key, override) for key, override in last.items() if key not in intervals}
     jobs = []
     for point in _points(len(intervals), trials or 1, seed):
@@ -98,6 +100,10 @@ def _check_interval(override: Override) -> None:
         raise ConfigError(f"{given}: an interval cannot be one of several values; give key=interval(a,b)")
     if not isinstance(interval, IntervalSweep):
         return
+    if isinstance(interval.start, int):  # Hydra's int() has cut the ends to whole numbers
+        exact = OverridesParser.create().parse_override(given.replace("int(", "float(")).value()
+        if (exact.start, exact.end) != (interval.start, interval.end):
+            raise ConfigError(f"{given}: the ends of an interval in int(...) must be whole numbers")
     if unknown := sorted(interval.tags - TAGS):
         raise ConfigError(f"{given}: unknown tag {unknown[0]}; allowed: {', '.join(TAGS)}")
     if not -math.inf < interval.start < interval.end < math.inf:
@@ -106,8 +112,8 @@ def _check_interval(override: Override) -> None:
         raise ConfigError(f"{given}: an interval with the tag log must be > 0")
 
 
-def _check_trials(intervals: dict[str, Override], trials: Any, seed: Any) -> None:
-    """Check the number of trials and the seed.
+def _check_trials(intervals: dict[str, Override], trials: Any, seed: Any, experiment: Override | None) -> None:
+    """Check the number of trials and the seed. An error for the lack of an interval names the experiment.
 
     Raises:
         ConfigError: as :func:`expand`.
@@ -120,6 +126,8 @@ def _check_trials(intervals: dict[str, Override], trials: Any, seed: Any) -> Non
         line = next(iter(intervals.values())).input_line
         raise ConfigError(f"{line}: an interval needs a number of trials, such as hydra.sweeper.trials=16")
     if trials is not None and not intervals:
+        where = f" in {experiment.input_line}" if experiment else ""
         raise ConfigError(
-            f"hydra.sweeper.trials={trials}: no key has an interval, such as optimizer.lr=tag(log,interval(1e-3,1))"
+            f"hydra.sweeper.trials={trials}: no key has an interval{where}, "
+            "such as optimizer.lr=tag(log,interval(1e-3,1))"
         )

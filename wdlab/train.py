@@ -8,6 +8,7 @@ The same command again skips finished runs, resumes interrupted runs and retries
 
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -114,12 +115,14 @@ def _check_command_line(arguments: list[str]) -> list[str]:
 
     Raises:
         ConfigError: for arguments that Hydra's parser refuses, for ``--experimental-rerun``, and for two different
-            choices in one config group, of which Hydra would take the last without a message. Also for a setting of
-            sweeps without ``-m``, which Hydra would not use.
+            choices in one config group, of which Hydra would take the last without a message. Also for an interval in
+            a list, and for a setting of sweeps without ``-m``, which Hydra would not use.
     """
 
     def refuse(message: str) -> NoReturn:
-        raise ConfigError(f"command line: {message}")
+        between = message.startswith("unrecognized arguments: ") and "=" in message and "--" not in message
+        hint = "; options such as -m stand before or after all key=value, not between" if between else ""
+        raise ConfigError(f"command line: {message}{hint}")
 
     parser = get_args_parser()
     parser.error = refuse
@@ -129,6 +132,8 @@ def _check_command_line(arguments: list[str]) -> list[str]:
     groups = {str(path.parent.relative_to(CONFIGS)) for path in CONFIGS.glob("*/**/*.yaml")}
     chosen: dict[str, str] = {}
     for override in parsed.overrides:
+        if re.match(r"[^=]+=\s*\[.*\binterval\(", override):
+            raise ConfigError(f"{override}: an interval cannot be inside a list")
         group, _, name = override.partition("=")
         if group in groups and chosen.setdefault(group, name) != name:
             raise ConfigError(f"{group}={name}: {group}={chosen[group]} is given too; give one of them")

@@ -160,6 +160,10 @@ def test_the_command_line_replaces_an_interval_of_an_experiment(command, tmp_pat
     [
         (LR, f"{LR}: an interval needs a number of trials, such as hydra.sweeper.trials=16"),
         ("hydra.sweeper.trials=4", "hydra.sweeper.trials=4: no key has an interval, such as optimizer.lr=tag(log,"),
+        (
+            "+experiment=digits_search_pnorm,digits_pathprox hydra.sweeper.trials=2",
+            "hydra.sweeper.trials=2: no key has an interval in +experiment=digits_pathprox, such as optimizer.lr=",
+        ),
         (f"{LR} hydra.sweeper.trials=0", "hydra.sweeper.trials=0: must be a whole number from 1 to "),
         (f"{LR} hydra.sweeper.trials=2.5", "hydra.sweeper.trials=2.5: must be a whole number from 1 to "),
         (f"{LR} hydra.sweeper.trials=many", "hydra.sweeper.trials=many: must be a whole number from 1 to "),
@@ -199,9 +203,10 @@ def test_what_cannot_be_meant_is_one_line_before_any_run(command, tmp_path, line
 
 def test_an_interval_in_a_list_of_jobs_is_refused(command, tmp_path):
     (tmp_path / "jobs.json").write_text(json.dumps([["seed=1"], [LR]]))
-    ended = command("-m", "hydra.sweeper.jobs=jobs.json")
-    assert ended.returncode == 2 and ended.stderr.count("\n") == 1
-    assert ended.stderr.startswith(f"error: hydra.sweeper.jobs=jobs.json: {LR}: an interval cannot be in the file")
+    for trials in ((), ("hydra.sweeper.trials=2",)):
+        ended = command("-m", "hydra.sweeper.jobs=jobs.json", *trials)
+        assert ended.returncode == 2 and ended.stderr.count("\n") == 1
+        assert ended.stderr.startswith(f"error: hydra.sweeper.jobs=jobs.json: {LR}: an interval cannot be in the file")
 
 
 def test_without_m_an_interval_is_refused(command):

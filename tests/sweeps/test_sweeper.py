@@ -203,6 +203,10 @@ def test_such_a_sweep_trains_and_is_found_again(command, tmp_path):
     [
         ("optimizer=adam,sgd optimizer.betas=[0.9,0.9]", "optimizer.betas: unknown key; allowed: lr, momentum"),
         ("regularizer.strenght=1 seed=0,1", "regularizer.strenght: unknown key; did you mean strength?"),
+        (
+            "model=mlp regularizer=l2,pnorm regularizer.cautious=true seed=0,1",
+            "regularizer.cautious: unknown key; allowed: strength, scope, route, over_time (regularizer=l2)\n",
+        ),
         ("seed=0,1 optimizer.lr=[", "command line: optimizer.lr=[: cannot be read as key=value"),
         ("seed=0,1 model.width=", "model.width='': must be a whole number"),
         (

@@ -4,7 +4,7 @@ Jobs that choose the same files (``model=mlp``) and differ in values (``seed=3``
 """
 
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -28,7 +28,7 @@ class Composer:
     def __init__(self, loader: ConfigLoader, config: DictConfig) -> None:
         self._loader, self._config = loader, config
         parser = OverridesParser.create(config_loader=loader)
-        self._composed = Compositions(self._compose, lambda key: loader.get_group_options(key) != [], parser)
+        self._composed = Compositions(self._compose, self._is_group, parser)
 
     def __call__(self, overrides: Sequence[str]) -> DictConfig:
         """Return the config of the job with these overrides.
@@ -39,6 +39,13 @@ class Composer:
         config = self._composed(overrides)
         interpolations.read_environment(config)
         return config
+
+    def _is_group(self, key: str) -> bool:
+        return self._loader.get_group_options(key) != []
+
+    def chosen(self, overrides: Iterable[str]) -> list[str]:
+        """Return those of the overrides that choose in a config group, such as ``regularizer=l2``."""
+        return [override for override in overrides if self._is_group(override.partition("=")[0].lstrip("+"))]
 
     def _compose(self, overrides: list[str]) -> DictConfig:
         config = self._loader.load_sweep_config(self._config, overrides)

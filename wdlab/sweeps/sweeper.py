@@ -80,10 +80,19 @@ class Sweep(Sweeper):
         composer = Composer(self.hydra_context.config_loader, self.config)
         by_run: dict[Path, SweepJob] = {}  # two combinations of values may make the same run
         jobs = []
-        for number, overrides in enumerate(self._job_overrides(arguments)):
+        lines = self._job_overrides(arguments)
+        for number, overrides in enumerate(lines):
             if number == MANY_JOBS:
                 process.resume_collections()
-            job = composer.job(overrides, number)
+            try:
+                job = composer.job(overrides, number)
+            except Exception as error:
+                told = explain(error) or ""
+                swept = [word for word in overrides if any(word not in line for line in lines)]
+                choices = " ".join(composer.chosen(swept))
+                if "unknown key" not in told or not choices:
+                    raise
+                raise ConfigError(f"{told} ({choices})") from error
             jobs.append(by_run.setdefault(job.directory.path.absolute(), job))
         if not jobs:
             raise ConfigError("-m: this sweep is empty, no combination of values is left")
@@ -178,9 +187,17 @@ class Sweep(Sweeper):
             ConfigError: for an interval or a number of trials that cannot be used, or if ``params`` or the file has
                 another form.
         """
-        grid = self._grid(arguments)
+        listed = self._listed()
+        return [[*point, *job] for point in self._grid(arguments) for job in listed]
+
+    def _listed(self) -> list[list[str]]:
+        """Return the override lists of the file ``jobs``, one empty list if there is no file.
+
+        Raises:
+            ConfigError: if the file has another form or contains an interval.
+        """
         if self.jobs is None:
-            return grid
+            return [[]]
         try:
             listed = json.loads(Path(self.jobs).read_text())
         except (OSError, ValueError, TypeError) as error:
@@ -191,7 +208,7 @@ class Sweep(Sweeper):
         for override in itertools.chain.from_iterable(listed):
             if "interval(" in override:
                 raise ConfigError(f"hydra.sweeper.jobs={self.jobs}: {override}: an interval cannot be in the file")
-        return [[*point, *job] for point in grid for job in listed]
+        return listed
 
     def _grid(self, arguments: list[str]) -> list[list[str]]:
         """Return the overrides of every trial and point of the grid; of several experiments, one after another.
