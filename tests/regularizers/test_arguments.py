@@ -6,7 +6,7 @@ import pytest
 
 from tests.regularizers.methods import network
 from wdlab import regularizers
-from wdlab.regularizers import Regularizer
+from wdlab.regularizers import DecoupledDecay, Regularizer
 
 
 def flags_of(kind: type) -> list[str]:
@@ -27,3 +27,8 @@ def test_a_flag_that_is_a_string_is_refused(kind, flag):
 def test_the_flags_of_all_methods_are_found():
     found = {f"{kind.__name__} {flag}" for kind, flag in FLAGS}
     assert {"PNormDecay late", "PNormDecay compiled", "PathProx balance", "PathProx regularize_bias"} <= found
+
+
+def test_a_model_in_place_of_parameters_is_refused_with_advice():
+    with pytest.raises(ValueError, match=r"params: got a module; use DecoupledDecay\.for_model\(model, \.\.\.\)"):
+        DecoupledDecay(network(), 0.1)
