@@ -91,7 +91,7 @@ def test_the_learning_rate_does_not_multiply_the_decay(float64):
             w.grad = torch.zeros_like(w)
             optimizer.step()
         assert w.item() == pytest.approx(1.2 * (1 - 2 * 0.3 * 0.44))
-        assert "multiplied by the learning rate" not in method.describe()
+        assert "not multiplied by the learning rate" in method.describe()
 
 
 # -- when the bounds are set
@@ -102,7 +102,7 @@ def kappas(method):
 
 
 @pytest.mark.parametrize(
-    ("warm_start", "length", "expected"), [(3, None, 3), (3, 10, 3), (3.4, None, 3), (0.3, 10, 3), (0.01, 10, 1)]
+    ("warm_start", "length", "expected"), [(3, None, 3), (3, 10, 3), (3.0, None, 3), (0.3, 10, 3), (0.01, 10, 1)]
 )
 def test_the_warm_start_is_a_number_of_updates_or_a_share_of_the_run(warm_start, length, expected, float64):
     def make(w):
@@ -230,9 +230,15 @@ def test_it_says_when_the_bounds_are_set():
     w = torch.ones(3, requires_grad=True)
     assert ", bounds after 10 % of the run\n" in ConstrainedRegularization([w]).describe()
     assert ", bounds after 50 updates\n" in ConstrainedRegularization([w], warm_start=50).describe()
+    assert "strength 1, not multiplied by the learning rate, " in ConstrainedRegularization([w]).describe()
     by_inflection = ConstrainedRegularization([w], kappa="inflection").describe()
-    assert "strength 1, bounds by inflection, every 200 updates\n" in by_inflection
+    assert ", bounds by inflection, every 200 updates\n" in by_inflection
     assert ConstrainedRegularization([w], 0.0).describe() == "ConstrainedRegularization: decays nothing, strength 0"
+
+
+def test_without_a_strength_it_is_that_of_the_paper(compose):
+    assert ConstrainedRegularization.for_model(torch.nn.Linear(2, 2)).strength == 1.0
+    assert build_parts(compose("regularizer=cpr", "regularizer.strength=null")).regularizer.strength == 1.0
 
 
 @pytest.mark.parametrize(
@@ -241,6 +247,8 @@ def test_it_says_when_the_bounds_are_set():
         ({"kappa": "dependent"}, "kappa='dependent': must be one of warm_start, inflection"),
         ({"warm_start": 0}, "warm_start=0: must be a finite number > 0"),
         ({"every": 1}, "every=1: must be at least 2 updates, or a share of the run less than 1"),
+        ({"warm_start": 2.5}, "warm_start=2.5: must be a whole number of updates, or less than 1, a share"),
+        ({"every": 2.7}, "every=2.7: must be a whole number of updates"),
         ({"every": -0.1}, "every=-0.1: must be a finite number > 0"),
         ({"cautious": 1}, "cautious=1: must be true or false"),
     ],

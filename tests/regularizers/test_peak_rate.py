@@ -14,7 +14,7 @@ from wdlab.build import build_parts
 from wdlab.errors import ConfigError
 from wdlab.homogeneous import normalized_weights
 from wdlab.metrics.gradients import GradientComparison
-from wdlab.regularizers import L2, Corrected, DecoupledDecay, Early, Independent, PathProx
+from wdlab.regularizers import L2, ConstrainedRegularization, Corrected, DecoupledDecay, Early, Independent, PathProx
 from wdlab.schedules import Clock, cosine, multistep
 
 BOTH = {"corrected": lambda **o: Corrected("all", **o), "independent": Independent}
@@ -157,6 +157,35 @@ def test_a_bad_peak_is_refused(make, value):
 
 
 @both
+def test_a_learning_rate_above_its_assumed_peak_is_refused_in_the_step(make):
+    _, optimizer, _ = one_weight(make(), lr=0.01)
+    optimizer.param_groups[0]["lr"] = 0.01 * (1 + 1e-9)
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = 0.208
+    with pytest.raises(RuntimeError, match=r"learning rate 0\.208 is above its assumed peak 0\.01; give peak_lr"):
+        optimizer.step()
+    _, optimizer, _ = one_weight(make(peak_lr=0.1), lr=0.01)
+    optimizer.param_groups[0]["lr"] = 0.208
+    with pytest.raises(RuntimeError, match=r"is above its given peak 0\.1; give a larger peak_lr"):
+        optimizer.step()
+
+
+@both
+def test_a_cyclic_schedule_needs_its_peak(make):
+    def climb(over_time):
+        _, optimizer, method = one_weight(over_time, lr=0.25)
+        scheduler = lr_scheduler.CyclicLR(optimizer, base_lr=0.25, max_lr=0.5, step_size_up=2)
+        for _ in range(3):
+            optimizer.step()
+            scheduler.step()
+        return method.strength_in_force
+
+    assert climb(make(peak_lr=0.5)) == (0.5 * 2.0 if make is Independent else 0.5 * 0.75)
+    with pytest.raises(RuntimeError, match=r"learning rate 0\.375 is above its assumed peak 0\.25"):
+        climb(make())
+
+
+@both
 @pytest.mark.parametrize("order", ["load, attach", "attach, load"])
 def test_a_resume_in_the_middle_of_a_schedule_is_exact(make, order):
     def step(model, optimizer, inputs, labels, count):
@@ -280,12 +309,41 @@ def test_what_cannot_be_corrected_is_refused(compose):
         DecoupledDecay.for_model(model, 0.5, over_time=Corrected())
     with pytest.raises(ConfigError, match=r"regularizer\.over_time=Corrected\(scope=normalized\): no decayed") as told:
         build_parts(compose("regularizer=decoupled", "regularizer/over_time=corrected"))
-    assert "scope=all corrects all parameters" in str(told.value)
+    assert str(told.value).endswith("give Corrected('all'), on the command line regularizer.over_time.scope=all")
     DecoupledDecay.for_model(model, 0.0, over_time=Corrected())  # as in a sweep over strengths
     with pytest.raises(ValueError, match="scope='some': must be one of normalized, all"):
         Corrected("some")
     with pytest.raises(ValueError, match="weights: must not be given with scope='all'"):
         Corrected("all", weights=[])
+    with pytest.raises(ValueError, match="weights: got a tensor; give a list of tensors"):
+        Corrected(weights=torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [(lambda: normalized_weights(norm_net()), 2), (list, 0), (lambda: normalized_weights(problem()[0]), 0)],
+    ids=["of another model", "empty", "no norm"],
+)
+def test_weights_that_the_method_does_not_decay_are_refused(given, count):
+    model = norm_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    wrong = DecoupledDecay(list(model.parameters()), 0.5, over_time=Corrected(weights=given()))
+    with pytest.raises(ValueError, match=f"the method decays none of the {count} given weights"):
+        wrong.attach(optimizer)
+    assert not wrong.is_attached
+    right = Corrected(weights=normalized_weights(model))
+    DecoupledDecay(list(model.parameters()), 0.5, over_time=right).attach(optimizer)
+
+
+def test_independent_decay_that_the_learning_rate_does_not_multiply_is_refused(compose):
+    w = torch.ones(2, requires_grad=True)
+    optimizer = torch.optim.SGD([w], lr=0.5)
+    told = "Independent: the decay of ConstrainedRegularization is not multiplied by the learning rate; leave it out"
+    with pytest.raises(ValueError, match=told):
+        ConstrainedRegularization([w], warm_start=1, over_time=Independent()).attach(optimizer)
+    with pytest.raises(ConfigError, match=told):
+        build_parts(compose("regularizer=cpr", "regularizer/over_time=independent"))
+    ConstrainedRegularization([w], 0.0, over_time=Independent()).attach(optimizer)  # as in a sweep over strengths
 
 
 def test_one_factor_may_serve_two_models():

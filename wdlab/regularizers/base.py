@@ -120,7 +120,8 @@ class Regularizer(ActsOnRuns, DecayedParameters):
         """
         if type(self) is Regularizer:
             return "Regularizer: decays nothing"
-        remarks = ["multiplied by the learning rate"] * self.times_lr + ["cautious"] * self.cautious
+        multiplied = "multiplied" if self.times_lr else "not multiplied"
+        remarks = [f"{multiplied} by the learning rate"] + ["cautious"] * self.cautious
         if self.over_time:
             remarks.append("over time " + " x ".join(map(repr, self.over_time)))
         if reason := self._reason_to_be_idle():

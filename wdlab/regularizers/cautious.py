@@ -15,15 +15,16 @@ from wdlab.tensors import local_shards
 
 
 class CanBeCautious(Regularizer):
-    """The base class of the decoupled methods, which decay weights next to the optimizer's step.
+    """The base class of the methods that decay weights next to the optimizer's step.
 
-    With ``cautious=True`` a weight is decayed only in the steps in which ``u * w0 >= 0``. ``w0`` is the weight before
-    the step, and ``u`` is what the optimizer itself subtracts from it, so ``w0 - u`` is the weight after the step
-    without the decay of this method. A change of the weight by other methods on the same optimizer counts as part of
-    ``u``, and so does the optimizer's own ``weight_decay``. An update that is lost in rounding counts as ``u = 0``.
+    They decay outside the loss gradient, before or after the optimizer's step. With ``cautious=True`` a weight is
+    decayed only in the steps in which ``(w0 - u) w0 >= 0``, where ``w0`` is the weight before the optimizer's step and
+    ``u`` the weight after it, without the decay of this method. The optimizer's own ``weight_decay`` counts as part of
+    the step. So does a change by another method that acts between this method's ``before_step`` and ``after_step``,
+    which depends on the order of attachment. A change that is lost in rounding counts as ``u = w0``.
 
-    ``before_step`` copies the weights of a cautious method, which is all the memory that this takes. A subclass decays
-    in ``after_step``, and passes its new weights through ``where_allowed``.
+    ``before_step`` copies the weights of a cautious method, which takes one copy of the weights, and temporary memory.
+    A subclass decays in ``after_step``, and passes its new weights through ``where_allowed``.
 
     Args:
         params, strength, over_time: as in :class:`wdlab.regularizers.Regularizer`.
@@ -55,7 +56,7 @@ class CanBeCautious(Regularizer):
     def where_allowed(self, params: Sequence[Tensor], new: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return the decayed weights where decay is allowed, and the weights without decay elsewhere.
 
-        To be called once in a step, since it gives the memory of the copies free.
+        To be called once in a step, since it frees the copies.
 
         Args:
             params: parameters after the optimizer's step.

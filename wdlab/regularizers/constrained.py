@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wdlab.regularizers.base import Params, Schedules
 from wdlab.regularizers.cautious import CanBeCautious
@@ -28,8 +28,10 @@ class ConstrainedRegularization(CanBeCautious):
     factor is replaced by 0 where it would be negative. Before ``kappa`` is set, nothing is decayed.
 
     This is the rule of the released AdamCPR (``pytorch-cpr`` 0.3.1, ``reg_function="l2"``, with ``foreach``). Its
-    ``lagmul`` is ``s m`` here, and its ``kappa_update`` is ``s``, 1 in the paper. The learning rate does not multiply
-    the decay, as by default in the release. ``kappa`` is set in one of two ways:
+    ``lagmul`` is ``s m`` here, and its ``kappa_update`` is ``s``, 1 in the paper. There mu multiplies the update of the
+    multiplier lambda. Here ``lambda = s m``, which is the same for a constant strength; a strength that changes over
+    time acts at once on the whole multiplier. The learning rate does not multiply the decay, as by default in the
+    release. ``kappa`` is set in one of two ways:
 
     - ``warm_start``: to ``R(u)`` after ``warm_start`` updates.
     - ``inflection``: to ``R(u)`` when the growth of the tensor's norm slows down. A moving average of the norm, over
@@ -41,11 +43,12 @@ class ConstrainedRegularization(CanBeCautious):
 
     Args:
         params, strength, over_time: as in :class:`wdlab.regularizers.Regularizer`. The strength is the learning rate of
-            the multipliers, mu in the paper.
+            the multipliers, mu in the paper, by default 1.
         kappa: ``warm_start`` or ``inflection``.
-        warm_start: a number of updates, >= 1; or if less than 1 a share of the run, > 0. Rounded to whole updates. The
-            length of the run is that of the method's ``clock``, which ``wdlab.train`` sets.
-        every: a number of updates, >= 2, or a share of the run, as ``warm_start``.
+        warm_start: a whole number of updates, >= 1; or if less than 1 a share of the run, > 0, rounded to whole
+            updates. The length of the run is that of the method's ``clock``, which ``wdlab.train`` sets. In your own
+            loop, where the length is unknown, a share is refused; give a number of updates.
+        every: a whole number of updates, >= 2, or a share of the run, as ``warm_start``.
         cautious: True to decay only weights that the optimizer's update does not move away from zero, as in
             :class:`wdlab.regularizers.DecoupledDecay`.
 
@@ -72,10 +75,18 @@ class ConstrainedRegularization(CanBeCautious):
         self.every = check_number("every", every, above=0.0)
         if 1 <= self.every < 2:
             raise ValueError(f"every={every}: must be at least 2 updates, or a share of the run less than 1")
+        for name in ("warm_start", "every"):
+            if (given := getattr(self, name)) >= 1 and given != int(given):
+                raise ValueError(f"{name}={given}: must be a whole number of updates, or less than 1, a share")
         # by the parameter's index in ``params``: multiplier, bound (infinite until it is set), and for ``inflection``
         # the average root mean square, its value and its growth at the last sample; float64 (5,), or (5, runs)
         self._states: dict[int, Tensor] = {}
         super().__init__(params, strength, over_time, cautious)
+
+    @classmethod
+    def for_model(cls, model: nn.Module, strength: float = 1.0, scope: str = "weights", **options: Any) -> Self:
+        """Create the method for a whole model, as ``Regularizer.for_model``, by default with strength 1."""
+        return super().for_model(model, strength, scope, **options)
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         if self.is_off:

@@ -24,8 +24,8 @@ class DecoupledDecay(CanBeCautious):
     penalty is ``R(w) = |w|^2 / 2``.
 
     Cautious weight decay (Chen et al. 2025, arXiv 2510.12402) decays only the weights that the optimizer's update does
-    not move away from zero: ``w -= lr s w0`` where ``u * w0 >= 0``, with ``w0`` the weight before the step and ``u``
-    what the optimizer itself subtracts.
+    not move away from zero: ``w -= lr s w0`` where ``(w0 - u) w0 >= 0``, with ``w0`` the weight before the optimizer's
+    step and ``u`` the weight after it.
 
     Args:
         params, strength, over_time: as in :class:`wdlab.regularizers.Regularizer`.

@@ -111,6 +111,7 @@ class AttachedMethods:
         check_params_in_optimizer(optimizer, method.params)
         method.check_optimizer(optimizer)
         for schedule in method.over_time:
+            schedule.check_method(method)
             schedule.check(optimizer, method.clock)
         attached = optimizer._wdlab_wiring.methods if hasattr(optimizer, "_wdlab_wiring") else []
         others = [schedule for other in attached if other is not method for schedule in other.over_time]

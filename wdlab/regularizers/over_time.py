@@ -25,8 +25,13 @@ class ObservedMethod(Protocol):
     """The attributes and methods of a weight decay method that an ``OverTime`` may use."""
 
     params: list[Tensor]
+    times_lr: ClassVar[bool]  # True if the decay of a step is multiplied by the learning rate
     tensors: list[Tensor]  # the tensors that the method acts on: ``params``, or in their place the tensors of a stack
     view: ParametersView
+
+    @property
+    def is_off(self) -> bool:
+        """True if the method does nothing."""
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -82,6 +87,9 @@ class OverTime:
             optimizer: the optimizer that the method is being attached to.
             clock: the method's clock, in which a length that this factor needs may be None.
         """
+
+    def check_method(self, method: ObservedMethod) -> None:
+        """Hook of ``attach``: raise a ValueError if this factor does not suit the method. Does nothing by default."""
 
     def observe(self, method: ObservedMethod) -> None:
         """Hook at the beginning of a step: read the gradients of the loss in ``p.grad``. Does nothing by default."""

@@ -62,7 +62,7 @@ class DecayedParameters:
         strength: for the groups without an own ``strength``.
 
     Raises:
-        ValueError: if there are no parameters, and as :meth:`add_param_group`.
+        ValueError: if there are no parameters, for a module in their place, and as :meth:`add_param_group`.
     """
 
     over_time: tuple[OverTime, ...]
@@ -70,6 +70,8 @@ class DecayedParameters:
 
     def __init__(self, params: Params, strength: float) -> None:
         self._default_strength = check_strength(strength)
+        if isinstance(params, nn.Module):
+            raise ValueError(f"params: got a module; use {type(self).__name__}.for_model(model, ...)")
         self._checked: Mapping | None = None  # the last ``group_of`` that ``check_replaced`` has approved
         self._places: list[ParameterPlace] = []
         self.groups: list[dict[str, Any]] = []

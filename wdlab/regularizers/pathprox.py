@@ -19,7 +19,7 @@ from wdlab.homogeneous import (
     weights,
 )
 from wdlab.regularizers.base import Regularizer, Schedules
-from wdlab.regularizers.checks import check_strength
+from wdlab.regularizers.checks import check_flag, check_strength
 from wdlab.regularizers.in_loss import ascent_sign
 from wdlab.regularizers.pathprox_step import (
     SMALLEST_NORM,
@@ -70,8 +70,8 @@ class PathProx(Regularizer):
         over_time: as in :class:`wdlab.regularizers.Regularizer`.
 
     Raises:
-        ValueError: for no pairs, a module in two pairs, a pair whose shapes do not match, a negative or non-finite
-            strength; at ``attach`` for sharded weights.
+        ValueError: for no pairs, a module in two pairs, a pair whose shapes do not match, a flag that is not a
+            bool, a negative or non-finite strength; at ``attach`` for sharded weights.
     """
 
     stackable = minimizes_penalty = True
@@ -87,9 +87,9 @@ class PathProx(Regularizer):
         over_time: Schedules = None,
     ) -> None:
         self.pairs = [(first, second) for first, second in pairs]
-        self.balance = balance and not regularize_bias
-        self.regularize_bias = regularize_bias
-        self.compiled = compiled
+        self.regularize_bias = check_flag("regularize_bias", regularize_bias)
+        self.balance = check_flag("balance", balance) and not regularize_bias
+        self.compiled = check_flag("compiled", compiled)
         check_strength(strength)
         check_pairs(self.pairs)
         super().__init__([*(layer.weight for pair in self.pairs for layer in pair), *other], strength, over_time)

@@ -15,6 +15,7 @@ from wdlab.schedules import Clock
 from wdlab.tensors import scalar_for
 
 SCOPES = ("normalized", "all")
+ROUNDING = 1e-6  # relative excess of a learning rate over its peak that is not an error
 
 
 class OfPeakRate(OverTime):
@@ -26,10 +27,11 @@ class OfPeakRate(OverTime):
 
     Args:
         peak_lr: ``a_max`` of all groups, > 0, in place of these. To be given for a schedule that rises above
-            ``initial_lr``, or that the training loop computes itself.
+            ``initial_lr``, such as torch's ``CyclicLR``, or that the training loop computes itself.
 
     Raises:
         ValueError: if ``peak_lr`` is not a finite number > 0; at ``attach``, if ``a_max`` is 0.
+        RuntimeError: in a step, if the learning rate is greater than ``a_max`` and both are Python numbers.
     """
 
     def __init__(self, peak_lr: float | None = None) -> None:
@@ -80,6 +82,16 @@ class OfPeakRate(OverTime):
             return given if first is None else scalar_for(first, given)
         return self._lrs.get(first, group["lr"]) * clock.peak_lr_factor
 
+    def _checked_peak(self, group: dict[str, Any], clock: Clock) -> float | Tensor:
+        """Return ``_peak``; raise a RuntimeError if the learning rate is greater, both being Python numbers."""
+        peak, lr = self._peak(group, clock), group["lr"]
+        if not (isinstance(peak, Tensor) or isinstance(lr, Tensor)) and lr > peak * (1 + ROUNDING):
+            kind, remedy = ("assumed", "") if self.peak_lr is None else ("given", "a larger ")
+            raise RuntimeError(
+                f"over_time={self!r}: the learning rate {lr:g} is above its {kind} peak {peak:g}; give {remedy}peak_lr"
+            )
+        return peak
+
     def gather_runs(self, method: ObservedMethod, runs: Sequence[Self]) -> None:
         self._view = method.view
         lrs = [run.state_dict()["lrs"] for run in runs]
@@ -100,7 +112,9 @@ class Corrected(OfPeakRate):
     Defazio 2025, arXiv 2506.02285. ``a`` is the learning rate of the step, ``a_max`` its peak, see :class:`OfPeakRate`.
     Decoupled decay of such a weight becomes ``w *= 1 - s a^2 / a_max``. The gradient and the weight of a normalized
     layer approach the ratio ``|g| / |w| = sqrt(2 s / a)``; the correction keeps it constant while ``a`` changes, so
-    gradients do not grow as the learning rate falls. On all other weights the factor is 1.
+    gradients do not grow as the learning rate falls. The ratio holds for SGD without momentum. On all other weights the
+    factor is 1. The learning rate does not multiply the decay of ``ConstrainedRegularization``: its decay contains
+    ``a / a_max`` once.
 
     Args:
         scope: ``normalized`` for the weights of the layers that ``wdlab.homogeneous.normalized_weights`` finds in a
@@ -110,9 +124,11 @@ class Corrected(OfPeakRate):
         peak_lr: as in :class:`OfPeakRate`.
 
     Raises:
-        ValueError: for an unknown scope, for ``weights`` with the scope ``all``, and as :class:`OfPeakRate`. With the
-            scope ``normalized``: by ``for_model``, if the method decays no normalized weight, or ``torch.fx`` cannot
-            trace the model; at ``attach``, if ``weights`` are not given and the method was not made by ``for_model``.
+        ValueError: for an unknown scope, for ``weights`` with the scope ``all`` or that are one tensor, and as
+            :class:`OfPeakRate`. With the scope ``normalized``: by ``for_model``, if the method decays no normalized
+            weight, or ``torch.fx`` cannot trace the model; at ``attach``, if the method decays none of ``weights``, or
+            if they are not given and the method was not made by ``for_model``.
+        RuntimeError: as :class:`OfPeakRate`.
     """
 
     stackable = True
@@ -124,6 +140,8 @@ class Corrected(OfPeakRate):
         self.scope = check_choice("scope", scope, SCOPES)
         if weights is not None and scope == "all":
             raise ValueError("weights: must not be given with scope='all', which corrects all parameters")
+        if isinstance(weights, Tensor):
+            raise ValueError("weights: got a tensor; give a list of tensors")
         self.weights = None if weights is None else list(weights)
         self._are_given = weights is not None
         self._ids: set[int] | None = None  # of the weights
@@ -156,9 +174,17 @@ class Corrected(OfPeakRate):
         if params and not any(id(w) in decayed for w in found):
             raise ValueError(
                 f"over_time={self!r}: no decayed layer of {type(model).__name__} is followed directly by a batch or "
-                "instance norm; scope=all corrects all parameters"
+                "instance norm; to correct all parameters give Corrected('all'), on the command line "
+                "regularizer.over_time.scope=all"
             )
         self.weights, self._ids = [*(self.weights or ()), *found], None
+
+    def check_method(self, method: ObservedMethod) -> None:
+        if self._are_given and not method.is_off and not any(map(self.acts_on, method.params)):
+            raise ValueError(
+                f"over_time={self!r}: the method decays none of the {len(self.weights)} given weights; to correct all "
+                "parameters give Corrected('all')"
+            )
 
     def check(self, optimizer: torch.optim.Optimizer, clock: Clock) -> None:
         super().check(optimizer, clock)
@@ -171,11 +197,11 @@ class Corrected(OfPeakRate):
     def factor(self, step: int, optimizer_group: dict[str, Any], clock: Clock = Clock()) -> float | Tensor:  # noqa: B008
         if self._view is not None:
             lr = self._view.lr_of(self._view.optimizer.param_groups[0]["params"][0])
-        elif not optimizer_group:
+            return lr / self._peak(optimizer_group, clock)
+        if not optimizer_group:
             return 1.0
-        else:
-            lr = scalar_for(optimizer_group["params"][0], optimizer_group["lr"])
-        return lr / self._peak(optimizer_group, clock)
+        peak = self._checked_peak(optimizer_group, clock)
+        return scalar_for(optimizer_group["params"][0], optimizer_group["lr"]) / peak
 
 
 class Independent(OfPeakRate):
@@ -184,16 +210,27 @@ class Independent(OfPeakRate):
     Independent weight decay, as the fully decoupled decay of Loshchilov and Hutter 2019, arXiv 1711.05101.  [grade B]
 
     ``a_max`` is the peak of the learning rate ``a``, see :class:`OfPeakRate`. Decoupled decay becomes ``w *= 1 - s a /
-    a_max``. At one time scale of decay, the strength is smaller than that of plain decay by the factor ``a_max``.
+    a_max``. The same decay as decoupled decay of strength s at the peak needs the strength ``a_max s``.
 
     Args:
         peak_lr: as in :class:`OfPeakRate`.
 
     Raises:
-        ValueError: as :class:`OfPeakRate`.
+        ValueError: as :class:`OfPeakRate`, and at ``attach`` for a method whose decay is not multiplied by the learning
+            rate.
+        RuntimeError: as :class:`OfPeakRate`.
     """
 
     stackable = True
 
+    def check_method(self, method: ObservedMethod) -> None:
+        if not method.times_lr and not method.is_off:
+            raise ValueError(
+                f"{type(self).__name__}: the decay of {type(method).__name__} is not multiplied by the learning rate; "
+                "leave it out"
+            )
+
     def factor(self, step: int, optimizer_group: dict[str, Any], clock: Clock = Clock()) -> float | Tensor:  # noqa: B008
-        return 1 / self._peak(optimizer_group, clock) if optimizer_group else 1.0
+        if not optimizer_group:
+            return 1.0
+        return 1 / (self._peak if self._view is not None else self._checked_peak)(optimizer_group, clock)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wdlab.regularizers.base import Params, Schedules
 from wdlab.regularizers.cautious import CanBeCautious
-from wdlab.regularizers.checks import as_number, check_number
+from wdlab.regularizers.checks import as_number, check_flag, check_number
 from wdlab.regularizers.description import TensorRow
 from wdlab.regularizers.penalties import Bridge, HalfSquare
 from wdlab.regularizers.pnorm_factors import compiled_shrink_factors, shrink_factors
@@ -75,7 +75,8 @@ class PNormDecay(_Bridged):
             ``penalty_gradient``, which gates and metrics use, is that of ``sum |w|^p`` alone.
 
     Raises:
-        ValueError: for a p that is not a finite number > 0, or a negative or non-finite strength or ridge.
+        ValueError: for a p that is not a finite number > 0, a negative or non-finite strength or ridge, or a flag that
+            is not a bool.
     """
 
     stackable = True
@@ -91,7 +92,7 @@ class PNormDecay(_Bridged):
         cautious: bool = False,
         ridge: float = 0.0,
     ) -> None:
-        self.late, self.compiled = late, compiled
+        self.late, self.compiled = check_flag("late", late), check_flag("compiled", compiled)
         self.ridge = check_number("ridge", ridge, lowest=0.0)
         # (parameters, their factors) per active group, from before_step to after_step
         self._factors: list[tuple[list[Tensor], list[Tensor] | Tensor | float]] = []
