@@ -35,6 +35,7 @@ class Task(NamedTuple):
         rows: its rows in the study's table.
         found: what ``ranking.against_best`` returns.
         curves: the expected score by number of trials, for each method.
+        smallest: the smallest difference that counts in the claims about the task.
     """
 
     scale: str
@@ -42,6 +43,7 @@ class Task(NamedTuple):
     rows: pd.DataFrame
     found: pd.DataFrame
     curves: Mapping[str, pd.Series]
+    smallest: float
 
     @property
     def title(self) -> str:
@@ -57,16 +59,6 @@ class Task(NamedTuple):
     def close(self) -> list[str]:
         """The methods that are surely close to the best: by less than the smallest difference of the claims."""
         return list(self.found.index[self.found["behind_high"] <= self.smallest])
-
-    @property
-    def smallest(self) -> float:
-        """The smallest difference that counts in the claims about this task."""
-        column, _ = ranking.metric_of(self.panel)
-        return next(
-            claim["smallest_difference"]
-            for claim in declaration.read(STUDY, self.scale)["claims"]
-            if claim["metric"] == column and self.panel["panel"] in claim["panels"]
-        )
 
     def value(self, score: float, digits: int = 1) -> str:
         """Return a score as text; ``digits`` after the point if it is a percentage, else three."""
@@ -93,9 +85,12 @@ def tasks(results: Path = RESULTS) -> list[Task]:
         declared, files = declaration.read(STUDY, scale), FigureFiles.of(STUDY, scale, results)
         rows = pd.read_csv(files.table) if files.table.exists() else None
         for panel in declared["at"]["panels"] if rows is not None else ():
-            found = ranking.against_best(ranking.scores(rows, panel), ranking.metric_of(panel)[1])
+            column, sign = ranking.metric_of(panel)
+            found = ranking.against_best(ranking.scores(rows, panel), sign)
             curves = {method: ranking.budget_curve(rows, panel, method) for method in found.index}
-            made.append(Task(scale, panel, rows[rows["panel"] == panel["panel"]], found, curves))
+            claims = [c for c in declared["claims"] if c["metric"] == column and panel["panel"] in c["panels"]]
+            own = rows[rows["panel"] == panel["panel"]]
+            made.append(Task(scale, panel, own, found, curves, claims[0]["smallest_difference"]))
     return made
 
 

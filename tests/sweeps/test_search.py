@@ -59,7 +59,14 @@ def test_a_search_is_extended_by_more_trials(sweep, tmp_path, launcher):
     assert trained(tmp_path / "runs") == expected(LR, "seed=0,1", trials=3) > first
 
 
-LONG = ("train.steps=2000", "train.log_every=50", "train.eval_every=500", "model.width=16", "logger=disabled")
+LONG = (
+    "runtime.threads=1",
+    "train.steps=2000",
+    "train.log_every=50",
+    "train.eval_every=500",
+    "model.width=16",
+    "logger=disabled",
+)
 KEPT = "runtime.checkpoint_seconds=0.02"
 
 
