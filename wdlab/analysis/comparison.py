@@ -71,18 +71,20 @@ def compare(ours: FigureFiles, theirs: FigureFiles) -> Comparison:
 def of_tables(ours: pd.DataFrame, theirs: pd.DataFrame) -> Difference | None:
     """Return the largest relative difference between two tables.
 
-    Times are left out. A number that is missing in one of the tables differs by infinity.
+    Times are left out, and so are metrics that only ``ours`` has, which were added later. A number that is missing in one
+    of the tables differs by infinity.
 
     Args:
         ours: a table of runs or of probes, as ``tables`` makes them.
         theirs: the table that it is compared with.
 
     Returns:
-        The largest difference, relative to the larger of both numbers; None if the tables do not have the same columns
-        and the same rows, by ``KEYS`` and by all columns of words.
+        The largest difference, relative to the larger of both numbers; None if ``ours`` lacks a column, or the
+        tables do not have the same rows, by ``KEYS`` and by all columns of words.
     """
-    if list(ours) != list(theirs) or len(ours) != len(theirs):
+    if not set(theirs) <= set(ours) or len(ours) != len(theirs):
         return None
+    ours = ours[list(theirs)]
     compared = [column for column in ours if column not in TIMES]
     numeric = [c for c in compared if c not in KEYS and ours[c].dtype.kind in "iufb" and theirs[c].dtype.kind in "iufb"]
     words = [column for column in compared if column not in numeric]
