@@ -71,7 +71,7 @@ def compare(ours: FigureFiles, theirs: FigureFiles) -> Comparison:
 def of_tables(ours: pd.DataFrame, theirs: pd.DataFrame) -> Difference | None:
     """Return the largest relative difference between two tables.
 
-    Times are left out, and so are metrics that only ``ours`` has, which were added later. A number that is missing in one
+    Times are left out, and so are metrics that only ``ours`` has, which were added later. A number missing in one
     of the tables differs by infinity.
 
     Args:
