@@ -138,6 +138,8 @@ def shrink_factor(w: Tensor, c: Tensor, p: float) -> Tensor:
         x = x.sqrt()
     elif p != 1:
         x = power(x, 2 - p)
+        if _by_polynomials(x):
+            return x / (x + c)  # without a limit on x, since the sum is finite
     largest = torch.finfo(x.dtype).max / 2
     x = torch.where(x < largest, x, largest)  # a compiled `clamp` takes longer, since it keeps NaN
     return x / (x + c)
@@ -164,7 +166,7 @@ def power(x: Tensor, q: float) -> Tensor:
     A float32 tensor on the CPU is computed from its bits and two polynomials, as accurately as ``exp(q log x)``. In a
     compiled loop this takes half the time of ``exp(q log x)``; uncompiled it is slower.
     """
-    if x.dtype != torch.float32 or not x.is_cpu:
+    if not _by_polynomials(x):
         return torch.exp(q * torch.log(x))
     bits = x.view(torch.int32)
     exponent = (bits - 0x3F400000) >> 23
@@ -173,7 +175,12 @@ def power(x: Tensor, q: float) -> Tensor:
     whole = torch.floor(log2 + 0.5)
     biased = (whole.to(torch.int32) + 127).clamp(0, 254)  # of integers: a clamp of floats takes a fifth of the step
     result = _polynomial(EXP2_POLYNOMIAL, log2 - whole) * (biased << 23).view(torch.float32)
-    return torch.where(x > 0, result, 0.0)
+    return result if q >= 1 else torch.where(x > 0, result, 0.0)  # for q >= 1 the biased exponent of 0 is 0
+
+
+def _by_polynomials(x: Tensor) -> bool:
+    """Return True if ``power`` computes ``x^q`` by polynomials; the result is then below 2.5e38."""
+    return x.dtype == torch.float32 and x.is_cpu
 
 
 def _polynomial(coefficients: Sequence[float | Tensor], x: Tensor) -> Tensor:
