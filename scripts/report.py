@@ -136,8 +136,8 @@ def _claims(scales: Sequence[Content]) -> list[str]:
             statement = " ".join(claim["statement"].split())
             measured = claim["sentence"].removeprefix(statement).strip()
             by_statement.setdefault(statement, []).append(
-                f"  - **{claim['verdict']}** at `{figure['scale']}`, {claim['panel_title']}. {measured} "
-                f"({figures.verdict_numbers(claim)})"
+                f"  - **{claim['verdict']}** at `{figure['scale']}`, {claim['panel_title']}. {measured}"
+                + (f" ({claim['note']})" if "note" in claim else "")
             )
     lines = [line for statement, judged in by_statement.items() for line in (f"- *{statement}*", *judged)]
     for figure in scales:

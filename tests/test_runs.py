@@ -170,6 +170,29 @@ def test_the_table_keeps_names_whole_and_fits_a_terminal(tmp_path):
     assert all("..." not in line for line in runs.table_lines(runs.entries(tmp_path), None))
 
 
+def test_the_settings_in_which_the_listed_runs_differ_are_listed(tmp_path):
+    def lines(columns=None):
+        return [line for line in runs.table_lines(runs.entries(tmp_path), columns) if line.startswith("    ")]
+
+    common = ("model.width=8", "regularizer=l2")
+    settings = {
+        "a": ("seed=0", "optimizer.lr=0.5", "regularizer/over_time=early"),
+        "b": ("seed=0", "optimizer.lr=0.25", "train.steps=7", "runtime.threads=1"),
+    }
+    for name, own in settings.items():
+        made(tmp_path, name, {"status": "done"}, None).write_config(compose_config([*common, *own]))
+    made(tmp_path, "damaged", {"status": "done"}, "[")
+    assert lines() == [
+        "    lr=0.5 over_time=early epochs=5 steps=1000",
+        "    lr=0.25 steps=7",
+    ]
+    assert lines(20) == ["    lr=0.5 over_t...", "    lr=0.25 steps=7"]
+    loop = "regularizer: {x: &x {y: *x, lr: 1}}\noptimizer: {lr: 1}\n"
+    made(tmp_path, "of itself", {"status": "done"}, loop)
+    made(tmp_path, "c", {"status": "failed", "error": "x"}, "regularizer: {lr: 2}\noptimizer: {lr: 3}\nseed: [1, 2]\n")
+    assert lines()[-2] == "    optimizer.lr=3 regularizer.lr=2 seed=[1, 2]" and lines()[-1] == "    x"
+
+
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(None, "-"), (0.4, "0 s"), (59, "59 s"), (60, "1 min"), (90_000, "1 d")]
 )

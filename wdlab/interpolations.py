@@ -92,14 +92,14 @@ def _settings_with(config: DictConfig, pattern: re.Pattern[str]) -> Iterator[tup
     """Yield path and unresolved value of each setting whose text contains ``pattern``. A list is one setting."""
     unresolved = OmegaConf.to_container(config, resolve=False)
     if pattern.search(str(unresolved)):
-        yield from ((path, raw) for path, raw in _leaves(unresolved) if pattern.search(str(raw)))
+        yield from ((path, raw) for path, raw in leaves(unresolved) if pattern.search(str(raw)))
 
 
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield dotted path and value of each entry of nested dicts whose value is not a dict."""
     for key, value in node.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

@@ -1,6 +1,7 @@
 """The list of the runs of a folder, read from their directories. ``make status`` prints it too.
 
-    python -m wdlab.runs [FOLDER]                   every run with its state, step, and age of its last log line
+    python -m wdlab.runs [FOLDER]                   every run with its state, step, age of its last log line, and the
+                                                    settings in which the listed runs differ
     python -m wdlab.runs --status failed,stale      only the runs in these states
     python -m wdlab.runs --retry-failed             resume runs that failed, were interrupted, or lost their process
     python -m wdlab.runs --json                     a JSON list with one object per run
@@ -22,138 +23,46 @@ import json
 import os
 import shutil
 import sys
-import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from hydra.core.utils import configure_log
 from omegaconf import DictConfig, OmegaConf
 
 from wdlab.errors import ConfigError, WdlabError, explain
-from wdlab.records.directory import FINISHED, RunDirectory
+from wdlab.records.directory import RunDirectory
 from wdlab.records.identity import CONFIGS, PROJECT, compose_config, run_name
+from wdlab.records.listing import STATES, ListedRun, differing_settings, entries, entry_of
 
 __all__ = ["CONFIGS", "PROJECT", "RunDirectory", "compose_config", "main", "retry", "run_name"]
 
-# in the order of the list
-STATES = ("done", "new", "running", "interrupted", "diverged", "failed", "stale", "unreadable")
 RETRIED = ("interrupted", "failed", "stale")
-# statuses that may be in a ``status.json``
-_WRITTEN = ("running", "interrupted", "failed", *FINISHED)
 # parts of an old config to which newer keys are added with their defaults
 _COMPLETED = ("train", "paths", "runtime", "logger")
 # units of an age: seconds, symbol
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
-@dataclass(frozen=True)
-class ListedRun:
-    """A run in the list. The docstring of this module explains the fields."""
+def table_lines(listed: Sequence[ListedRun], columns: int | None) -> Iterator[str]:
+    """Yield the lines of the printed list: for each run its state, the settings in which the runs differ, its error.
 
-    run: str
-    path: str
-    state: str
-    step: int
-    steps: int | None
-    age_seconds: float | None
-    host: str | None
-    pid: int | None
-    error: str | None
-
-
-def entries(root: Path) -> list[ListedRun]:
-    """Return all runs of a folder, in the order of ``STATES``, then by name.
-
-    Raises:
-        ConfigError: if the folder does not exist, is a file, or cannot be read.
+    Args:
+        listed: the runs.
+        columns: the width to which settings and errors are cut; None for no cut.
     """
-    try:
-        with os.scandir(root) as folder:
-            names = [entry.name for entry in folder if not entry.name.startswith(".") and entry.is_dir()]
-    except OSError as error:
-        raise ConfigError(f"{root}: is no folder of runs, {error.strerror}") from error
-    return sorted((entry_of(RunDirectory(root, name)) for name in names), key=_in_order)
-
-
-def entry_of(directory: RunDirectory) -> ListedRun:
-    """Return the entry of one run. Damaged files in its directory raise no error."""
-    state, status, error = _state(directory)
-    try:
-        age = max(0.0, time.time() - directory.metrics.stat().st_mtime)
-    except OSError:
-        age = None
-    host, pid = status.get("host"), status.get("pid")
-    return ListedRun(
-        run=directory.name,
-        path=str(directory.path),
-        state=state,
-        step=directory.last_step,
-        steps=_steps(directory),
-        age_seconds=age,
-        host=host if isinstance(host, str) else None,
-        pid=pid if isinstance(pid, int) else None,
-        error=error,
-    )
-
-
-def _in_order(entry: ListedRun) -> tuple[int, str]:
-    """Return the key by which entries are sorted: the place of the state in ``STATES``, then the name."""
-    return STATES.index(entry.state), entry.run
-
-
-def _state(directory: RunDirectory) -> tuple[str, dict[str, Any], str | None]:
-    """Return a run's state, its ``status.json`` ({} if unreadable or outdated), and its error in a line (or None)."""
-    try:
-        status, owned = directory.read("status.json"), directory.is_locked
-        while not owned and (again := directory.read("status.json")) != status:  # the run started or ended meanwhile
-            status, owned = again, directory.is_locked
-        has_status = bool(status) or (directory.path / "status.json").exists()
-        begun = has_status or directory.config.exists()
-    except OSError as error:
-        return "unreadable", {}, f"status.json: {error.strerror}"
-    written = status.get("status")
-    if written == "done":
-        return written, status, None
-    if written == "diverged":
-        return written, status, f"the loss was not finite at step {status.get('step')}"
-    if owned:  # any other status was written by an earlier process
-        return "running", status if written == "running" else {}, None
-    if has_status and written not in _WRITTEN:
-        return "unreadable", status, "status.json: contains no status of a run"
-    if written == "failed":
-        return written, status, (str(status.get("error")).splitlines() or [""])[-1]
-    if written == "interrupted":
-        return written, status, None
-    return "stale" if begun else "new", status, None
-
-
-def _steps(directory: RunDirectory) -> int | None:
-    """Return the number of steps in a run's config; None if the config cannot be read."""
-    try:
-        steps = directory.read_config()["train"]["steps"]
-    except (ConfigError, KeyError, TypeError):
-        return None
-    return steps if isinstance(steps, int) else None
-
-
-def table_lines(listed: Iterable[ListedRun], columns: int | None) -> Iterator[str]:
-    """Yield the lines of the printed list. Errors are cut to ``columns`` characters, or not at all if that is None."""
     yield f"{'state':<12}{'step':>15}  {'last line':>11}  run"
-    for entry in listed:
+    for entry, settings in zip(listed, differing_settings(listed), strict=True):
         steps = "?" if entry.steps is None else entry.steps
         yield f"{entry.state:<12}{f'{entry.step}/{steps}':>15}  {_age(entry.age_seconds):>11}  {_printable(entry.run)}"
-        detail = _printable(_detail(entry))
-        if columns is not None and len(detail) + 4 > columns:
-            detail = detail[: max(columns - 7, 0)] + "..."
-        if detail:
-            yield f"    {detail}"
+        for detail in map(_printable, filter(None, (" ".join(settings), _detail(entry)))):
+            is_cut = columns is not None and len(detail) + 4 > columns
+            yield f"    {detail[: max(columns - 7, 0)]}..." if is_cut else f"    {detail}"
 
 
 def _detail(entry: ListedRun) -> str:
-    """Return the second line of an entry: the process of a running or stale run, or the error; "" without either."""
+    """Return the last line of an entry: the process of a running or stale run, or the error; "" without either."""
     if entry.state in ("running", "stale") and entry.pid is not None:
         return f"{'was ' * (entry.state == 'stale')}process {entry.pid} on {entry.host}"
     return entry.error or ""
@@ -276,7 +185,10 @@ def _print(every: Sequence[ListedRun], states: Collection[str], as_json: bool) -
     """Print the runs whose state is in ``states`` as JSON, or as the list, followed by the number of all runs."""
     listed = [entry for entry in every if entry.state in states]
     if as_json:
-        print(json.dumps([asdict(entry) for entry in listed], indent=2))
+        objects = [asdict(entry) for entry in listed]
+        for one in objects:
+            del one["settings"]
+        print(json.dumps(objects, indent=2))
         return
     for line in table_lines(listed, shutil.get_terminal_size().columns if sys.stdout.isatty() else None):
         print(line)

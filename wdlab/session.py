@@ -260,8 +260,11 @@ def _decay_tables(trained: Experiment | Parts) -> list[str]:
 
 
 def _job_of_sweep() -> str:
-    """Return number and settings of a job of a sweep over a grid, as text to append; "" for any other run."""
-    if not is_sweep_job() or HydraConfig.get().sweeper.get("jobs"):
+    """Return number and settings of a job of a grid or a search, as text to append; "" for any other run."""
+    if not is_sweep_job():
+        return ""
+    sweeper = HydraConfig.get().sweeper
+    if sweeper.get("jobs") and not sweeper.get("trials"):
         return ""
     return f", job {HydraConfig.get().job.num + 1}: {' '.join(HydraConfig.get().overrides.task)}"
 

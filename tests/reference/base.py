@@ -1,6 +1,7 @@
 """The optimizers without any decay, for one tensor: Adam (Kingma and Ba 2015), AMSGrad (Reddi et al. 2018), SGD."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,3 +48,23 @@ class SGD:
         if self.momentum == 0:
             return g
         return g + self.momentum * self.buffer if self.nesterov else self.buffer
+
+
+def changed_one_by_one(
+    change: Callable[[float, float], float],
+    weights: Tensors,
+    gradients: Gradients,
+    lrs: Sequence[float],
+    strengths: Sequence[float],
+    base: type[Adam | SGD],
+    settings: dict[str, Any],
+) -> Steps:
+    """Yield the weights after each step of an optimizer after whose own step ``w = change(w, lr * s)``."""
+    optimizers = [base(**settings) for _ in weights]
+    for gradient, lr in zip(gradients, lrs, strict=True):
+        after = [w - lr * o.direction(g) for w, o, g in zip(weights, optimizers, gradient, strict=True)]
+        weights = [
+            torch.tensor([change(x, lr * s) for x in u.flatten().tolist()]).reshape(u.shape)
+            for u, s in zip(after, strengths, strict=True)
+        ]
+        yield weights

@@ -9,9 +9,7 @@ With ``u`` a weight after the optimizer's step and ``t = lr s``::
 import math
 from collections.abc import Sequence
 
-import torch
-
-from tests.reference.base import SGD, Adam, Gradients, Steps, Tensors
+from tests.reference.base import SGD, Adam, Gradients, Steps, Tensors, changed_one_by_one
 
 
 def decayed(u: float, t: float, delta: float) -> float:
@@ -31,11 +29,4 @@ def huber(
     **settings,
 ) -> Steps:
     """Yield the weights after each step of an optimizer with Huber decay after its own step."""
-    optimizers = [base(**settings) for _ in weights]
-    for gradient, lr in zip(gradients, lrs, strict=True):
-        after = [w - lr * o.direction(g) for w, o, g in zip(weights, optimizers, gradient, strict=True)]
-        weights = [
-            torch.tensor([decayed(x, lr * s, delta) for x in u.flatten().tolist()]).reshape(u.shape)
-            for u, s in zip(after, strengths, strict=True)
-        ]
-        yield weights
+    return changed_one_by_one(lambda u, t: decayed(u, t, delta), weights, gradients, lrs, strengths, base, settings)

@@ -9,9 +9,7 @@ which has the sign of ``u`` and is found by halving an interval: ``z - |u| + t p
 
 from collections.abc import Sequence
 
-import torch
-
-from tests.reference.base import SGD, Adam, Gradients, Steps, Tensors
+from tests.reference.base import SGD, Adam, Gradients, Steps, Tensors, changed_one_by_one
 
 HALVINGS = 200  # far more than float64 has bits: small weights are as exact as large ones
 
@@ -35,11 +33,4 @@ def proximal(
     **settings,
 ) -> Steps:
     """Yield the weights after each step of an optimizer with a proximal step after its own."""
-    optimizers = [base(**settings) for _ in weights]
-    for gradient, lr in zip(gradients, lrs, strict=True):
-        after = [w - lr * o.direction(g) for w, o, g in zip(weights, optimizers, gradient, strict=True)]
-        weights = [
-            torch.tensor([prox(x, lr * s, p) for x in u.flatten().tolist()]).reshape(u.shape)
-            for u, s in zip(after, strengths, strict=True)
-        ]
-        yield weights
+    return changed_one_by_one(lambda u, t: prox(u, t, p), weights, gradients, lrs, strengths, base, settings)

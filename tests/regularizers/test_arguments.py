@@ -1,12 +1,13 @@
 """What the classes refuse: flags that are no bools, a model in place of parameters."""
 
+import functools
 import inspect
 
 import pytest
 
 from tests.regularizers.methods import network
 from wdlab import regularizers
-from wdlab.regularizers import DecoupledDecay, Regularizer
+from wdlab.regularizers import PathProx, Regularizer
 
 
 def flags_of(kind: type) -> list[str]:
@@ -29,6 +30,14 @@ def test_the_flags_of_all_methods_are_found():
     assert {"PNormDecay late", "PNormDecay compiled", "PathProx balance", "PathProx regularize_bias"} <= found
 
 
-def test_a_model_in_place_of_parameters_is_refused_with_advice():
-    with pytest.raises(ValueError, match=r"params: got a module; use DecoupledDecay\.for_model\(model, \.\.\.\)"):
-        DecoupledDecay(network(), 0.1)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_in_place_of_parameters_is_refused_with_advice(kind):
+    name, expected = ("pairs", "pairs of layers") if kind is PathProx else ("params", "parameters or groups of parame")
+    advice = (
+        rf"^{name}: must be {expected}.*, got the module Sequential; use {kind.__name__}\.for_model\(model, strength\)$"
+    )
+    for make in (kind, functools.partial(kind, strength=0.1)):
+        with pytest.raises(ValueError, match=advice):
+            make(network())
+        with pytest.raises(ValueError, match=advice):
+            make(**{name: network()})

@@ -16,6 +16,7 @@ from wdlab.homogeneous import normalized_weights
 from wdlab.metrics.gradients import GradientComparison
 from wdlab.regularizers import L2, ConstrainedRegularization, Corrected, DecoupledDecay, Early, Independent, PathProx
 from wdlab.schedules import Clock, cosine, multistep
+from wdlab.validation import check_config
 
 BOTH = {"corrected": lambda **o: Corrected("all", **o), "independent": Independent}
 both = pytest.mark.parametrize("make", BOTH.values(), ids=BOTH)
@@ -135,6 +136,36 @@ def test_groups_of_the_optimizer_have_peaks_of_their_own(make):
         assert [p.item() for p in (a, c)] == [0.75 * (1 - 0.5 * 0.25 / 2), 0.875 * (1 - 0.5 * 0.125 / 2)]
     else:
         assert first == [0.5] * 3 and [p.item() for p in (a, b, c)] == [0.375] * 3
+
+
+@both
+def test_the_description_has_the_peak(make):
+    def summary(method):
+        return method.describe().splitlines()[0]
+
+    _, optimizer, method = one_weight(make())
+    assert summary(method).endswith(f"over time {method.over_time[0]!r}, optimizer's peak learning rate 0.5")
+    lr_scheduler.OneCycleLR(optimizer, max_lr=2.0, total_steps=10)
+    assert summary(method).endswith(", optimizer's peak learning rate 2")
+    w = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    optimizer.add_param_group({"params": [w], "lr": torch.tensor(0.25)})
+    method.add_param_group({"params": [w]})
+    assert summary(method).endswith(", optimizer's peak learning rate 0.25 to 2")
+    _, _, given = one_weight(make(peak_lr=4.0))
+    assert "peak_lr=4)" in summary(given) and "optimizer's" not in summary(given)
+    new = DecoupledDecay([w], 0.5, over_time=make())
+    assert summary(new).endswith(", optimizer's peak learning rate not known yet")
+    new.attach(torch.optim.SGD([w], lr=8.0))
+    new.load_state_dict({**new.state_dict(), "over_time": [{"lrs": [0.125]}]})
+    assert summary(new).endswith(", optimizer's peak learning rate 0.125")
+
+
+def test_a_run_says_its_peak_before_its_first_step(compose):
+    schedule = ("lr_schedule=cosine", "lr_schedule.warmup_epochs=99")  # never at its top
+    config = compose("regularizer=decoupled", "regularizer/over_time=independent", *schedule, "optimizer.lr=10")
+    built = check_config(config)
+    peak = 10 * max(cosine(step, 20, 18, 99) for step in range(20))
+    assert built.regularizer.describe().splitlines()[0].endswith(f", optimizer's peak learning rate {peak:g}")
 
 
 @both

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -126,6 +127,10 @@ def test_a_search_is_crossed_with_a_list_of_jobs(command, tmp_path):
     done = command("-m", *HERE, *TINY, LR, "hydra.sweeper.trials=2", "hydra.sweeper.jobs=jobs.json")
     assert done.returncode == 0 and "sweep: 4 done" in done.stdout
     assert trained(tmp_path / "runs") == expected(LR, *jobs[0], trials=2) | expected(LR, *jobs[1], trials=2)
+    points = expand(OverridesParser.create().parse_overrides([LR]), 2)
+    drawn = [" ".join([*point, *job]) for point in points for job in jobs]
+    for number, settings in enumerate(drawn, 1):
+        assert re.search(rf": started, job {number}: .*{re.escape(settings)}$", done.stdout, re.MULTILINE)
 
 
 # -- the experiments that search

@@ -124,6 +124,7 @@ class Regularizer(ActsOnRuns, DecayedParameters):
         remarks = [f"{multiplied} by the learning rate"] + ["cautious"] * self.cautious
         if self.over_time:
             remarks.append("over time " + " x ".join(map(repr, self.over_time)))
+            remarks += dict.fromkeys(note for schedule in self.over_time if (note := schedule.note_on_method(self)))
         if reason := self._reason_to_be_idle():
             remarks.append(f"decays nothing: {reason}")
         return describe(type(self).__name__, self._rows(), remarks)

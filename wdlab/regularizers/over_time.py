@@ -28,6 +28,11 @@ class ObservedMethod(Protocol):
     times_lr: ClassVar[bool]  # True if the decay of a step is multiplied by the learning rate
     tensors: list[Tensor]  # the tensors that the method acts on: ``params``, or in their place the tensors of a stack
     view: ParametersView
+    clock: Clock
+
+    @property
+    def is_attached(self) -> bool:
+        """True if the method is attached to an optimizer."""
 
     @property
     def is_off(self) -> bool:
@@ -78,6 +83,10 @@ class OverTime:
 
     def note_on(self, p: Tensor) -> str:
         """Return a remark on ``p`` for ``Regularizer.describe``; "" by default."""
+        return ""
+
+    def note_on_method(self, method: ObservedMethod) -> str:
+        """Return a remark on the whole method for ``Regularizer.describe``; "" by default."""
         return ""
 
     def check(self, optimizer: torch.optim.Optimizer, clock: Clock) -> None:

@@ -1,7 +1,8 @@
 """The parameters of a method, in groups that have one strength each, and the places of the parameters in a model."""
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor, nn
 
@@ -12,6 +13,8 @@ from wdlab.regularizers.over_time import OverTime, why_always_zero
 from wdlab.schedules import Clock
 
 SCOPES = ("weights", "all")
+# what methods take in place of a model, by the name of their first argument
+_EXPECTED = {"params": "parameters or groups of parameters", "pairs": "pairs of layers"}
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
 
@@ -68,10 +71,19 @@ class DecayedParameters:
     over_time: tuple[OverTime, ...]
     clock: Clock
 
+    def __new__(cls, *arguments: Any, **options: Any) -> Self:
+        # before ``__init__`` of any subclass, which would fail with another error, also if ``strength`` is not given
+        name = next(iter(inspect.signature(cls).parameters), "")
+        given = arguments[0] if arguments else options.get(name)
+        if name in _EXPECTED and isinstance(given, nn.Module):
+            raise ValueError(
+                f"{name}: must be {_EXPECTED[name]}, got the module {type(given).__name__}; "
+                f"use {cls.__name__}.for_model(model, strength)"
+            )
+        return super().__new__(cls)
+
     def __init__(self, params: Params, strength: float) -> None:
         self._default_strength = check_strength(strength)
-        if isinstance(params, nn.Module):
-            raise ValueError(f"params: got a module; use {type(self).__name__}.for_model(model, ...)")
         self._checked: Mapping | None = None  # the last ``group_of`` that ``check_replaced`` has approved
         self._places: list[ParameterPlace] = []
         self.groups: list[dict[str, Any]] = []

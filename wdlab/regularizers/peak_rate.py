@@ -70,6 +70,20 @@ class OfPeakRate(OverTime):
             elif new:
                 self._record(new)
 
+    def note_on_method(self, method: ObservedMethod) -> str:
+        if self.peak_lr is not None:  # which ``repr`` contains
+            return ""
+        if method.is_attached:
+            self.observe(method)  # assigns learning rates that were loaded since the last step
+            groups = [method.view.optimizer_group(p) for p in method.params if self.acts_on(p)]
+            found = [self._peak(group, method.clock) for group in groups if group]
+        else:  # between the check of a run and its first step; without the schedule the peak is not known yet
+            factor = method.clock.peak_lr_factor
+            found = [] if method.clock.lr_schedule is None else [lr * factor for lr in self._lrs.values()]
+        values = [value for peak in found for value in torch.as_tensor(peak, dtype=torch.float64).flatten().tolist()]
+        ends = dict.fromkeys(f"{value:g}" for value in (min(values), max(values))) if values else ()
+        return f"optimizer's peak learning rate {' to '.join(ends) or 'not known yet'}"
+
     def _peak(self, group: dict[str, Any], clock: Clock) -> float | Tensor:
         """Return ``a_max`` of a group of the optimizer; for a stack a number per run, (runs, 1, 1)."""
         if self.peak_lr is not None:

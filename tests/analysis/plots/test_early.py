@@ -1,10 +1,10 @@
 """The plots of P4 about the time of the decay and the growth of weights: which runs are drawn, and where."""
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 
+from tests.analysis.plots.conftest import named
 from wdlab.analysis.plots import early, growth
 
 SEEDS = (0, 1, 2)
@@ -34,27 +34,6 @@ def runs() -> pd.DataFrame:
         for seed in SEEDS
         for epoch in (0, 20, 40)
     )
-
-
-@pytest.fixture
-def drawn():
-    figures = []
-
-    def draw(plot, table, panel=PANEL):
-        figures.append(plot(table, [panel]))
-        return figures[-1].axes
-
-    yield draw
-    for figure in figures:
-        mpl.pyplot.close(figure)
-
-
-def named(axes: mpl.axes.Axes) -> dict[str, tuple[list[float], list[float]]]:
-    """The places of the lines of the axes that have a label."""
-    lines = [line for line in axes.lines if not str(line.get_label()).startswith("_")]
-    return {
-        line.get_label(): ([*np.atleast_1d(line.get_xdata())], [*np.atleast_1d(line.get_ydata())]) for line in lines
-    }
 
 
 def test_errors_are_drawn_against_the_switch_between_the_runs_without_one(drawn):

@@ -2,11 +2,11 @@
 
 import itertools
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 
+from tests.analysis.plots.conftest import named
 from wdlab.analysis.plots import scheduled
 
 SEEDS = (0, 1, 2)
@@ -41,25 +41,6 @@ def sweep(optimizer: str, decays: list[tuple[str, str, str | None]]) -> pd.DataF
 def sgd():
     both = [("l2", "constant", "constant"), ("l2", "multistep", "constant")]
     return sweep("sgd", [*both, ("l2", "multistep", "multistep"), ("scheduled", "multistep", None)])
-
-
-@pytest.fixture
-def drawn():
-    figures = []
-
-    def draw(plot, table, panel=PANEL):
-        figures.append(plot(table, [panel]))
-        return figures[-1].axes
-
-    yield draw
-    for figure in figures:
-        mpl.pyplot.close(figure)
-
-
-def named(axes: mpl.axes.Axes) -> dict[str, tuple[list[float], list[float]]]:
-    """The places of the lines of the axes that have a label."""
-    lines = [line for line in axes.lines if not str(line.get_label()).startswith("_")]
-    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in lines}
 
 
 def test_full_gradients_are_drawn_by_schedule_as_medians_over_seeds(drawn, sgd):
