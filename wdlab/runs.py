@@ -14,7 +14,8 @@ that another machine trains is listed as stale.
 An object has the keys ``run`` (the name), ``path`` and ``state``; ``step``, the step of the last log line (0 if there
 is none); ``steps``, the length of the run (null if its config cannot be read); ``age_seconds``, the age of the last log
 line (null if there is none); ``host`` and ``pid`` of the process that wrote the status (null if not recorded);
-``error``, the last line of the error message (null if there is none).
+``error``, the last line of the error message (null if there is none); ``settings``, the settings that decide the run's
+numbers, as text by config path ({} if the config cannot be read).
 """
 
 import argparse
@@ -185,10 +186,7 @@ def _print(every: Sequence[ListedRun], states: Collection[str], as_json: bool) -
     """Print the runs whose state is in ``states`` as JSON, or as the list, followed by the number of all runs."""
     listed = [entry for entry in every if entry.state in states]
     if as_json:
-        objects = [asdict(entry) for entry in listed]
-        for one in objects:
-            del one["settings"]
-        print(json.dumps(objects, indent=2))
+        print(json.dumps([asdict(entry) for entry in listed], indent=2))
         return
     for line in table_lines(listed, shutil.get_terminal_size().columns if sys.stdout.isatty() else None):
         print(line)

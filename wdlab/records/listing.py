@@ -27,11 +27,9 @@ _PARTS = (*SCIENTIFIC_KEYS, "runtime")
 
 @dataclass(frozen=True)
 class ListedRun:
-    """A run in the list. The docstring of ``wdlab.runs`` explains the fields other than ``settings``.
+    """A run in the list. The docstring of ``wdlab.runs`` explains the fields.
 
-    Attributes:
-        settings: the settings that decide the run's numbers, as text by config path. Names in the name of the run and
-            settings that are null are left out. {} if the config cannot be read.
+    Names that are in the name of the run, and settings that are null, are not among the ``settings``.
     """
 
     run: str
