@@ -29,8 +29,9 @@ from wdlab.records.identity import compose_config, run_name
 
 COMMON = (
     *("train.steps=2500", "train.log_every=25", "train.eval_every=100", "model.width=16", "lr_schedule=cosine"),
-    *("runtime=cpu", "runtime.threads=1", "runtime.checkpoint_seconds=0.01"),
+    *("runtime=cpu", "runtime.threads=1"),
 )
+KEPT = "runtime.checkpoint_seconds=0.01"  # of a process that is to be killed
 JOBS = (
     ("regularizer=pathprox", "optimizer.momentum=0.9"),
     ("optimizer=adam", "optimizer.lr=1e-3", "regularizer=pnorm", "regularizer/over_time=gradient_scale"),
@@ -89,11 +90,11 @@ class Target:
     def finished(self) -> bool:
         return all(directory.finished for directory in self.directories)
 
-    def start(self, logger: str) -> subprocess.Popen:
+    def start(self, *overrides: str) -> subprocess.Popen:
         log = self.folder.with_suffix(".log").open("ab")
         environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
         return subprocess.Popen(
-            [*self.command, f"logger={logger}"],
+            [*self.command, *overrides],
             env=environment, cwd=self.folder.parent, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
 
@@ -117,7 +118,7 @@ def kill_once(target: Target, dice: random.Random) -> str:
     moment = dice.random()
     before = sum(target.steps)
     began = time.monotonic()
-    process = target.start(logger)
+    process = target.start(f"logger={logger}", KEPT)
     wait_for(stage, target, process, moment)
     seconds = time.monotonic() - began
     ended = process.poll() is not None
@@ -161,7 +162,7 @@ def sleep(seconds: float, process: subprocess.Popen) -> None:
 
 def in_a_process(target: Target) -> None:
     """Run a target's command until it ends."""
-    target.start("disabled").wait()
+    target.start("logger=disabled").wait()
 
 
 def finish(target: Target, whole: Path, run: Callable[[Target], None]) -> None:

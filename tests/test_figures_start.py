@@ -30,17 +30,16 @@ TINY = (
 
 
 def methods(name: str) -> list[tuple[str, ...]]:
-    """The overrides of one run for each panel and method of a figure at paper scale: its first seed and level.
+    """The overrides of one run for each panel and method of a figure at paper scale: its first level.
 
     Runs in environments are left out.
     """
-    runs = declaration.figure_runs(declaration.read(name, "paper"), "anywhere")
     first = {}
-    for run in runs:
-        if ENVIRONMENTS & {*run.overrides}:
-            continue
-        settings = (word for word in run.overrides if not LEVELS.match(word) and not word.startswith("seed="))
-        first.setdefault((run.panel, *settings), run.overrides)
+    for panel in declaration.read(name, "paper")["at"]["panels"]:
+        for overrides in declaration.first_overrides(panel):
+            if not ENVIRONMENTS & {*overrides}:
+                settings = (word for word in overrides if not LEVELS.match(word))
+                first.setdefault((panel["panel"], *settings), overrides)
     return list(first.values())
 
 

@@ -59,7 +59,7 @@ def test_killed_and_resumed_equals_never_stopped(command, tmp_path):
 @pytest.mark.long
 def test_the_workers_of_a_killed_sweep_stop_with_a_checkpoint(tmp_path):
     target = campaign.Target(tmp_path / "runs", "joblib", campaign.JOBS)
-    process = target.start("disabled")
+    process = target.start("logger=disabled", campaign.KEPT)
     while not any(target.steps):
         assert process.poll() is None
         time.sleep(0.01)

@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from scripts import index
 from wdlab import optimizers, regularizers, search, session
-from wdlab.analysis import declaration
+from wdlab.analysis import declaration, tables
 from wdlab.analysis.tables import FigureFiles
 from wdlab.build import build_parts
 from wdlab.records.identity import CONFIGS, PROJECT, SCIENTIFIC_KEYS, compose_config, run_name
@@ -117,10 +117,19 @@ def test_the_readme_is_short():
     assert len(README.read_text().splitlines()) <= MOST_LINES
 
 
-def test_the_index_of_figures_is_that_of_the_declarations_and_verdicts():
+def test_the_index_of_figures_is_that_of_the_declarations_and_verdicts(monkeypatch):
+    """``test_results`` checks that the tables hold the declared runs."""
+    monkeypatch.setattr(tables, "holds_the_declared_runs", lambda *_: True)
     readme = index.README.read_text()
     assert readme == index.with_new_index(readme), "make index"
     assert all(f"`make reproduce-{name}`" in readme for name in declaration.names())
+
+
+def test_the_index_marks_verdicts_of_other_runs_than_those_that_are_declared():
+    declared = declaration.read("fig1", "quick")
+    assert not index._verdicts(declared).endswith(index.EARLIER)
+    declared["at"]["seeds"].append(1000)
+    assert index._verdicts(declared).endswith(index.EARLIER)
 
 
 def test_the_index_has_a_column_for_a_scale_once_a_figure_was_made(monkeypatch):
@@ -219,7 +228,8 @@ def test_every_make_command_has_its_target():
     targets = {words for words in named if "reproduce-figN" not in words}
     assert len(targets) > 10
     for words in targets:
-        done = subprocess.run(["make", "-n", *words[1:]], cwd=PROJECT, capture_output=True, text=True, check=False)
+        command = ["make", "-n", "PYTHON=python3", *words[1:]]  # a search for Python takes a second with pyenv
+        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, (words, done.stderr)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from wdlab.analysis import declaration
 from wdlab.build import build_parts
 from wdlab.records.identity import CONFIGS, PROJECT, SCIENTIFIC_KEYS, compose_config, run_name
 
@@ -145,16 +144,6 @@ def test_every_regularizer_says_what_it_decays(name):
 def test_no_config_refers_to_the_seed():
     """``declaration.figure_runs`` resolves a config once for all seeds."""
     assert [path.name for path in CONFIGS.rglob("*.yaml") if re.search(r"\$\{\s*\.*seed", path.read_text())] == []
-
-
-@pytest.mark.parametrize("scale", declaration.SCALES)
-@pytest.mark.parametrize("name", declaration.names())
-def test_every_figure_declares_every_scale(name, scale):
-    declared = declaration.read(name, scale)
-    names = [(job.panel, job.directory.name) for job in declaration.figure_runs(declared, "anywhere")]
-    simulated = [panel for panel in declared["at"]["panels"] if "simulate" in panel]
-    assert (names or simulated) and len(set(names)) == len(names)
-    assert declared["at"]["scale_down"] and declared["claims"]
 
 
 def test_ruff_has_nothing_to_say():

@@ -356,14 +356,15 @@ def kinds(name: str, parts: tuple[str, ...]) -> dict[tuple[str, ...], tuple[str,
     Runs in environments are left out.
     """
     found = {}
-    for job in declaration.figure_runs(declaration.read(name, "paper"), "anywhere"):
-        if not ENVIRONMENTS & {*job.overrides}:
-            found.setdefault(tuple(o for o in job.overrides if o.startswith(parts)), job.overrides)
+    for panel in declaration.read(name, "paper")["at"]["panels"]:
+        for overrides in declaration.first_overrides(panel):
+            if not ENVIRONMENTS & {*overrides}:
+                found.setdefault(tuple(o for o in overrides if o.startswith(parts)), overrides)
     return found
 
 
 def take_a_step(overrides, data, folder, *changes) -> None:
-    dataset = compose_config(overrides)["dataset"]["name"]
+    (dataset,) = (word.removeprefix("dataset=") for word in overrides if word.startswith("dataset="))
     places = f"paths.data={data}", f"paths.runs={folder}"
     assert session.run(compose_config([*overrides, *STEP, *SMALL[dataset], *places, *changes])) == "done", overrides
 

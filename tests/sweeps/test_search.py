@@ -73,9 +73,9 @@ KEPT = "runtime.checkpoint_seconds=0.02"
 
 @pytest.mark.parametrize("launcher", ["local", pytest.param("joblib", marks=pytest.mark.long), "stacked"])
 def test_a_search_that_is_killed_ends_with_the_same_runs(sweep, tmp_path, launcher):
-    line = (*LONG, KEPT, LR, "regularizer=l2", "regularizer.strength=tag(log,interval(1e-5,1e-2))", "seed=0,1")
+    line = (*LONG, LR, "regularizer=l2", "regularizer.strength=tag(log,interval(1e-5,1e-2))", "seed=0,1")
     line = (*line, "hydra.sweeper.trials=2")
-    arguments = [sys.executable, "-m", "wdlab.train", "-m", *HERE, *line, *LAUNCHERS[launcher]]
+    arguments = [sys.executable, "-m", "wdlab.train", "-m", *HERE, *line, KEPT, *LAUNCHERS[launcher]]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
