@@ -22,9 +22,10 @@ LR = "optimizer.lr=tag(log,interval(1e-3,1))"
 HERE = ("runtime=cpu", "runtime.threads=1", "paths.runs=runs")
 LAUNCHERS = {
     "local": ("hydra/launcher=local",),
-    "joblib": ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+    "joblib": ("hydra/launcher=joblib", "hydra.launcher.n_jobs=1"),  # in the process that launches
     "stacked": ("hydra/launcher=stacked",),
 }
+PROCESSES = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
 
 
 def expected(*line: str, trials: int, settings: tuple[str, ...] = TINY) -> set[str]:
@@ -39,30 +40,30 @@ def trained(folder: Path) -> set[str]:
 
 @pytest.fixture
 def sweep(shell, command):
-    """Type a sweep. Only joblib needs a process of its own."""
+    """Type a sweep. Only joblib's processes need a process of their own."""
 
-    def _sweep(launcher: str, *arguments: str):
-        run = shell if launcher == "joblib" else command
-        return run("-m", *HERE, *arguments, *LAUNCHERS[launcher])
+    def _sweep(launcher: tuple[str, ...], *arguments: str):
+        run = shell if launcher == PROCESSES else command
+        return run("-m", *HERE, *arguments, *launcher)
 
     return _sweep
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", LAUNCHERS.values(), ids=LAUNCHERS)
 def test_a_search_is_extended_by_more_trials(sweep, tmp_path, launcher):
     line = (*TINY, LR, "seed=0,1")
     done = sweep(launcher, *line, "hydra.sweeper.trials=2")
     assert done.returncode == 0 and "4 runs: 0 finished before, 4 to do" in done.stdout, done.stdout + done.stderr
     first = trained(tmp_path / "runs")
     assert first == expected(LR, "seed=0,1", trials=2) and len(first) == 4
-    done = sweep("local", *line, "hydra.sweeper.trials=3")  # with any launcher
+    done = sweep(LAUNCHERS["local"], *line, "hydra.sweeper.trials=3")  # with any launcher
     assert done.returncode == 0 and "6 runs: 4 finished before, 2 to do" in done.stdout
     assert trained(tmp_path / "runs") == expected(LR, "seed=0,1", trials=3) > first
 
 
 LONG = (
     "runtime.threads=1",
-    "train.steps=2000",
+    "train.steps=1000",
     "train.log_every=50",
     "train.eval_every=500",
     "model.width=16",
@@ -71,11 +72,15 @@ LONG = (
 KEPT = "runtime.checkpoint_seconds=0.02"
 
 
-@pytest.mark.parametrize("launcher", ["local", pytest.param("joblib", marks=pytest.mark.long), "stacked"])
+@pytest.mark.parametrize(
+    "launcher",
+    [LAUNCHERS["local"], pytest.param(PROCESSES, marks=pytest.mark.long), LAUNCHERS["stacked"]],
+    ids=["local", "joblib", "stacked"],
+)
 def test_a_search_that_is_killed_ends_with_the_same_runs(sweep, tmp_path, launcher):
     line = (*LONG, LR, "regularizer=l2", "regularizer.strength=tag(log,interval(1e-5,1e-2))", "seed=0,1")
     line = (*line, "hydra.sweeper.trials=2")
-    arguments = [sys.executable, "-m", "wdlab.train", "-m", *HERE, *line, KEPT, *LAUNCHERS[launcher]]
+    arguments = [sys.executable, "-m", "wdlab.train", "-m", *HERE, *line, KEPT, *launcher]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -93,12 +98,14 @@ def test_a_search_that_is_killed_ends_with_the_same_runs(sweep, tmp_path, launch
     assert done.returncode == 0 and "4 runs: " in done.stdout and "sweep: 4 done" in done.stdout, done.stdout
     assert killed <= trained(folder) == {path.name for path in folder.iterdir() if path.is_dir()}
     assert len(trained(folder)) == 4
-    done = sweep("stacked" if launcher == "stacked" else "local", *line, "paths.runs=whole")
+    done = sweep(LAUNCHERS["local"] if launcher == PROCESSES else launcher, *line, "paths.runs=whole")
     assert done.returncode == 0 and "4 runs: 0 finished before, 4 to do" in done.stdout
     assert trained(tmp_path / "whole") == trained(folder)
     for name in trained(folder):
         whole, parts = RunDirectory(tmp_path / "whole", name), RunDirectory(folder, name)
-        if launcher == "stacked":  # what is left may be another stack, in which a metric may differ in its last bit
+        if (
+            launcher == LAUNCHERS["stacked"]
+        ):  # what is left may be another stack, in which a metric may differ in its last bit
             lines, others = ([json.loads(line) for line in run.metrics.open()] for run in (whole, parts))
             assert [line["step"] for line in lines] == [line["step"] for line in others]
             assert all(line == pytest.approx(other, rel=1e-9) for line, other in zip(lines, others, strict=True))
