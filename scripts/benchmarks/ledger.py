@@ -42,7 +42,8 @@ def table(options: Options) -> Page:
         for count, root in roots.items():
             generate(root, count)
         parts = [_part(count, root, options, is_largest=count == counts[-1]) for count, root in roots.items()]
-        remarks = [_memory(roots)] if sys.platform == "linux" else []
+        measured = options.sized(roots, {counts[-1]: roots[counts[-1]]})
+        remarks = [_memory(measured)] if sys.platform == "linux" else []
     return Page("The cost of reading many runs", parts, remarks)
 
 
