@@ -1,6 +1,6 @@
 """Two gloo ranks on this machine, each with half of the batch, do what one process does with all of it.
 
-The ranks are started once for DDP and once for FSDP2, run everything there is, and leave their results in files.
+The ranks are started once, run everything there is under DDP and under FSDP2, and leave their results in files.
 """
 
 import collections
@@ -256,14 +256,15 @@ def things_to_do(kind: str, rank: int) -> dict[str, Callable[[], Any]]:
     return todo
 
 
-def work(rank: int, kind: str, folder: Path) -> None:
-    """One rank: save, by name, what came out, or the traceback as a string."""
+def work(rank: int, folder: Path) -> None:
+    """One rank: save, by kind and name, what came out, or the traceback as a string."""
     torch.set_num_threads(1)
     store = distributed.FileStore(str(folder / "store"), RANKS)
     patience = datetime.timedelta(seconds=30)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=RANKS, timeout=patience)
     outcomes = {}
-    for name, do in things_to_do(kind, rank).items():
+    todo = {f"{kind}, {name}": do for kind in METHODS for name, do in things_to_do(kind, rank).items()}
+    for name, do in todo.items():
         try:
             outcomes[name] = do()
         except Exception:
@@ -276,20 +277,20 @@ def work(rank: int, kind: str, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What each rank has to say of one name; the ranks are started once for all names of a kind."""
+    """What each rank has to say of one name; the ranks are started once for all names."""
 
     @functools.cache
-    def outcomes_under(kind: str) -> list[dict[str, Any]]:
-        folder = tmp_path_factory.mktemp(kind)
+    def all_outcomes() -> list[dict[str, Any]]:
+        folder = tmp_path_factory.mktemp("ranks")
         try:
-            torch.multiprocessing.spawn(work, (kind, folder), nprocs=RANKS)
+            torch.multiprocessing.spawn(work, (folder,), nprocs=RANKS)
         except (ProcessRaisedException, ProcessExitedException) as error:
             message = str(error)
             return [collections.defaultdict(lambda: message)]
         return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(RANKS)]
 
     def outcomes_of(kind: str, name: str) -> list[Any]:
-        outcomes = [outcomes[name] for outcomes in outcomes_under(kind)]
+        outcomes = [outcomes[f"{kind}, {name}"] for outcomes in all_outcomes()]
         for rank, outcome in enumerate(outcomes):
             if isinstance(outcome, str):
                 pytest.fail(f"{kind}, {name}, rank {rank}: {outcome}")
