@@ -24,6 +24,7 @@ TINY = (
     "train.batch_size=12",
     "train.log_every=1",
     "train.eval_every=1",
+    "train.sharpness_examples=4",
     "runtime=cpu",
     "logger=disabled",
 )
