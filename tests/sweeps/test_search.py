@@ -103,9 +103,8 @@ def test_a_search_that_is_killed_ends_with_the_same_runs(sweep, tmp_path, launch
     assert trained(tmp_path / "whole") == trained(folder)
     for name in trained(folder):
         whole, parts = RunDirectory(tmp_path / "whole", name), RunDirectory(folder, name)
-        if (
-            launcher == LAUNCHERS["stacked"]
-        ):  # what is left may be another stack, in which a metric may differ in its last bit
+        # what is left may be another stack, in which a metric may differ in its last bit
+        if launcher == LAUNCHERS["stacked"]:
             lines, others = ([json.loads(line) for line in run.metrics.open()] for run in (whole, parts))
             assert [line["step"] for line in lines] == [line["step"] for line in others]
             assert all(line == pytest.approx(other, rel=1e-9) for line, other in zip(lines, others, strict=True))
