@@ -95,7 +95,7 @@ def verdicts(
         for panel in claim["panels"]:
             part = source[source["panel"] == panel]
             if len(part) and scale in claim.get("scales", SCALES):
-                judged.append(claims.judge(claim, part, scale, over) | {"panel": panel})
+                judged.append(claims.judge(claim, part, scale, over, panel) | {"panel": panel})
     _correct_for_several(judged)
     for claim in judged:
         claim["sentence"] = sentence(claim, over, declared.get("names"))
