@@ -85,10 +85,12 @@ def test_a_section_that_does_not_apply_here_writes_nothing(made):
     assert {path.stem for path in made.iterdir()} == {"optimizers", *TARGETS}
 
 
-@pytest.mark.parametrize("case", ["24 MLPs, PathProx", "one MLP 400 wide, Adam"])
-def test_the_step_of_a_checkout_is_a_number_of_seconds(case, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "arguments", [("24 MLPs, PathProx",), ("one MLP 400 wide, Adam",), ("24 MLPs, L2", "--products")]
+)
+def test_the_step_of_a_checkout_is_a_number_of_seconds(arguments, monkeypatch, capsys):
     script = PROJECT / "scripts" / "benchmarks" / "step_of_checkout.py"
-    monkeypatch.setattr(sys, "argv", [str(script), case, "--quick"])
+    monkeypatch.setattr(sys, "argv", [str(script), *arguments, "--quick"])
     runpy.run_path(str(script), run_name="__main__")
     assert 0 < float(capsys.readouterr().out) < 60
 

@@ -2,13 +2,15 @@
 
 PYTHONPATH=CHECKOUT python scripts/benchmarks/step_of_checkout.py "24 MLPs, L2"
 
-With ``--profile`` it also prints which operations take the time.
+With ``--profile`` it also prints which operations take the time. With ``--products`` it prints the seconds of the
+batched matrix products of a step alone.
 """
 
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from unittest import mock
 
 import wdlab  # noqa: F401, before torch: sets how long torch's threads spin while they wait
@@ -66,13 +68,46 @@ def seconds_of_a_step(runs: int, overrides: tuple[str, ...]) -> float:
         with program:
             program.begin()
             steps = iter(range(NEVER))
-            times = [_seconds(program, steps, WARM), *(_seconds(program, steps, STEPS) for _ in range(REPEATS))]
+
+            def take() -> None:
+                step = next(steps)
+                program.backward(step)
+                program.update(step)
+
+            times = [_mean_seconds(take, count) for count in (WARM, *[STEPS] * REPEATS)]
             if "--profile" in sys.argv:
                 with profile(activities=[ProfilerActivity.CPU]) as profiled:
-                    _seconds(program, steps, STEPS)
+                    _mean_seconds(take, STEPS)
                 print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=10))
         for member in members:
             member.recorder.close()
+    return statistics.median(times[1:])
+
+
+def seconds_of_products(runs: int, overrides: tuple[str, ...]) -> float:
+    """Return the median seconds that the matrix products of a step of a stack take, without the rest of the step.
+
+    Per layer these are the forward product and, in the backward pass, that of the weights' gradient and, except for the
+    first layer, that of the inputs' gradient.
+    """
+    config = compose_config([*PLACE, *overrides])
+    experiment = build_experiment(config, None, runs)  # sets torch's number of threads
+    shapes = [p.shape for p in experiment.model.parameters() if p.dim() == 2]
+    weights = [torch.randn(runs, *shape) for shape in shapes]
+    inputs = [torch.randn(runs, config["train"]["batch_size"], shape[1]) for shape in shapes]
+    slopes = [torch.randn(runs, config["train"]["batch_size"], shape[0]) for shape in shapes]
+    gradients = [torch.empty_like(w) for w in weights]
+
+    def step() -> None:
+        for w, x in zip(weights[:-1], inputs, strict=False):
+            torch.bmm(x, w.transpose(1, 2))
+        torch.bmm(weights[-1], inputs[-1].transpose(1, 2))  # faster for few classes
+        for k in reversed(range(len(weights))):
+            torch.bmm(slopes[k].transpose(1, 2), inputs[k], out=gradients[k])
+            if k:
+                torch.bmm(slopes[k], weights[k])
+
+    times = [_mean_seconds(step, count) for count in (WARM, *[STEPS] * REPEATS)]
     return statistics.median(times[1:])
 
 
@@ -84,15 +119,14 @@ def _random_images(dataset: DictConfig) -> data.Data:
     return data.Data(split, split, split, "random")
 
 
-def _seconds(program: Stack | OneRun, steps: object, count: int) -> float:
-    """Return the mean seconds of the next ``count`` steps."""
+def _mean_seconds(step: Callable[[], object], count: int) -> float:
+    """Return the mean seconds of ``count`` calls."""
     start = time.perf_counter()
     for _ in range(count):
-        step = next(steps)
-        program.backward(step)
-        program.update(step)
+        step()
     return (time.perf_counter() - start) / count
 
 
 if __name__ == "__main__":
-    print(seconds_of_a_step(*CASES[sys.argv[1]]))
+    of_case = seconds_of_products if "--products" in sys.argv else seconds_of_a_step
+    print(of_case(*CASES[sys.argv[1]]))

@@ -166,6 +166,13 @@ def test_the_power_for_compiled_loops_is_as_accurate_as_exp_and_log(q):
     assert power(torch.zeros(3), q).tolist() == [0.0] * 3
 
 
+@pytest.mark.parametrize("q", [40.0, 1e4, 1e9])
+def test_a_power_out_of_the_range_of_float32_is_zero_or_large(q):
+    found = power(torch.tensor([1e-30, 0.5, 1.0, 2.0, 1e30]), q)
+    assert found.isfinite().all()
+    assert found[0] == 0 and found[1] <= 1e-12 and found[2] == pytest.approx(1) and (found[3:] >= 1e12).all()
+
+
 @pytest.mark.parametrize("p", [*POWERS, 2])
 @pytest.mark.parametrize("c", [1e-36, 1e-8, 0.1, 1e36])
 def test_the_factor_for_compiled_loops_has_no_nan_in_float32(p, c):

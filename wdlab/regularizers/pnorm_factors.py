@@ -17,6 +17,7 @@ from torch import Tensor
 from wdlab.tensors import accumulation_dtype, add_number_, compiled, scale_
 
 MAX_COEFFICIENT = 1e37  # a larger c counts as 1e37, a c below 1e-37 as 0; else products of 0 and infinity would be NaN
+MAX_EXPONENT = 1e6  # of `power`; the logarithm of a larger power might not fit into int32
 
 
 def shrink_factors(
@@ -68,7 +69,7 @@ def shrink_factors(
         offset = -_log(c)
         offset = offset if isinstance(offset, Tensor) else torch.tensor(offset, dtype=torch.float64)
         for x in sizes:  # one tensor after the other stays in the cache, and `add` multiplies in the same pass
-            torch.add(offset, x.log_(), alpha=2 - p, out=x).sigmoid_()
+            torch.add(offset, x.log2_(), alpha=(2 - p) * math.log(2), out=x).sigmoid_()  # log_ can take twice as long
     else:
         torch._foreach_log_(sizes)
         torch._foreach_mul_(sizes, 2 - p)
@@ -137,7 +138,10 @@ def shrink_factor(w: Tensor, c: Tensor, p: float) -> Tensor:
         x = x.sqrt()
     elif p != 1:
         x = power(x, 2 - p)
-    x = x.clamp(max=torch.finfo(x.dtype).max / 4)
+        if _by_polynomials(x):
+            return x / (x + c)  # without a limit on x, since the sum is finite
+    largest = torch.finfo(x.dtype).max / 2
+    x = torch.where(x < largest, x, largest)  # a compiled `clamp` takes longer, since it keeps NaN
     return x / (x + c)
 
 
@@ -162,15 +166,21 @@ def power(x: Tensor, q: float) -> Tensor:
     A float32 tensor on the CPU is computed from its bits and two polynomials, as accurately as ``exp(q log x)``. In a
     compiled loop this takes half the time of ``exp(q log x)``; uncompiled it is slower.
     """
-    if x.dtype != torch.float32 or not x.is_cpu:
+    if not _by_polynomials(x):
         return torch.exp(q * torch.log(x))
     bits = x.view(torch.int32)
     exponent = (bits - 0x3F400000) >> 23
     rest = (bits - (exponent << 23)).view(torch.float32) - 1  # x = 2^exponent (1 + rest), rest in [-1/4, 1/2)
-    log2 = (q * (exponent + rest * _polynomial(LOG2_POLYNOMIAL, rest))).clamp(-126, 127)
+    log2 = min(q, MAX_EXPONENT) * (exponent + rest * _polynomial(LOG2_POLYNOMIAL, rest))
     whole = torch.floor(log2 + 0.5)
-    result = _polynomial(EXP2_POLYNOMIAL, log2 - whole) * ((whole.to(torch.int32) + 127) << 23).view(torch.float32)
-    return torch.where(x > 0, result, 0.0)
+    biased = (whole.to(torch.int32) + 127).clamp(0, 254)  # of integers: a clamp of floats takes a fifth of the step
+    result = _polynomial(EXP2_POLYNOMIAL, log2 - whole) * (biased << 23).view(torch.float32)
+    return result if q >= 1 else torch.where(x > 0, result, 0.0)  # for q >= 1 the biased exponent of 0 is 0
+
+
+def _by_polynomials(x: Tensor) -> bool:
+    """Return True if ``power`` computes ``x^q`` by polynomials; the result is then below 2.5e38."""
+    return x.dtype == torch.float32 and x.is_cpu
 
 
 def _polynomial(coefficients: Sequence[float | Tensor], x: Tensor) -> Tensor:
