@@ -44,6 +44,7 @@ def runs_in(results) -> list:
 
 
 def test_a_panel_is_made_anew_and_joined_with_the_others(short, tmp_path, capfd):
+    short["fig3"]["at"]["panels"][0]["shared"] += ["dataset.train_size=300"]  # that of the other panel is null
     before = made("fig3", tmp_path)
     shutil.rmtree(tmp_path / "runs")
     assert made("fig3", tmp_path, anew=("factorized",)) == before and len(runs_in(tmp_path)) == 4

@@ -73,7 +73,7 @@ class Kept:
         stay = earlier[earlier["panel"].isin(self.names)]
         shared = {column: pd.Series(self.settings.get(column), stay.index) for column in added}
         stay = stay.assign(**{column: values.where(stay["run"].notna()) for column, values in shared.items()})
-        both = pd.concat([stay, new], ignore_index=True)
+        both = pd.concat([stay, new], ignore_index=True).infer_objects()  # a null makes a column one
         order = both["panel"].map([panel["panel"] for panel in declared["at"]["panels"]].index)
         columns = dict.fromkeys([*before, *added, *after, *new_after])
         return both.reindex(columns=list(columns)).loc[order.sort_values(kind="stable").index]
