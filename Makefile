@@ -8,6 +8,7 @@ SCALE ?= quick
 LAUNCHER ?= auto
 LOGGER ?= auto
 UPDATE ?=
+PANELS ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -16,7 +17,8 @@ PYTEST_ARGS ?=
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-zA-Z%-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  SCALE=quick|cpu|paper LAUNCHER=auto|local|joblib|stacked|slurm LOGGER=auto|offline|online|disabled go with reproduce-...,"
-	@echo "  and so does UPDATE=1, which replaces the figure's files under results/"
+	@echo "  and so do UPDATE=1, which replaces the figure's files under results/, and PANELS=name,name, which makes only these panels"
+	@echo "  anew and takes the rows of the others from those files"
 	@echo "  WDLAB_DATA=folder of the data sets, PYTHON=python3.12 for set-up, PYTEST_ARGS=... for test"
 
 setup: $(READY)  ## build .venv with exactly the versions of requirements.lock
@@ -30,7 +32,7 @@ $(READY): pyproject.toml requirements.lock
 
 reproduce-%: $(READY)  ## a figure: make reproduce-fig3 SCALE=quick; all of them: make reproduce-all
 	@$(BIN)/python scripts/reproduce.py $* --scale $(SCALE) --launcher $(LAUNCHER) --logger $(LOGGER) \
-		$(if $(filter-out 0,$(UPDATE)),--update)
+		$(if $(filter-out 0,$(UPDATE)),--update) $(if $(PANELS),--panels $(PANELS))
 
 fetch-%: $(READY)  ## download a data set into ./data: make fetch-mnist
 	@$(BIN)/python scripts/fetch_data.py $*

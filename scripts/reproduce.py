@@ -2,9 +2,12 @@
 
 python scripts/reproduce.py fig3 --scale quick
 python scripts/reproduce.py all --scale quick
+python scripts/reproduce.py study1 --scale cpu --panels mnist_few,mnist_noisy
 
 If the figure's files exist already, as the committed ones do, they are compared with and left alone: the new ones are
-written to the folder ``local`` next to them, unless ``--update`` is given.
+written to the folder ``local`` next to them, unless ``--update`` is given. With ``--panels`` only the runs of these
+panels are trained. The rows of the other panels are those of the files that exist already. Their runs must be those
+that are declared now, but earlier code may have trained them.
 """
 
 import argparse
@@ -17,10 +20,11 @@ import sys
 import tempfile
 import textwrap
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from wdlab import process
-from wdlab.analysis import comparison, declaration, figures, tables
+from wdlab.analysis import comparison, declaration, figures, panels, tables
 from wdlab.errors import ConfigError, RunFailed, explain
 from wdlab.settings import LOGGER_MODES
 
@@ -49,16 +53,20 @@ def main() -> None:
     parser.add_argument("--logger", default="auto", help="auto, offline, online, disabled")
     parser.add_argument("--results", default="results", help="folder for tables, pictures and verdicts")
     parser.add_argument("--update", action="store_true", help="replace the figure's files in that folder")
+    parser.add_argument("--panels", default="", help="make only these anew: names, separated by commas")
     arguments = parser.parse_args()
+    anew = tuple(arguments.panels.split(",")) if arguments.panels else ()
     try:
         if arguments.launcher not in LAUNCHERS:
             raise ConfigError(f"LAUNCHER={arguments.launcher}: must be one of {', '.join(LAUNCHERS)}")
         if arguments.logger not in LOGGERS:
             raise ConfigError(f"LOGGER={arguments.logger}: must be one of {', '.join(LOGGERS)}")
         how = (arguments.scale, arguments.launcher, arguments.logger, Path(arguments.results), arguments.update)
+        if arguments.figure == ALL and anew:
+            raise ConfigError(f"PANELS={arguments.panels}: needs the name of a figure, not {ALL}")
         if arguments.figure == ALL:
             sys.exit(1 if reproduce_all(*how) else 0)
-        reproduce(arguments.figure, *how)
+        reproduce(arguments.figure, *how, anew)
     except Exception as error:
         line = explain(error)
         if line is None:
@@ -68,7 +76,13 @@ def main() -> None:
 
 
 def reproduce(
-    figure: str, scale: str, launcher: str, logger: str, results: Path, update: bool = False
+    figure: str,
+    scale: str,
+    launcher: str,
+    logger: str,
+    results: Path,
+    update: bool = False,
+    anew: Sequence[str] = (),
 ) -> tables.FigureFiles:
     """Train the missing runs of a figure, then write its files, print its verdicts and return the paths of the files.
 
@@ -80,25 +94,30 @@ def reproduce(
         results: folder of the figure's files and, in ``runs``, of the runs.
         update: whether the figure's files in ``results`` are replaced. If not, and if they exist, the new ones are
             written to the folder ``local`` in ``results`` and compared with them.
+        anew: the panels to make anew, next to the others as they are in the figure's files; all panels if empty.
 
     Raises:
         WdlabError: if an argument is invalid.
         RunFailed: if runs failed, or are being trained by another process.
     """
-    declared = declaration.read(figure, scale)
-    runs = declaration.figure_runs(declared, results / "runs")
+    declared, earlier = declaration.read(figure, scale), tables.FigureFiles.of(figure, scale, results)
+    kept = panels.keep(declared, anew, earlier) if anew else None
+    trained = kept.anew if kept else declared
+    title = f"{figure} at {scale} scale" + f", {', '.join(anew)}" * bool(anew)
+    runs = declaration.figure_runs(trained, results / "runs")
     distinct, missing = missing_of(runs)
     text = f"{distinct} runs, {len(missing)} to do" if runs else f"simulated, no runs; {declared['at']['time']}"
-    print(f"{figure} at {scale} scale: {text}", flush=True)
+    print(f"{title}: {text}", flush=True)
+    if kept:
+        print(f"The rows of {', '.join(kept.names)} are those of {earlier.table}, perhaps of earlier code.", flush=True)
     while missing:
         run_missing(missing, launcher, scale, logger, results)
-        runs = declaration.figure_runs(declared, results / "runs")  # with those that the trials of a search decide
+        runs = declaration.figure_runs(trained, results / "runs")  # with those that the trials of a search decide
         distinct, missing = missing_of(runs)
         if missing:
-            print(f"{figure} at {scale} scale, the chosen settings: {distinct} runs, {len(missing)} to do", flush=True)
-    earlier = tables.FigureFiles.of(figure, scale, results)
+            print(f"{title}, the chosen settings: {distinct} runs, {len(missing)} to do", flush=True)
     aside = not update and earlier.table.exists() and earlier.verdicts.exists()
-    files, judged = figures.write(declared, runs, results / LOCAL if aside else results)
+    files, judged = figures.write(declared, runs, results / LOCAL if aside else results, kept)
     print_verdicts(files, judged)
     if aside:
         print_comparison(files, earlier, results)

@@ -3,6 +3,7 @@
 The text is that of ``which_decay_template.md``. Every number is filled in.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -36,6 +37,7 @@ class Task(NamedTuple):
         found: what ``ranking.against_best`` returns.
         curves: the expected score by number of trials, for each method.
         smallest: the smallest difference that counts in the claims about the task.
+        usual_or_none: the judged claim that the usual method is better than no decay.
     """
 
     scale: str
@@ -44,6 +46,7 @@ class Task(NamedTuple):
     found: pd.DataFrame
     curves: Mapping[str, pd.Series]
     smallest: float
+    usual_or_none: Mapping[str, Any]
 
     @property
     def title(self) -> str:
@@ -84,13 +87,14 @@ def tasks(results: Path = RESULTS) -> list[Task]:
     for scale in SCALES:
         declared, files = declaration.read(STUDY, scale), FigureFiles.of(STUDY, scale, results)
         rows = pd.read_csv(files.table) if files.table.exists() else None
+        claims = json.loads(files.verdicts.read_text())["claims"] if files.verdicts.exists() else ()
+        usual = {c["panel"]: c for c in claims if (c["a"], c["b"]) == ({"method": USUAL}, {"method": NONE})}
         for panel in declared["at"]["panels"] if rows is not None else ():
-            column, sign = ranking.metric_of(panel)
-            found = ranking.against_best(ranking.scores(rows, panel), sign)
+            found = ranking.against_best(ranking.scores(rows, panel), ranking.metric_of(panel)[1])
             curves = {method: ranking.budget_curve(rows, panel, method) for method in found.index}
-            claims = [c for c in declared["claims"] if c["metric"] == column and panel["panel"] in c["panels"]]
             own = rows[rows["panel"] == panel["panel"]]
-            made.append(Task(scale, panel, own, found, curves, claims[0]["smallest_difference"]))
+            claim = usual[panel["panel"]]
+            made.append(Task(scale, panel, own, found, curves, claim["smallest_difference"], claim))
     return made
 
 
@@ -111,6 +115,10 @@ def _advice(made: Sequence[Task]) -> Iterator[str]:
     for task in behind:
         at_edge = f". {_edge_of_none(task)}" if _edge_of_none(task) else ""
         yield f"  - {task.title}: by {task.behind(NONE)} {_unit(task)}{at_edge}."
+    yield f"- **{USUAL} or no decay?** The verdicts on the claim that {USUAL} is better:"
+    for task in made:
+        measured = task.usual_or_none["sentence"].removeprefix(task.usual_or_none["statement"]).strip()
+        yield f"  - {task.title}: *{task.usual_or_none['verdict']}*. {measured}"
     ranked = ranking.ranks({f"{task.scale} {task.title}": task.found for task in made})["mean"].dropna()
     yield (
         "- **Safe choices.** The number of tasks in which a method may be the best, and in which it is surely close to "

@@ -49,6 +49,7 @@ def test_the_totals_are_those_of_the_files_of_verdicts(content):
         claims = [claim for judged in files for claim in judged["claims"]]
         assert {k: n for k, n in of["verdicts"].items() if n} == Counter(claim["verdict"] for claim in claims)
         assert of["claims"] == len(claims) and of["exploratory"] == sum(claim["exploratory"] for claim in claims)
+        assert of["changed"] == sum("changed after runs were seen" in claim.get("note", "") for claim in claims)
         assert of["tested"] == sum(claim["p_value"] is not None for claim in claims)
     assert sum(of["claims"] for of in content["papers"]) == sum(len(judged["claims"]) for judged in JUDGED)
     assert {(f["figure"], f["scale"]) for f in content["figures"]} == {(j["figure"], j["scale"]) for j in JUDGED}

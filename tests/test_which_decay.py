@@ -2,10 +2,12 @@
 
 import re
 
+import matplotlib.pyplot as plt
 import pytest
 
 from scripts import which_decay
 from wdlab.analysis import ranking
+from wdlab.analysis.plots import which_decay as plots
 from wdlab.analysis.tables import FigureFiles
 
 TASKS = which_decay.tasks()
@@ -33,6 +35,24 @@ def test_a_task_names_its_methods_that_may_be_the_best_with_their_numbers(task):
     for method, row in again.iterrows():
         (line,) = (line for line in page.splitlines() if line.startswith(f"| {method} |"))
         assert f"| {task.value(row['mean'])} [" in line and ("| yes |" in line) == row["may_be_best"]
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.scale}-{task.panel['panel']}")
+def test_the_verdict_on_the_usual_method_and_none_is_on_the_page(task):
+    claim = task.usual_or_none
+    assert claim["id"].startswith("decay_against_none") and claim["panel"] == task.panel["panel"]
+    measured = claim["sentence"].split(" Measured: ")[1]
+    assert f"  - {task.title}: *{claim['verdict']}*. Measured: {measured}\n" in which_decay.page([task])
+
+
+@pytest.mark.parametrize("ends", [(5.6, 10.5), (0.2, 0.9), (1, 300), (1e-3, 1e2)])
+def test_a_logarithmic_axis_has_two_or_three_labels(ends):
+    figure, axes = plt.subplots()
+    axes.set(xscale="log", xlim=ends)
+    plots._label_few(axes)
+    figure.canvas.draw()
+    assert 2 <= len([label for label in axes.get_xticklabels() if label.get_text()]) <= 3
+    plt.close(figure)
 
 
 def test_no_number_is_written_by_hand():

@@ -99,6 +99,12 @@ def test_a_claim_that_was_changed_after_runs_were_seen_is_exploratory_at_that_sc
     assert judged["exploratory"] and judged["note"] == "changed after runs were seen: another statistic"
 
 
+def test_a_claim_may_have_been_changed_for_a_panel_alone():
+    rows, changed = ending([0.5] * 6, [1.0] * 6), claim(changed={"noisy": "other runs"})
+    assert claims.judge(changed, rows, "cpu", panel="noisy")["note"] == "changed after runs were seen: other runs"
+    assert not claims.judge(changed, rows, "cpu", panel="few")["exploratory"]
+
+
 def test_a_mean_is_over_all_seeds_or_none():
     rows = ending([1.0, 3.0], [])
     rows.loc[(rows["seed"] == 1) & (rows["step"] >= 50), "m"] = np.nan

@@ -4,6 +4,7 @@ import math
 
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 
 from wdlab.analysis import declaration, tables
 from wdlab.errors import ConfigError
@@ -128,6 +129,17 @@ def test_the_choice_follows_from_the_table(tmp_path):
     assert not tables.holds_the_declared_runs(declared(), files)
     rows[rows["stage"] == "trial"].to_csv(files.table, index=False)
     assert not tables.holds_the_declared_runs(declared(), files)
+
+
+@pytest.mark.parametrize("key", ["panels", "changed"])
+def test_a_claim_about_a_panel_that_no_scale_has_is_refused(key, tmp_path, monkeypatch):
+    content = OmegaConf.load(declaration.CONFIGS / "figure" / "fig3.yaml")
+    content["claims"][0][key] = {"mlp": "", "nowhere": ""} if key == "changed" else ["mlp", "nowhere"]
+    (tmp_path / "figure").mkdir()
+    OmegaConf.save(content, tmp_path / "figure" / "fig3.yaml")
+    monkeypatch.setattr(declaration, "CONFIGS", tmp_path)
+    with pytest.raises(ConfigError, match=r"figure fig3: claim .* names panel nowhere, which no scale has"):
+        declaration.read("fig3", "quick")
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ diverged, the claim is at most ``inconclusive``.
 A group that was tuned contains several runs per seed. The claim then has a rule of :mod:`wdlab.analysis.tuning` under
 ``choose`` (for both groups), ``choose_a`` or ``choose_b``.
 
-A verdict is exploratory with fewer than five seeds, and if the claim has ``changed`` for this scale: the reason why its
-wording or its statistic was chosen after runs had been seen.
+A verdict is exploratory with fewer than five seeds, and if the claim has ``changed`` for this scale or panel: the
+reason why its wording, its statistic or its runs were chosen after runs had been seen.
 """
 
 import math
@@ -101,7 +101,9 @@ def check(claim: Mapping[str, Any]) -> None:
             tuning.check_rule(claim[key], where)
 
 
-def judge(claim: Mapping[str, Any], table: pd.DataFrame, scale: str = "", over: str = "seeds") -> dict[str, Any]:
+def judge(
+    claim: Mapping[str, Any], table: pd.DataFrame, scale: str = "", over: str = "seeds", panel: str = ""
+) -> dict[str, Any]:
     """Return the verdict on one claim.
 
     Args:
@@ -112,6 +114,7 @@ def judge(claim: Mapping[str, Any], table: pd.DataFrame, scale: str = "", over: 
         scale: the scale of the runs, to find the reason of a change under ``changed``.
         over: what the column ``seed`` numbers. Seeds are a sample, about whose mean an interval is given. Anything else
             is a list of cases, in the worst of which the claim must hold: the interval is their range.
+        panel: the panel of the runs, to find the reason of a change under ``changed``.
 
     Returns:
         The claim, with these keys added: ``n`` (number of seeds), ``exploratory``, ``a_mean`` and ``b_mean`` (geometric
@@ -132,9 +135,9 @@ def judge(claim: Mapping[str, Any], table: pd.DataFrame, scale: str = "", over: 
     a, b = (_numbers(claim, side, sides, seeds) for side in "ab")
     outcome = _outcome(claim, a, b, over)
     outcome["exploratory"] = over == "seeds" and len(seeds) < verdicts.EXPLORATORY_BELOW_SEEDS
-    if scale in claim.get("changed", {}):
+    for place in {scale, panel} & set(claim.get("changed", {})):
         outcome["exploratory"] = True
-        notes.append(f"changed after runs were seen: {claim['changed'][scale]}")
+        notes.append(f"changed after runs were seen: {claim['changed'][place]}")
     alone = len(set.union(*(set(side.values) for side in sides.values()))) - len(seeds)
     if alone and over == "seeds":
         notes.append(f"{alone} seeds without a pair are left out")

@@ -71,8 +71,8 @@ def read(name: str, scale: str) -> dict[str, Any]:
         this scale, in which ``scale_down`` is joined to one text.
 
     Raises:
-        ConfigError: for a figure, a scale, or a panel of a claim that does not exist, or a claim that ``claims.check``
-            refuses.
+        ConfigError: for a figure, a scale, or a panel of a claim that does not exist, for ``changed`` in a claim at
+            another place than a scale or a panel, or a claim that ``claims.check`` refuses.
     """
     if name not in names():
         raise ConfigError(f"figure {name}: does not exist; available: {', '.join(names())}")
@@ -82,8 +82,7 @@ def read(name: str, scale: str) -> dict[str, Any]:
     panels = {panel["panel"] for at in scales.values() for panel in at["panels"]}
     for claim in declared["claims"]:
         claims.check(claim)
-        unknown = set(claim["panels"]) - panels
-        if unknown:
+        if unknown := set(claim["panels"]) - panels or set(claim.get("changed", ())) - panels - set(scales):
             raise ConfigError(f"figure {name}: claim {claim['id']} names panel {unknown.pop()}, which no scale has")
     if scale not in scales:
         raise ConfigError(f"SCALE={scale}: must be one of {', '.join(scales)}")

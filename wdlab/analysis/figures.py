@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from wdlab.analysis import claims, compute, selection, style, tables
 from wdlab.analysis import verdicts as rules
 from wdlab.analysis.declaration import SCALES, FigureRun
+from wdlab.analysis.panels import Kept
 from wdlab.analysis.sentences import sentence
 from wdlab.analysis.tables import FigureFiles
 from wdlab.records.provenance import code_version
@@ -95,7 +96,7 @@ def verdicts(
         for panel in claim["panels"]:
             part = source[source["panel"] == panel]
             if len(part) and scale in claim.get("scales", SCALES):
-                judged.append(claims.judge(claim, part, scale, over) | {"panel": panel})
+                judged.append(claims.judge(claim, part, scale, over, panel) | {"panel": panel})
     _correct_for_several(judged)
     for claim in judged:
         claim["sentence"] = sentence(claim, over, declared.get("names"))
@@ -182,7 +183,7 @@ def claims_by_panel(judged: Mapping[str, Any]) -> list[tuple[str, list[dict[str,
 
 
 def write(
-    declared: Mapping[str, Any], runs: list[FigureRun], results: str | Path
+    declared: Mapping[str, Any], runs: list[FigureRun], results: str | Path, kept: Kept | None = None
 ) -> tuple[FigureFiles, dict[str, Any]]:
     """Write the tables of a figure; then read these files, and write the picture and the verdicts.
 
@@ -190,6 +191,7 @@ def write(
         declared: the declaration, as ``declaration.read`` returns it.
         runs: the runs of the figure, which have ended.
         results: the folder under which the files are written.
+        kept: the panels whose rows are those of earlier files. ``runs`` are then those of the other panels.
 
     Returns:
         The paths of the files, and the verdicts as :func:`verdicts` returns them.
@@ -197,12 +199,17 @@ def write(
     files = FigureFiles.of(declared["name"], declared["scale"], results)
     for path in (files.table, files.picture, files.verdicts):
         path.parent.mkdir(parents=True, exist_ok=True)
-    tables.run_table(declared, runs).to_csv(files.table, index=False, float_format="%.7g")  # float32 has no more
-    probes = tables.probe_table(declared, runs)
+    made, also = (kept.anew, kept.columns(runs)) if kept else (declared, ())
+    rows, probes = tables.run_table(made, runs, also), tables.probe_table(made, runs, also)
+    if kept:
+        rows = tables.shortened(declared, kept.joined(declared, kept.earlier, rows, runs))
+        probes = None if probes is None else kept.joined(declared, kept.probes, probes, runs)
+    rows.to_csv(files.table, index=False, float_format="%.7g")  # float32 has no more
     if probes is not None:
         probes.to_csv(files.measured, index=False, float_format="%.4g")
     rows, probes = tables.read(declared, files)
     judged = verdicts(declared, rows, runs, probes)
+    judged = kept.with_earlier_runs(judged, runs) if kept else judged
     files.verdicts.write_text(json.dumps(judged, indent=2) + "\n")
     write_picture(declared, files)
     return files, judged

@@ -1,7 +1,7 @@
 """The function that loads run directories as one tidy table. Called by ``tables``, ``curves`` and notebooks."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from wdlab.errors import WdlabError
 from wdlab.records.identity import NAMED_KEYS, SCIENTIFIC_KEYS
 
 
-def load(root: str | Path = "results/runs", names: Iterable[str] | None = None) -> pd.DataFrame:
+def load(
+    root: str | Path = "results/runs", names: Iterable[str] | None = None, also: Collection[str] = ()
+) -> pd.DataFrame:
     """Return a table with one row per run and log point.
 
     Columns: ``run, dataset, model, optimizer, regularizer`` (their names), ``seed``, the settings that differ between
@@ -30,6 +32,7 @@ def load(root: str | Path = "results/runs", names: Iterable[str] | None = None) 
     Args:
         root: the folder of run directories. Its cache is used and updated, see ``wdlab.analysis.cache``.
         names: the names of the runs to load; None for all runs of the folder that have log lines.
+        also: the columns of settings that the table gets also if the loaded runs do not differ in them.
 
     Raises:
         WdlabError: if the folder does not exist or has no run with log lines, a run in ``names`` has none, or a file of
@@ -49,9 +52,9 @@ def load(root: str | Path = "results/runs", names: Iterable[str] | None = None) 
     if not chosen:
         return pd.DataFrame()
     parts = [records_of[name] for name in chosen]
-    described = pd.DataFrame([{"run": name, **_settings(root / name, records_of[name].config)} for name in chosen])
+    described = pd.DataFrame([{"run": name, **settings(records_of[name].config, root / name)} for name in chosen])
     leading = ["run", *NAMED_KEYS, "seed"]
-    varying = [c for c in described if c not in leading and described[c].map(repr).nunique() > 1]
+    varying = [c for c in described if c not in leading and (c in also or described[c].map(repr).nunique() > 1)]
     lines = np.repeat(np.arange(len(parts)), [len(part.values) for part in parts])  # the index of the run of each row
     run_columns = pd.DataFrame({column: _joined(described[column].tolist()) for column in (*leading, *varying)})
     row_columns = run_columns.take(lines).reset_index(drop=True)
@@ -88,12 +91,12 @@ def _metrics(parts: Sequence[Records], lines: int) -> dict[str, np.ndarray]:
     return {name: values[row].astype(int) if integers[row] == len(parts) else values[row] for name, row in rows.items()}
 
 
-def _settings(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+def settings(config: Mapping[str, Any], path: Path = Path()) -> dict[str, Any]:
     """Return the settings of a config that decide a run's numbers, as a flat dict by column name, see :func:`load`.
 
     Args:
-        path: the run directory, for the error.
         config: the run's config.
+        path: the run directory, for the error.
 
     Raises:
         WdlabError: if a part of the config is missing.

@@ -82,7 +82,7 @@ def _figure(declared: Mapping[str, Any], judged: Mapping[str, Any], runs: Mappin
     claims = []
     for claim in judged["claims"]:
         kept = {key: claim[key] for key in OF_A_CLAIM if key in claim}
-        kept["changed"] = judged["scale"] in claim.get("changed", {})
+        kept["changed"] = not {judged["scale"], claim["panel"]}.isdisjoint(claim.get("changed", {}))
         claims.append(kept | {"panel_title": judged["panels"][claim["panel"]]["title"]})
     return {
         **{key: judged[key] for key in ("figure", "title", "paper", "scale", "scale_down", "tried")},

@@ -2,7 +2,7 @@
 
 import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,11 +52,11 @@ def holds_the_declared_runs(declared: Mapping[str, Any], files: FigureFiles) -> 
     of_runs = ~table["panel"].isin(simulated)
     trained = table[of_runs]
     return set(table.loc[~of_runs, "panel"]) == simulated and set(trained["run"]) == {
-        run.directory.name for run in figure_runs(declared, "", _ends_in(trained))
+        run.directory.name for run in figure_runs(declared, "", ends_in(trained))
     }
 
 
-def _ends_in(rows: pd.DataFrame) -> Ends:
+def ends_in(rows: pd.DataFrame) -> Ends:
     """Return the function by which ``figure_runs`` finds the last value of a column in the rows of finished runs."""
     if "stage" not in rows:
         return lambda *_: None
@@ -69,7 +69,7 @@ def _ends_in(rows: pd.DataFrame) -> Ends:
     return end_of
 
 
-def run_table(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFrame:
+def run_table(declared: Mapping[str, Any], runs: list[FigureRun], also: Sequence[str] = ()) -> pd.DataFrame:
     """Return the tidy table of a figure's runs and simulations, with the panel in the first column.
 
     The runs of a search have three more columns: the ``method``, the ``stage`` (``trial`` or ``judged``), and the
@@ -78,6 +78,7 @@ def run_table(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFram
     Args:
         declared: the declaration, as ``declaration.read`` returns it.
         runs: the runs of the figure; [] if it has only simulations.
+        also: the columns of settings that the table gets also if the runs do not differ in them.
 
     Returns:
         The table. With ``lines: last`` in the declaration it has only the last row of each run, with ``lines: {after:
@@ -87,7 +88,7 @@ def run_table(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFram
     parts = []
     if runs:
         panels = pd.DataFrame([{"panel": run.panel, **run.searched, "run": run.directory.name} for run in runs])
-        rows = load(runs[0].directory.path.parent, panels["run"].unique())
+        rows = load(runs[0].directory.path.parent, panels["run"].unique(), also)
         parts.append(panels.merge(rows, on="run", how="left"))
     for panel in declared["at"]["panels"]:
         if "simulate" in panel:
@@ -117,7 +118,7 @@ def shortened(declared: Mapping[str, Any], rows: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
-def probe_table(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFrame | None:
+def probe_table(declared: Mapping[str, Any], runs: list[FigureRun], also: Sequence[str] = ()) -> pd.DataFrame | None:
     """Return the table of what the declaration's function ``measure`` measures on each run's checkpoint.
 
     The first columns are the panel and the settings of the run. A run is measured once. The result stays in the run's
@@ -127,13 +128,14 @@ def probe_table(declared: Mapping[str, Any], runs: list[FigureRun]) -> pd.DataFr
     Args:
         declared: the declaration, as ``declaration.read`` returns it.
         runs: the runs of the figure.
+        also: as in :func:`run_table`.
 
     Returns:
         The table, or None if the declaration has no ``measure``.
     """
     if "measure" not in declared:
         return None
-    settings = run_table(declared, runs)
+    settings = run_table(declared, runs, also)
     dropped = (*_metrics(settings), *COLUMNS_IN_RUN_NAME)
     settings = settings[[c for c in settings if c not in dropped]].drop_duplicates(["panel", "run"])
     parts = []

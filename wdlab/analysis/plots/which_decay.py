@@ -138,12 +138,14 @@ def _measured(axes: Axes, rows: pd.DataFrame, column: str, methods: Sequence[str
 
 
 def _label_few(axes: Axes) -> None:
-    """Give a logarithmic axis two or three labels: powers of ten, or 1, 2 and 5 times them if few powers are inside."""
+    """Give a logarithmic axis two or three labels: powers of ten, or 1, 2 and 5 times them, or 1 to 9 times."""
     low, high = axes.get_xlim()
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    inside = [d * 10.0**k for k in decades for d in (1, 2, 5) if low <= d * 10.0**k <= high]
-    powers = [10.0**k for k in decades if low <= 10.0**k <= high]
-    ticks = powers if len(powers) > 1 else inside
+    inside = [
+        [d * 10.0**k for k in decades for d in times if low <= d * 10.0**k <= high]
+        for times in ((1,), (1, 2, 5), range(1, 10))
+    ]
+    powers, ticks = inside[0], next((found for found in inside if len(found) > 1), inside[-1])
     few = ticks[:: math.ceil(len(ticks) / LABELS)]
     if powers == ticks:
         axes.set_xticks(few)
