@@ -54,7 +54,7 @@ class GradientComparison:
         regularizer: the method, attached to its optimizer or bound to a view of several runs.
         gradient_norms: ``|g|``, float64 (runs,), of every parameter that has a gradient, by the parameter's id.
         stacked: True if the method acts on tensors of several runs, (runs, ...).
-        scratch: as in ``norms.dots_of_rows``.
+        scratch: as in ``norms.each_dot``.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ def _sums(
         return _Sums(section, loss_square, zero, zero)
     gradients = as_rows([p.grad for p in params], stacked, params)
     slopes = as_rows(regularizer.penalty_gradient(params), stacked, params)
-    product, square = each_dot(gradients, slopes, stacked, scratch).sum(1), each_norm(slopes, stacked).square().sum(1)
+    product, square = each_dot(gradients, slopes, scratch).sum(1), each_norm(slopes, stacked).square().sum(1)
     if stacked:  # a run without decay: also where the slope is infinite
         product, square = (torch.where(strength.flatten() == 0, zero, sums) for sums in (product, square))
     return _Sums(section, loss_square, product, square)

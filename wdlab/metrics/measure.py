@@ -96,7 +96,7 @@ class MetricsOfRuns:
         if not self._old_parts:
             self._old_parts = [[torch.empty_like(w) for w in part] for part in parts]
             largest = max(self._parameters, key=Tensor.numel)
-            self._scratch = torch.empty_like(largest).flatten() if self._stacked and largest.is_cpu else None
+            self._scratch = torch.empty_like(largest).flatten() if largest.is_cpu else None
         old_norms = []
         for old, part in zip(self._old_parts, parts, strict=True):
             torch._foreach_copy_(old, part)
@@ -134,7 +134,8 @@ class MetricsOfRuns:
         for old, part in zip(self._old_parts, self._parts(), strict=True):
             torch._foreach_sub_(old, part)  # old - new
             lengths += norms.norms_of_rows(old, self._stacked)
-            products += norms.dots_of_rows(old, part, self._stacked, self._scratch)
+            torch._foreach_mul_(old, part)
+            products += [product.sum(1) for product in old]
             state.add(part, self._stacked, old)
         update_norms, products, *self._state = norms.per_tensor(lengths, products, *state)
         products, new_norms = -products - update_norms.square(), self._state[0]

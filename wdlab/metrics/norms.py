@@ -45,48 +45,20 @@ def norms_of_rows(rows: Sequence[Tensor], stacked: bool = False) -> list[Tensor]
     """
     if stacked:
         return [torch.linalg.vector_norm(t, dim=1) for t in rows]
-    if _have_dot(rows):
-        return [torch.dot(t[0], t[0]).sqrt().unsqueeze(0) for t in rows]
     return [norm.unsqueeze(0) for norm in torch._foreach_norm(rows)]
 
 
-def _have_dot(rows: Sequence[Tensor]) -> bool:
-    """Return True for rows of one run on the CPU, of which ``torch.dot`` is the best sum of products.
-
-    It takes half the time of ``vector_norm`` or of a product and its sum, and has an eighth of the error of
-    ``vector_norm``, which is 5e-5 of the norm of 2 million float32 values.
-    """
-    return rows[0].is_cpu and all(t.dtype.itemsize >= 4 for t in rows)
-
-
-def each_dot(
-    left: Sequence[Tensor], right: Sequence[Tensor], stacked: bool = False, scratch: Tensor | None = None
-) -> Tensor:
-    """Return ``sum(a * b)`` of the rows of each pair of tensors: float64 (runs, tensors).
-
-    The arguments are those of :func:`dots_of_rows`.
-    """
-    return torch.stack(dots_of_rows(left, right, stacked, scratch), dim=1).double()
-
-
-def dots_of_rows(
-    left: Sequence[Tensor], right: Sequence[Tensor], stacked: bool = False, scratch: Tensor | None = None
-) -> list[Tensor]:
-    """Return ``sum(a * b)`` of the rows of each pair of tensors, (runs,) per pair, in the tensors' own type.
+def each_dot(left: Sequence[Tensor], right: Sequence[Tensor], scratch: Tensor | None = None) -> Tensor:
+    """Return ``sum(a * b)`` of the rows of each pair of tensors, summed in their own type: float64 (runs, tensors).
 
     Args:
         left: rows.
-        right: rows of the same shapes and types.
-        stacked: as in ``norms_of_rows``.
-        scratch: memory for the products of a stack on the CPU, as many elements as the largest of these tensors has;
-            None allocates it. Memory that is used again stays in the caches.
+        right: rows of the same shapes.
+        scratch: memory for the products, as many elements as the largest of these tensors has; None allocates it. On a
+            CPU memory that is used again stays in the caches.
     """
-    pairs = zip(left, right, strict=True)
-    if not stacked and _have_dot(left):
-        return [torch.dot(a[0], b[0]).unsqueeze(0) for a, b in pairs]
-    if left[0].is_cpu:
-        return [torch.mul(a, b, out=_place(scratch, a)).sum(1) for a, b in pairs]
-    return [product.sum(1) for product in torch._foreach_mul(left, right)]
+    products = (torch.mul(a, b, out=_place(scratch, a)) for a, b in zip(left, right, strict=True))
+    return torch.stack([product.sum(1) for product in products], dim=1).double()
 
 
 def _place(scratch: Tensor | None, like: Tensor) -> Tensor | None:
